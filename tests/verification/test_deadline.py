@@ -1,0 +1,152 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, load_function
+from orchestrator.errors import ConfigError
+
+
+def executor(function, timeout_s, **options):
+    return closing(DeadlineExecutor(f"deadline_functions:{function}", timeout_s, **options))
+
+
+def wait_until(condition, timeout_s=10.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def gone(pid):
+    """True once the process has ended, collected by its parent or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_returns_what_the_function_returns_even_when_it_is_large():
+    with executor("nested", 10.0) as child:
+        assert child.call(3) == "xxx"
+        assert len(child.call(5_000_000)) == 5_000_000
+        assert child.restarts == 0
+
+
+def test_deadline_kills_a_sleep_and_the_next_call_goes_on():
+    with executor("sleep", 0.3) as child:
+        with pytest.raises(DeadlineExceeded, match=r"0\.3 s"):
+            child.call(60)
+        assert child.call(0.0) == 0.0
+        assert child.restarts == 1
+
+
+def test_deadline_kills_long_work_in_c():
+    with executor("big_power", 0.3) as child:
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            child.call()
+        assert time.monotonic() - start < 5
+
+
+def test_deadline_counts_from_the_start_of_the_call_not_from_queueing():
+    results = []
+    with executor("sleep", 0.6) as child:
+        callers = [threading.Thread(target=lambda: results.append(child.call(0.4))) for _ in range(5)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert results == [0.4] * 5  # the last one waited 1.6 s for its turn
+
+
+def test_warm_up_is_outside_the_deadline_and_its_failure_is_ignored():
+    with executor("sleep", 0.3, warm_up=(0.6,)) as child:
+        assert child.call(0.0) == 0.0
+        assert child.restarts == 0
+    with executor("fail", 0.3, warm_up=()) as child, pytest.raises(CallFailed):
+        child.call()
+
+
+def test_deadline_also_kills_what_the_function_started(tmp_path):
+    pid_file = tmp_path / "pid"
+    with executor("leave_a_sleeper", 0.5) as child, pytest.raises(DeadlineExceeded):
+        child.call(str(pid_file))
+    wait_until(lambda: gone(int(pid_file.read_text())))
+
+
+def test_a_child_that_exits_is_told_by_its_status_and_replaced():
+    with executor("exit_with", 10.0) as child:
+        for status in (3, 0):
+            with pytest.raises(ChildDied, match=f"exited with status {status} "):
+                child.call(status)
+        assert child.restarts == 2
+
+
+def test_a_child_that_dies_between_two_calls_costs_no_call():
+    with executor("sleep", 10.0) as child:
+        os.kill(child._process.pid, signal.SIGSEGV)
+        wait_until(lambda: child._process.poll() is not None)
+        assert child.call(0.0) == 0.0
+        assert child.restarts == 1
+
+
+def test_a_child_killed_during_the_call_names_the_signal():
+    with executor("sleep", 10.0) as child:
+        timer = threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGSEGV))
+        timer.start()
+        with pytest.raises(ChildDied, match="SIGSEGV"):
+            child.call(60)
+
+
+@pytest.mark.parametrize(("function", "message"), [("fail", "RuntimeError: no luck"), ("unpicklable", "pickle")])
+def test_a_function_that_raises_gives_the_traceback_and_the_child_lives_on(function, message):
+    with executor(function, 10.0) as child:
+        for _ in range(2):
+            with pytest.raises(CallFailed, match=message):
+                child.call()
+        assert child.restarts == 0
+
+
+def test_the_child_dies_with_its_parent_even_inside_c_code(tmp_path):
+    pid_file = tmp_path / "pid"
+    script = (
+        "from actors.deadline import DeadlineExecutor\n"
+        f"DeadlineExecutor('deadline_functions:write_pid_then_big_power', 60.0).call({str(pid_file)!r})"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    parent = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path})
+    written = tmp_path / "pid.done"
+    wait_until(written.exists, timeout_s=30)
+    child_pid = int(written.read_text())
+    assert not gone(child_pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: gone(child_pid))
+
+
+@pytest.mark.parametrize(
+    ("import_path", "message"),
+    [
+        ("no_colon", "package.module:function"),
+        ("no_such_module_anywhere:f", "'no_such_module_anywhere' cannot be imported"),
+        ("deadline_functions:missing", r"deadline_functions\.py\) has no such name"),
+        ("deadline_functions:NOT_A_FUNCTION", "has a int there, not a function"),
+    ],
+)
+def test_an_import_path_that_leads_nowhere_is_refused_at_the_start(import_path, message):
+    with pytest.raises(ConfigError, match=message):
+        load_function(import_path)
+    with pytest.raises(ConfigError, match=message):
+        DeadlineExecutor(import_path, 1.0)
+
+
+def test_a_child_that_dies_while_it_starts_is_told():
+    with pytest.raises(ConfigError, match="exited with status 7"):
+        DeadlineExecutor("deadline_functions:exit_with", 1.0, warm_up=(7,))
