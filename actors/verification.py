@@ -194,9 +194,9 @@ class VerificationWorker:
         try:
             verdict = self._executor.call(text, reference)
         except DeadlineExceeded as error:
-            return Verdict(Status.TIMEOUT, answer, f"the check of answer {answer!r} against {reference!r} {error}")
+            return Verdict(Status.TIMEOUT, answer, f"the check against {reference!r} {error}")
         except (ChildDied, CallFailed) as error:
-            return Verdict(Status.ERROR, answer, f"the check of answer {answer!r} against {reference!r}: {error}")
+            return Verdict(Status.ERROR, answer, f"the check against {reference!r} failed: {error}")
         if not isinstance(verdict, Verdict):
             return Verdict(Status.ERROR, answer, f"the verifier returned {type(verdict).__name__}, not a Verdict")
         return verdict
