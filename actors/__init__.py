@@ -1,0 +1,1 @@
+"""What runs in Ray actors: the rollout, verification and learning pools."""

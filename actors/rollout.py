@@ -1,0 +1,236 @@
+"""Rollout pool: a vLLM engine in a Ray actor that samples groups of solutions and scores them in the same generation.
+
+In: `GroupRequest`s and, between two decode steps, weights with a version. Out, as soon as the last sample of a group ends: its
+packed `Trajectories` and decoded texts (they stay in the object store) and a `GroupSummary` (for the driver).
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.trajectories import Generated, GroupSummary, Trajectories, pack
+
+if TYPE_CHECKING:
+    from actors.weight_transfer import WeightChunk
+
+CPU_KV_CACHE_GIB = 0.5
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine needs to know. `z_token` None switches the score off."""
+
+    model_path: str
+    eos_tokens: tuple[int, ...]
+    z_token: int | None
+    max_prompt_tokens: int
+    max_response_tokens: int
+    dtype: str
+    tensor_parallel: int = 1
+    threads: int = 1
+    kv_cache_gib: float | None = None
+    on_gpu: bool = False
+    engine_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupRequest:
+    """Sample `num_samples` solutions of one problem; sample i draws from seed `seed + i`."""
+
+    prompt_ids: Sequence[int]
+    num_samples: int
+    seed: int
+    temperature: float = 1.0
+
+
+@dataclass
+class _Group:
+    request: GroupRequest
+    done: asyncio.Future
+    loop: asyncio.AbstractEventLoop
+    missing: int
+    samples: list[Generated | None]
+
+
+class Engine:
+    """A vLLM engine stepped by its owner. `generate` and `load_weights` are for one event loop; a thread decodes.
+
+    Raises:
+        RuntimeError: From `generate`, when the engine fails while the group is in flight.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        from actors.last_token import LastTokenProcessor
+        from actors.weight_transfer import BACKEND
+
+        _prepare_process(settings)
+        from transformers import AutoTokenizer
+        from vllm import EngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        kv_cache_gib = settings.kv_cache_gib or (None if settings.on_gpu else CPU_KV_CACHE_GIB)
+        arguments: dict[str, Any] = {
+            "model": settings.model_path,
+            "dtype": settings.dtype,
+            "tensor_parallel_size": settings.tensor_parallel,
+            # One slot for z_c after the longest response.
+            "max_model_len": settings.max_prompt_tokens + settings.max_response_tokens + 1,
+            "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
+            "skip_tokenizer_init": True,
+            # Behaviour log-probs and the score are raw ones; the processor reads tokens that were really sampled.
+            "logprobs_mode": "raw_logprobs",
+            "async_scheduling": False,
+            "logits_processors": [LastTokenProcessor],
+            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "disable_log_stats": True,
+        }
+        if not settings.on_gpu:
+            # A CPU generator cannot be rewound, which is what vLLM does to a seeded request whose prompt it prefills in parts.
+            arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, arguments["max_model_len"])}
+        self.settings = settings
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments | settings.engine_args))
+        self.version = -1
+        self.tokens_generated = 0
+        self._groups: dict[str, tuple[_Group, int]] = {}
+        self._requests = 0
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        threading.Thread(target=self._decode, name="decode", daemon=True).start()
+
+    async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
+        """Sample a group; texts leave out special tokens. Returns when its last sample has ended."""
+        loop = asyncio.get_running_loop()
+        group = _Group(request, loop.create_future(), loop, request.num_samples, [None] * request.num_samples)
+        await asyncio.to_thread(self._add, group)
+        samples = await group.done
+        trajectories = pack(request.prompt_ids, samples)
+        texts = self.tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+        return trajectories, texts, trajectories.summary()
+
+    async def load_weights(self, version: int, chunks: "Sequence[WeightChunk]") -> int:
+        """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`."""
+        await asyncio.to_thread(self._load_weights, version, chunks)
+        return version
+
+    def _load_weights(self, version: int, chunks: "Sequence[WeightChunk]") -> None:
+        with self._lock:
+            self.engine.collective_rpc("start_weight_update")
+            for chunk in chunks:
+                self.engine.collective_rpc("update_weights", args=(vars(chunk),))
+            self.engine.collective_rpc("finish_weight_update")
+            self.version = version
+            self.engine.set_weight_version(str(version))
+            # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
+            if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
+                raise RuntimeError(f"vLLM kept cached prefixes of older weights after the update to version {version}")
+
+    def _add(self, group: _Group) -> None:
+        with self._lock:
+            request = group.request
+            prompt = {"prompt_token_ids": list(request.prompt_ids), "cache_salt": f"v{self.version}"}
+            for index in range(request.num_samples):
+                name = f"{self._requests}"
+                self._requests += 1
+                self._groups[name] = (group, index)
+                self.engine.add_request(name, prompt, self._sampling(request, request.seed + index))
+        self._work.set()
+
+    def _sampling(self, request: GroupRequest, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from actors.last_token import sampling_extra_args
+
+        settings = self.settings
+        scored = settings.z_token is not None
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=seed % 2**63,
+            max_tokens=settings.max_response_tokens + int(scored),
+            ignore_eos=True,
+            stop_token_ids=[settings.z_token] if settings.z_token is not None else list(settings.eos_tokens),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=sampling_extra_args(settings.z_token, list(settings.eos_tokens)) if settings.z_token is not None else None,
+        )
+
+    def _decode(self) -> None:
+        while True:
+            self._work.wait()
+            try:
+                with self._lock:
+                    outputs = self.engine.step() if self.engine.has_unfinished_requests() else []
+                    if not outputs and not self.engine.has_unfinished_requests():
+                        self._work.clear()
+            except Exception as error:
+                self._fail(error)
+                return
+            for output in outputs:
+                self._collect(output)
+
+    def _collect(self, output: Any) -> None:
+        group, index = self._groups.pop(output.request_id)
+        group.samples[index] = read_output(output.outputs[0], self.settings)
+        self.tokens_generated += len(output.outputs[0].token_ids)
+        group.missing -= 1
+        if group.missing == 0:
+            group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
+
+    def _fail(self, error: Exception) -> None:
+        for group in {id(group): group for group, _ in self._groups.values()}.values():
+            group.loop.call_soon_threadsafe(group.done.set_exception, RuntimeError(f"rollout engine failed: {error!r}"))
+
+
+def read_output(output: Any, settings: EngineSettings) -> Generated:
+    """Split what vLLM sampled into response, behaviour log-probs and the score's log-prob."""
+    token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
+    z_logprob = float("nan")
+    if settings.z_token is not None and token_ids[-1] == settings.z_token:
+        token_ids.pop()
+        z_logprob = logprobs.pop()
+    # A request has one token more than a response may have: room for z_c. Without z_c there the token is not the response's.
+    token_ids, logprobs = token_ids[: settings.max_response_tokens], logprobs[: settings.max_response_tokens]
+    finished = token_ids[-1] in settings.eos_tokens
+    versions = [int(span.version) for span in output.weight_versions or () if span.version != "default"]
+    return Generated(token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1)))
+
+
+class RolloutWorker:
+    """The engine as a Ray actor."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.engine = Engine(settings)
+
+    async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
+        return await self.engine.generate(request)
+
+    async def load_weights(self, version: int, chunk_refs: list) -> int:
+        """`chunk_refs` is a list of ObjectRefs, so that each chunk is mapped only while it is loaded."""
+        import ray
+
+        chunks = await asyncio.to_thread(ray.get, chunk_refs)
+        return await self.engine.load_weights(version, chunks)
+
+    async def ping(self) -> int:
+        """The version of the weights in place; -1 before the first `load_weights`."""
+        return self.engine.version
+
+
+def _prepare_process(settings: EngineSettings) -> None:
+    # In this process, so that weights can change between two steps; V2 of the model runner refuses logits processors.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not settings.on_gpu:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        import torch
+
+        torch.set_num_threads(settings.threads)

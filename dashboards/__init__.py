@@ -1,0 +1,1 @@
+"""Where runs become pictures: the comparison report and the live boards."""

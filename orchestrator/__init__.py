@@ -1,0 +1,1 @@
+"""The driver of LaSeR Orchestrator: what runs, in what order, and what is recorded."""

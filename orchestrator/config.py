@@ -1,0 +1,434 @@
+"""Every setting of a run, typed and bounded; imports neither torch nor Ray.
+
+In: a YAML file and `key.path=value` overrides. Out: a `RunConfig` (or `SFTConfig`), or a `ConfigError` that names
+each wrong key, what is allowed there, and the nearest key that exists.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from orchestrator.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+StepCount = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, the values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Section)
+
+
+class ModelConfig(Section):
+    path: str
+    """Hugging Face folder or hub name of the model to start from."""
+
+
+class DataConfig(Section):
+    train: str
+    """Training problems: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
+    eval: str | None = None
+    """Held-out problems, same formats; the metrics' set name is the file's stem."""
+    problem_field: str = "problem"
+    """Field that holds the problem's text."""
+    answer_field: str = "answer"
+    """Field that holds the reference answer (text or number)."""
+    instruction: str = r"Please reason step by step, and put your final answer within \boxed{}."
+    """Text after each problem, in training, evaluation and service alike. Empty for none."""
+
+
+class RolloutConfig(Section):
+    num_engines: PositiveInt = 1
+    """vLLM engines, each an actor."""
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    """Solutions sampled for each problem: the size of a group."""
+    prompts_per_step: PositiveInt = 128
+    """Problems a step."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Longer prompts are dropped and counted."""
+    max_response_tokens: PositiveInt = 8192
+    """A response that has not ended by then is unfinished: it has no score."""
+    temperature: float = 1.0
+    """Sampling temperature of training rollouts; only 1 gives the policy's own log-probabilities."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Weight versions that generation may lag behind the learner; 0 is on-policy."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs (or CPU processes) that share one engine's weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the engine; `auto` is that of `learning.dtype`."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
+    sync_chunk_mib: PositiveInt = 256
+    """Weights travel through the object store in chunks of at most this size."""
+    cpus: Share = 1.0
+    """CPUs an engine reserves; fractions share a CPU."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
+    engine_args: dict[str, Any] = {}
+    """Passed through to vLLM's EngineArgs."""
+
+    @model_validator(mode="after")
+    def _own_distribution(self) -> "RolloutConfig":
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"rollout.temperature is {self.temperature}, but training needs 1: at another temperature the sampled "
+                "tokens' log-probabilities are not the policy's, and the policy gradient and the self-reward would both be "
+                "taken from the wrong distribution (set evaluation.temperature to sample differently when evaluating)"
+            )
+        if self.max_staleness != 0:
+            raise ValueError(f"rollout.max_staleness is {self.max_staleness}, but only 0 (on-policy) is supported by this version")
+        return self
+
+
+class VerificationConfig(Section):
+    num_workers: PositiveInt = 1
+    """CPU actors that check answers."""
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds one check may take from when it starts; then its process is killed and the status is `timeout`."""
+    cpus: Share = 1.0
+    """CPUs a worker reserves; fractions share a CPU."""
+    verifier: str = "actors.verification:verify_math"
+    """Import path `package.module:function` of the check."""
+
+
+class LearningConfig(Section):
+    num_ranks: PositiveInt = 1
+    """DeepSpeed ZeRO-3 ranks, each an actor."""
+    cpus_per_rank: Share = 1.0
+    """CPUs a rank reserves; fractions share a CPU."""
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs a rank reserves; 0 trains on CPU over gloo."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass; optimiser states are float32 always."""
+    lr: Annotated[float, Field(ge=0)] = 1e-6
+    """AdamW's learning rate, constant after the warm-up."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's momentum coefficients."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's decoupled weight decay."""
+    warmup_steps: StepCount = 0
+    """Steps over which the learning rate rises linearly."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    mini_batches: PositiveInt = 1
+    """Optimiser steps made from one rollout batch."""
+    tokens_per_micro_batch: PositiveInt = 16384
+    """Prompt and response tokens, padding included, in one forward and backward pass of a rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO-3 keeps in CPU memory on a GPU run."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """transformers' attention implementation."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration that the other settings make."""
+
+
+class LossConfig(Section):
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the self-reward loss; 0 leaves plain GRPO."""
+    beta_v: Annotated[float, Field(gt=0)] = 0.1
+    """The self-reward's KL coefficient: score = beta_v * (log pi(z_c) - c_ref)."""
+    tau: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the self-rewarding advantage in the mix."""
+    filter_std: Annotated[float, Field(ge=0)] = 0.1
+    """Groups whose scores spread no more than this keep their verifier advantages."""
+    c_ref: Literal["calibrate", "exact"] | Annotated[float, Field(lt=0)] = "calibrate"
+    """log pi_ref(z_c): measured on the initial model's own solutions, computed for each by a reference model, or given."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL penalty to the initial model; above 0 a reference model runs."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL (Schulman's names)."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO's lower clip of the probability ratio."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """PPO's upper clip."""
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    """Bound of the loss where the advantage is negative."""
+    importance_cap: Annotated[float, Field(gt=0)] | None = None
+    """Truncated importance sampling for engine-learner mismatch: the weights' cap, or none."""
+    reasoning_warmup_steps: StepCount = 0
+    """Steps of plain GRPO before the self-reward loss joins (w_r)."""
+    self_reward_warmup_steps: StepCount = 200
+    """Steps after those before the advantage mix joins (w_s)."""
+
+
+class SelfRewardConfig(Section):
+    token: str | None
+    """z_c: a single token that the model uses for nothing else. null switches self-rewarding off altogether."""
+    calibration_samples: Annotated[int, Field(ge=16)] = 300
+    """Solutions of the initial model that c_ref is measured on."""
+
+
+class EvaluationConfig(Section):
+    samples_per_problem: PositiveInt = 8
+    """Solutions sampled for each held-out problem (K of Maj@K)."""
+    max_problems: PositiveInt | None = None
+    """Evaluate on the first so many problems only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature of evaluations; the score is read at temperature 1 whatever this is."""
+
+
+class TrackingConfig(Section):
+    uri: str | None = None
+    """MLflow server; MLFLOW_TRACKING_URI, else sqlite in `run.dir`, when null."""
+    experiment: str = "laser"
+    """MLflow experiment."""
+    sampled_solutions: PositiveInt = 32
+    """Solutions in the table that each evaluation logs."""
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: its folder under `run.dir` and its MLflow run name."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    steps: PositiveInt
+    """Training steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of problem order and sampling."""
+    eval_every: StepCount = 0
+    """Evaluate every so many steps; 0 only before the first step and after the last."""
+    save_every: StepCount = 0
+    """Checkpoint every so many steps; 0 only after the last."""
+    save_rollouts_every: StepCount = 0
+    """Keep the rollouts of every so many steps as parquet; 0 never."""
+    keep_checkpoints: PositiveInt = 2
+    """Older checkpoints are deleted."""
+
+
+class RunConfig(Section):
+    """Settings of `laser train`."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    verification: VerificationConfig = VerificationConfig()
+    learning: LearningConfig = LearningConfig()
+    loss: LossConfig = LossConfig()
+    self_reward: SelfRewardConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Where this run lives."""
+        return self.run.dir / self.run.name
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+
+    @property
+    def engine_dtype(self) -> str:
+        return self.learning.dtype if self.rollout.dtype == "auto" else self.rollout.dtype
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference model has to be held beside the policy."""
+        return self.loss.kl_coef > 0 or (self.loss.c_ref == "exact" and self.self_reward.token is not None)
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "RunConfig":
+        if self.self_reward.token is None and (self.loss.alpha > 0 or self.loss.tau > 0):
+            raise ValueError(
+                f"self_reward.token is null, which switches self-rewarding off, but loss.alpha={self.loss.alpha} and "
+                f"loss.tau={self.loss.tau} ask for it: set both to 0, or name a token"
+            )
+        if self.learning.mini_batches > self.rollout.prompts_per_step:
+            raise ValueError(
+                f"learning.mini_batches={self.learning.mini_batches} is more than rollout.prompts_per_step="
+                f"{self.rollout.prompts_per_step}: a mini-batch holds whole groups, so use at most as many"
+            )
+        longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        if longest > self.learning.tokens_per_micro_batch:
+            raise ValueError(
+                f"learning.tokens_per_micro_batch={self.learning.tokens_per_micro_batch} is less than the longest sample, "
+                f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}: use at least {longest}"
+            )
+        return self
+
+
+class SFTDataConfig(Section):
+    train: str
+    """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
+    problem_field: str = "problem"
+    """Field that holds the problem's text."""
+    solution_field: str = "solution"
+    """Field that holds the worked solution."""
+    instruction: str = DataConfig.model_fields["instruction"].default
+    """Text after each problem; the same as in the training that follows."""
+    max_tokens: PositiveInt = 2048
+    """Longer samples are dropped and counted."""
+
+
+class SFTLearningConfig(Section):
+    num_ranks: PositiveInt = 1
+    """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
+    cpus_per_rank: Share = 1.0
+    """CPUs a rank reserves."""
+    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs a rank reserves."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass."""
+    batch_size: PositiveInt = 64
+    """Samples an optimiser step, over all ranks."""
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """AdamW's peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """AdamW's momentum coefficients."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup_steps: StepCount = 50
+    """Steps over which the learning rate rises; then it falls as a cosine."""
+    final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the peak learning rate that the cosine ends at."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration that the other settings make."""
+
+
+class SFTSelfRewardConfig(Section):
+    token: str | None = None
+    """z_c; when given, the loss also covers one token after EOS, which makes log pi(z_c) there nearly uniform."""
+
+
+class SFTRunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    steps: PositiveInt
+    """Optimiser steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the sample order."""
+
+
+class SFTConfig(Section):
+    """Settings of `laser sft`."""
+
+    run: SFTRunSection
+    model: ModelConfig
+    data: SFTDataConfig
+    learning: SFTLearningConfig = SFTLearningConfig()
+    self_reward: SFTSelfRewardConfig = SFTSelfRewardConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return self.run.dir / self.run.name
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C:
+    """Read `path`, apply `key.path=value` overrides (values are YAML), and validate.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping, an override is malformed, or a key or value is refused.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML configuration.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections such as `run:` and `model:`, but is {type(tree).__name__}.")
+    for override in overrides:
+        _apply_override(tree, override)
+    return validate(tree, schema, str(path))
+
+
+def validate(tree: dict[str, Any], schema: type[C], source: str) -> C:
+    """Check a tree of settings; `source` names it in the error."""
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(schema, dict(problem)) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "\n  ".join([f"{len(lines)} setting(s) refused", *dict.fromkeys(lines)])) from error
+
+
+def dump_config(config: Section) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat_settings(config: Section) -> dict[str, Any]:
+    """`{"loss.alpha": 0.1, ...}`: every setting under its dotted key."""
+
+    def walk(prefix: str, node: dict[str, Any]) -> typing.Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from walk(f"{prefix}{key}.", value)
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk("", config.model_dump(mode="json")))
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r}: write key.path=value, for example loss.alpha=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+    node[leaf] = value
+
+
+def _explain(schema: type[Section], problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(part for part in location if not part.startswith(("literal[", "constrained-", "function-")))
+    if problem["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.0)
+        return f"{key}: unknown key. Nearest known key: {nearest[0]}"
+    if problem["type"] == "missing":
+        return f"{key}: missing. {_described(schema, key)}".rstrip()
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {problem['input']!r}. {_described(schema, key)}".rstrip() if key else message
+
+
+def known_keys(schema: type[Section], prefix: str = "") -> list[str]:
+    """All dotted keys of a schema."""
+    keys = []
+    for name, field in schema.model_fields.items():
+        section = _section_of(field.annotation)
+        keys += known_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+    return keys
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((member for member in members if isinstance(member, type) and issubclass(member, Section)), None)
+
+
+def _described(schema: type[Section], key: str) -> str:
+    node: type[Section] | None = schema
+    text = ""
+    for part in key.split("."):
+        field = node.model_fields.get(part) if node else None
+        if field is None:
+            return text
+        text, node = field.description or "", _section_of(field.annotation)
+    return text
