@@ -1,0 +1,68 @@
+"""Terms of the policy loss, one value a token: clipped surrogate, KL estimators, correction for the rollout engine's log-probs."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+# Log-ratios are held within +-20: beyond it exp() runs towards infinity, and 0 * inf in the backward pass is NaN.
+MAX_LOG_RATIO = 20.0
+
+
+class PolicyTerms(NamedTuple):
+    loss: Float[Tensor, "tokens"]
+    clipped: Bool[Tensor, "tokens"]
+    """True where a clip replaced the surrogate, so that the token has no gradient."""
+
+
+def policy_loss_terms(
+    logprobs: Float[Tensor, "tokens"],
+    old_logprobs: Float[Tensor, "tokens"],
+    advantages: Float[Tensor, "tokens"],
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 3.0,
+) -> PolicyTerms:
+    """PPO's clipped surrogate, negated: `max(-A * ratio, -A * clamp(ratio, 1 - clip_low, 1 + clip_high))`.
+
+    Where `A < 0` the loss is also capped at `-A * dual_clip`. All log-probs are natural logs. Raises ValueError when
+    `dual_clip` is not above 1. Source: PPO (arXiv 1707.06347), equation 7; dual clip (arXiv 1912.09729).
+    """
+    if not dual_clip > 1:
+        raise ValueError(f"dual_clip is {dual_clip}; it bounds the ratio from above and must exceed 1")
+    ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    surrogate = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    cap = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
+    loss = torch.maximum(surrogate, bounded).minimum(cap)
+    return PolicyTerms(loss, (bounded > surrogate) | (surrogate > cap))
+
+
+def kl_terms(logprobs: Float[Tensor, "tokens"], ref_logprobs: Float[Tensor, "tokens"], estimator: KLEstimator) -> Float[Tensor, "tokens"]:
+    """Estimates of KL(pi || pi_ref) at tokens drawn from pi, in nats.
+
+    k1 is unbiased but has no gradient in expectation, so it measures and does not regularise; k2 has the KL's gradient;
+    k3 is unbiased and never negative. Raises ValueError for another name. Source: http://joschu.net/blog/kl-approx.html
+    """
+    log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    match estimator:
+        case "k1":
+            return -log_ratio
+        case "k2":
+            return log_ratio**2 / 2
+        case "k3":
+            return log_ratio.expm1() - log_ratio
+    raise ValueError(f"the KL estimator is {estimator!r}; choose k1, k2 or k3")
+
+
+def truncated_importance_weights(
+    old_logprobs: Float[Tensor, "tokens"], behaviour_logprobs: Float[Tensor, "tokens"], cap: float
+) -> Float[Tensor, "tokens"]:
+    """`min(pi_old / pi_behaviour, cap)`, without gradient: what a token sampled by the rollout engine counts in the policy loss.
+
+    Source: truncated importance sampling, IMPALA (arXiv 1802.01561), section 4.1.
+    """
+    return (old_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)
