@@ -1,0 +1,101 @@
+"""Log-probs of given tokens from hidden states, without ever holding a [tokens, vocab] tensor.
+
+A 7B model's logits for one batch are tens of gigabytes; here they exist one chunk of tokens at a time, in both passes.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocab hidden"],
+    bias: Float[Tensor, "vocab"] | None,
+    targets: Int[Tensor, "tokens"],
+    chunk_tokens: int = 1024,
+) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+    """Log-prob of each target and entropy of each distribution, in nats, at temperature 1.
+
+    Logits are a matmul in the weight's dtype; from there on float32 (float64 for a float64 weight). The log-probs are
+    differentiable once in `hidden`, `weight` and `bias`; the entropies carry no gradient. Memory peaks at a few
+    [chunk_tokens, vocab] tensors and, in the backward pass, one float32 copy of the weight's gradient.
+    Raises ValueError when `chunk_tokens` is below 1.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
+    logprobs, entropy = _TokenLogProbs.apply(hidden.to(weight.dtype), weight, bias, targets, chunk_tokens)
+    return logprobs, entropy
+
+
+class LogProbHead(torch.nn.Linear):
+    """A language-model head that returns log-probs of given tokens in place of logits; a module, so that ZeRO-3 gathers its weight."""
+
+    chunk_tokens = 1024
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Linear) -> "LogProbHead":
+        """A head on the same Parameter objects, so that embeddings tied to them stay tied."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
+
+    def forward(  # type: ignore[override]
+        self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, "tokens"]
+    ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+        """Log-probs and entropies as `token_logprobs` gives them."""
+        return token_logprobs(hidden, self.weight, self.bias, targets, self.chunk_tokens)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
+        logprobs = hidden.new_empty(len(targets), dtype=torch.promote_types(weight.dtype, torch.float32))
+        log_normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for chunk in _chunks(len(targets), chunk_tokens):
+            logits = linear(hidden[chunk], weight, bias).to(logprobs.dtype)
+            log_normaliser[chunk] = logits.logsumexp(dim=-1)
+            logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - log_normaliser[chunk]
+            probs = (logits - log_normaliser[chunk, None]).exp_()
+            entropy[chunk] = log_normaliser[chunk] - probs.mul_(logits).sum(dim=-1)
+        # The Parameter itself, as torch.nn.Linear saves it: between the passes ZeRO-3 frees its data and gathers it again.
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser)
+        ctx.chunk_tokens = chunk_tokens
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, log_normaliser = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=grad_logprobs.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=grad_logprobs.dtype) if needs_bias else None
+        for chunk in _chunks(len(targets), ctx.chunk_tokens):
+            grad = grad_logprobs[chunk, None]
+            logits = linear(hidden[chunk], weight, bias).to(grad.dtype)
+            # d logprob / d logits = onehot(target) - softmax
+            grad_logits = logits.sub_(log_normaliser[chunk, None]).exp_().mul_(-grad).scatter_add_(1, targets[chunk, None], grad)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0)
+            grad_logits = grad_logits.to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[chunk]
+        return (
+            grad_hidden,
+            grad_weight.to(weight.dtype) if grad_weight is not None else None,
+            grad_bias.to(bias.dtype) if grad_bias is not None else None,
+            None,
+            None,
+        )
+
+
+def _chunks(tokens: int, chunk_tokens: int) -> list[slice]:
+    return [slice(start, start + chunk_tokens) for start in range(0, tokens, chunk_tokens)]
