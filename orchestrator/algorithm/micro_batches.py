@@ -1,0 +1,109 @@
+"""How the samples of a batch are dealt out: to optimiser steps (mini-batches), ranks and micro-batches.
+
+In: sample lengths in tokens. Out: lists of sample indices, the same on every rank for the same input.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+Plan = list[list[list[int]]]
+"""Sample indices by rank and micro-batch."""
+
+
+def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_batch: int) -> Plan:
+    """Deal samples to ranks in padded micro-batches of at most `tokens_per_micro_batch` tokens, padding counted.
+
+    Every rank gets the same number of micro-batches, as few as the budget allows, since ZeRO-3 ranks gather weights together.
+    Micro-batches hold samples of like length. Each rank's n-th one is of like size, and the ranks' sums of padded tokens differ
+    by no more than the n-th ones of two ranks do, for some n. A micro-batch is empty only when there are too few samples.
+
+    Raises ValueError when `num_ranks` is below 1, a length is below 1, or a sample alone is over the budget.
+    """
+    if num_ranks < 1:
+        raise ValueError(f"num_ranks is {num_ranks}; it must be at least 1")
+    for sample, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"sample {sample} has length {length}; every sample needs at least 1 token")
+        if length > tokens_per_micro_batch:
+            raise ValueError(
+                f"sample {sample} has {length} tokens, over learning.tokens_per_micro_batch = {tokens_per_micro_batch}: "
+                f"raise it to at least {length}, or lower rollout.max_response_tokens"
+            )
+    if not lengths:
+        return [[] for _ in range(num_ranks)]
+
+    longest_first = sorted(range(len(lengths)), key=lambda sample: (-lengths[sample], sample))
+    steps = -(-len(_fill(longest_first, lengths, tokens_per_micro_batch)) // num_ranks)
+    batches = _level(longest_first, lengths, tokens_per_micro_batch, steps * num_ranks)
+    batches.sort(key=lambda batch: -_padded_tokens(batch, lengths))
+
+    plan: Plan = [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    # Largest first: a batch that does not fit in memory fails at once. In each step the rank with least so far gets the most.
+    for start in range(0, len(batches), num_ranks):
+        ranks = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
+        for rank, batch in zip(ranks, batches[start : start + num_ranks], strict=True):
+            plan[rank].append(batch)
+            load[rank] += _padded_tokens(batch, lengths)
+    return plan
+
+
+def padding_share(plan: Plan, lengths: Sequence[int]) -> float:
+    """Share of the plan's tokens that is padding, in [0, 1); 0 for a plan without samples."""
+    batches = [batch for rank in plan for batch in rank]
+    padded = sum(_padded_tokens(batch, lengths) for batch in batches)
+    return 1 - sum(lengths[sample] for batch in batches for sample in batch) / padded if padded else 0.0
+
+
+def split_mini_batches(group_sizes: Sequence[int], mini_batches: int) -> list[list[int]]:
+    """Split samples, laid out group after group, into consecutive mini-batches of nearly equal size.
+
+    Groups stay whole unless there are fewer of them than mini-batches. Returns the sample indices of each.
+    Raises ValueError when `mini_batches` is below 1 or there are fewer samples than mini-batches.
+    """
+    samples = sum(group_sizes)
+    if not 1 <= mini_batches <= samples:
+        raise ValueError(f"learning.mini_batches is {mini_batches}, but the batch has {samples} samples: choose 1 to {samples}")
+    edges = [0, *accumulate(size for size in group_sizes if size)]
+    if len(edges) <= mini_batches:
+        edges = list(range(samples + 1))
+    cuts = [0]
+    for done in range(1, mini_batches):
+        # At least one group for this mini-batch, and one for each that follows.
+        choices = edges[edges.index(cuts[-1]) + 1 : len(edges) - (mini_batches - done)]
+        cuts.append(min(choices, key=lambda edge: abs(edge * mini_batches - done * samples)))
+    cuts.append(samples)
+    return [list(range(start, end)) for start, end in pairwise(cuts)]
+
+
+def _padded_tokens(batch: Sequence[int], lengths: Sequence[int]) -> int:
+    return len(batch) * max((lengths[sample] for sample in batch), default=0)
+
+
+def _fill(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """The fewest consecutive batches within the budget: each takes all that fits beside its first, longest sample."""
+    batches = []
+    start = 0
+    while start < len(longest_first):
+        end = start + budget // lengths[longest_first[start]]
+        batches.append(list(longest_first[start:end]))
+        start = end
+    return batches
+
+
+def _level(longest_first: Sequence[int], lengths: Sequence[int], budget: int, count: int) -> list[list[int]]:
+    """`count` consecutive batches whose largest is as small as can be; empty ones make up the number when samples run out."""
+    low, high = lengths[longest_first[0]], budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(longest_first, lengths, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    batches = _fill(longest_first, lengths, low)
+    while len(batches) < count:
+        largest = max(batches, key=lambda batch: (len(batch) > 1, _padded_tokens(batch, lengths)))
+        half = (len(largest) + 1) // 2 if len(largest) > 1 else 1
+        batches[batches.index(largest)] = largest[:half]
+        batches.append(largest[half:])
+    return batches
