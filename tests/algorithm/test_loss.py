@@ -1,0 +1,262 @@
+"""The loss of whole batches: closed forms, independence of how the batch is split, and what each term costs when it is off."""
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
+from orchestrator.algorithm.micro_batches import plan_micro_batches
+from orchestrator.algorithm.self_reward import class_weights
+from orchestrator.algorithm.token_logprobs import token_logprobs
+
+GRPO = LossSettings(alpha=0.0, beta_v=0.1, kl_coef=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
+ALL_TERMS = replace(GRPO, alpha=0.1, kl_coef=0.05, tis_cap=1.1)
+HIDDEN, VOCAB, Z_C = 4, 9, 8
+
+
+@dataclass
+class Batch:
+    """Random solutions of a model that is one linear layer: `hidden` at each response token, `end` at each EOS."""
+
+    lengths: list[int]
+    hidden: torch.Tensor
+    targets: torch.Tensor
+    end: torch.Tensor
+    old: torch.Tensor
+    behaviour: torch.Tensor
+    reference: torch.Tensor
+    advantages: torch.Tensor
+    rewards: torch.Tensor
+    finished: torch.Tensor
+    c_ref: torch.Tensor
+    weight: torch.Tensor
+
+
+def make_batch(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens, samples = sum(lengths), len(lengths)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    batch = Batch(
+        lengths=list(lengths),
+        hidden=normal(tokens, HIDDEN),
+        targets=torch.randint(VOCAB - 1, (tokens,), generator=generator),
+        end=normal(samples, HIDDEN),
+        old=torch.empty(0),
+        behaviour=torch.empty(0),
+        reference=torch.empty(0),
+        advantages=normal(samples).repeat_interleave(torch.tensor(lengths)),
+        rewards=(torch.rand(samples, generator=generator) > 0.6).double(),
+        finished=torch.rand(samples, generator=generator) > 0.25,
+        c_ref=-20 + normal(samples),
+        weight=normal(VOCAB, HIDDEN).requires_grad_(),
+    )
+    with torch.no_grad():
+        current = token_logprobs(batch.hidden, batch.weight, None, batch.targets)[0]
+    batch.old, batch.behaviour, batch.reference = (current + 0.3 * normal(tokens) for _ in range(3))
+    return batch
+
+
+def loss_of(batch, samples, loss_settings, *, on_policy=False, with_z=True):
+    """The loss of a micro-batch that holds these samples."""
+    ends = torch.tensor(batch.lengths).cumsum(0).tolist()
+    tokens = torch.tensor([token for s in samples for token in range(ends[s] - batch.lengths[s], ends[s])], dtype=torch.long)
+    samples = torch.tensor(samples, dtype=torch.long)
+    logprobs, _ = token_logprobs(batch.hidden[tokens], batch.weight, None, batch.targets[tokens])
+    z_logprobs, _ = token_logprobs(batch.end[samples], batch.weight, None, torch.full((len(samples),), Z_C))
+    inputs = LossInputs(
+        logprobs=logprobs,
+        advantages=batch.advantages[tokens],
+        total_tokens=sum(batch.lengths),
+        total_finished=int(batch.finished.sum()),
+        old_logprobs=None if on_policy else batch.old[tokens],
+        behaviour_logprobs=batch.behaviour[tokens],
+        ref_logprobs=batch.reference[tokens],
+    )
+    if with_z:
+        weights = class_weights(batch.rewards, batch.finished)[samples]
+        z_logprobs = torch.where(batch.finished[samples], z_logprobs, torch.nan)
+        inputs = replace(inputs, z_logprobs=z_logprobs, c_ref=batch.c_ref[samples], rewards=batch.rewards[samples], weights=weights)
+    return laser_loss(inputs, loss_settings)
+
+
+def gradient(outputs, batch):
+    return torch.autograd.grad(outputs.total, batch.weight)[0]
+
+
+def micro_batch(**changes):
+    """Two tokens and two samples with numbers fit for working by hand."""
+    inputs = LossInputs(
+        logprobs=torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True),
+        advantages=torch.tensor([1.0, -0.5], dtype=torch.float64),
+        total_tokens=4,
+        total_finished=2,
+        z_logprobs=torch.tensor([-15.0, -20.0], dtype=torch.float64, requires_grad=True),
+        c_ref=-23.0,
+        rewards=torch.tensor([1.0, 0.0], dtype=torch.float64),
+        weights=torch.tensor([1.0, 1.0], dtype=torch.float64),
+    )
+    return replace(inputs, **changes)
+
+
+def test_all_terms_by_hand():
+    inputs = micro_batch(
+        old_logprobs=torch.tensor([-1.0 - math.log(1.5), -2.0]).double(),
+        behaviour_logprobs=torch.tensor([-1.0 - math.log(1.5), -2.0 - math.log(4.0)]).double(),
+        ref_logprobs=torch.tensor([-1.0, -2.0 - math.log(2.0)]).double(),
+    )
+    outputs = laser_loss(inputs, replace(GRPO, alpha=0.1, kl_coef=0.5, kl_estimator="k1", tis_cap=2.0))
+    # Ratio 1.5 is held at 1.2 (weight 1); the second token counts pi_old / pi_behaviour = 4, truncated to 2.
+    policy = (-1.2 + 2 * 0.5) / 4
+    kl = math.log(2.0) / 4
+    # Scores 0.8 and 0.3.
+    self_reward = (0.2**2 + 0.3**2) / 2
+    assert outputs.policy.item() == pytest.approx(policy)
+    assert outputs.kl.item() == pytest.approx(kl)
+    assert outputs.self_reward.item() == pytest.approx(self_reward)
+    assert outputs.total.item() == pytest.approx(policy + 0.5 * kl + 0.1 * self_reward)
+    assert outputs.clipped_tokens.item() == 1
+    assert outputs.scores.tolist() == pytest.approx([0.8, 0.3])
+    # k3 of KL(behaviour || current): r - 1 - log r with r = pi / pi_behaviour = 1.5 and 4.
+    assert outputs.mismatch_kl_sum.item() == pytest.approx(0.5 - math.log(1.5) + 3 - math.log(4.0))
+
+
+def test_gradients_by_hand_on_policy():
+    inputs = micro_batch()
+    laser_loss(inputs, replace(GRPO, alpha=0.1)).total.backward()
+    torch.testing.assert_close(inputs.logprobs.grad, -inputs.advantages / 4)
+    # alpha * 2 * beta_v * (score - r) / N
+    torch.testing.assert_close(inputs.z_logprobs.grad, torch.tensor([0.1 * 0.2 * -0.2 / 2, 0.1 * 0.2 * 0.3 / 2]).double())
+
+
+def test_only_the_total_can_be_differentiated():
+    batch = make_batch([3, 2])
+    outputs = loss_of(batch, [0, 1], ALL_TERMS)
+    assert outputs.total.requires_grad
+    for name in ("policy", "self_reward", "kl", "clipped_tokens", "mismatch_kl_sum", "scores"):
+        assert not getattr(outputs, name).requires_grad
+
+
+def test_absent_old_logprobs_are_the_current_ones():
+    batch = make_batch([3, 2, 4])
+    with torch.no_grad():
+        batch.old = token_logprobs(batch.hidden, batch.weight, None, batch.targets)[0]
+    given_, absent = (loss_of(batch, [0, 1, 2], ALL_TERMS, on_policy=on_policy) for on_policy in (False, True))
+    assert torch.equal(given_.total, absent.total)
+    assert torch.equal(gradient(given_, batch), gradient(absent, batch))
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    num_ranks=st.integers(1, 4),
+    budget=st.integers(12, 60),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_loss_and_gradient_do_not_depend_on_micro_batches_and_ranks(on_policy, lengths, num_ranks, budget, seed):
+    batch = make_batch(lengths, seed)
+    whole = loss_of(batch, range(len(lengths)), ALL_TERMS, on_policy=on_policy)
+    plan = plan_micro_batches(lengths, num_ranks, budget)
+    parts = [loss_of(batch, micro, ALL_TERMS, on_policy=on_policy) for rank in plan for micro in rank]
+    for name in ("total", "policy", "self_reward", "kl", "clipped_tokens", "mismatch_kl_sum"):
+        torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(gradient(part, batch) for part in parts), gradient(whole, batch), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_alpha_zero_is_plain_grpo_to_the_last_bit(on_policy):
+    batch = make_batch([5, 3, 8, 1, 4])
+    plain_settings = replace(ALL_TERMS, alpha=0.0)
+    without, beside = (loss_of(batch, range(5), plain_settings, on_policy=on_policy, with_z=with_z) for with_z in (False, True))
+    assert torch.equal(without.total, beside.total)
+    grpo = gradient(without, batch)
+    assert torch.equal(grpo, gradient(beside, batch))
+    # The score is still measured, and with alpha above 0 it does change the gradient.
+    assert beside.self_reward > 0
+    active = loss_of(batch, range(5), ALL_TERMS, on_policy=on_policy)
+    assert not torch.equal(grpo, gradient(active, batch))
+
+
+def test_alpha_zero_is_plain_grpo_even_where_the_score_is_infinite():
+    barred = micro_batch(z_logprobs=torch.tensor([-15.0, -math.inf]).double())
+    assert torch.equal(laser_loss(barred, GRPO).total, laser_loss(micro_batch(z_logprobs=None), GRPO).total)
+
+
+@pytest.mark.parametrize("unread", [math.nan, -13.0])
+def test_unfinished_samples_cannot_poison_the_loss(unread):
+    inputs = micro_batch(z_logprobs=torch.tensor([-15.0, unread], dtype=torch.float64, requires_grad=True))
+    inputs = replace(inputs, weights=torch.tensor([0.5, 0.0]).double(), total_finished=1)
+    outputs = laser_loss(inputs, replace(GRPO, alpha=1.0))
+    outputs.total.backward()
+    assert outputs.self_reward.item() == pytest.approx(0.5 * 0.2**2)
+    assert inputs.z_logprobs.grad[1] == 0
+    assert outputs.scores[0].item() == pytest.approx(0.8)
+    assert outputs.scores[1].isnan()
+
+
+def test_nothing_finished_leaves_the_policy_loss():
+    batch = make_batch([3, 2])
+    batch.finished[:] = False
+    outputs = loss_of(batch, [0, 1], ALL_TERMS)
+    assert outputs.self_reward == 0
+    assert torch.equal(outputs.total, loss_of(batch, [0, 1], replace(ALL_TERMS, alpha=0.0), with_z=False).total)
+
+
+def test_micro_batch_without_samples_is_zero_and_can_be_differentiated():
+    batch = make_batch([3, 2])
+    outputs = loss_of(batch, [], ALL_TERMS)
+    assert outputs.total == 0
+    assert (gradient(outputs, batch) == 0).all()
+
+
+def test_reference_fault_2_truncated_sample_adds_nothing_to_the_self_reward_loss():
+    batch = make_batch([3, 2, 4])
+    batch.finished = torch.tensor([True, True, False])
+    before = loss_of(batch, range(3), ALL_TERMS)
+    batch.end[2] *= -3  # what the model says where the solution was cut off
+    after = loss_of(batch, range(3), ALL_TERMS)
+    assert torch.equal(before.total, after.total)
+    assert torch.equal(gradient(before, batch), gradient(after, batch))
+
+
+def test_reference_fault_4_no_reference_model_is_asked_for_without_a_kl_coefficient():
+    inputs = micro_batch(ref_logprobs=None)
+    assert laser_loss(inputs, replace(GRPO, alpha=0.1)).kl == 0
+    with pytest.raises(ValueError, match=r"kl_coef is 0\.01, but ref_logprobs are missing"):
+        laser_loss(inputs, replace(GRPO, kl_coef=0.01))
+
+
+def test_kl_without_a_coefficient_is_measured_and_not_trained_on():
+    ref_logprobs = torch.tensor([-1.5, -1.0]).double()
+    measured, plain = (laser_loss(micro_batch(ref_logprobs=reference), GRPO) for reference in (ref_logprobs, None))
+    assert measured.kl > 0
+    assert torch.equal(measured.total, plain.total)
+
+
+def test_behaviour_logprobs_without_a_cap_are_measured_and_not_trained_on():
+    behaviour = torch.tensor([-3.0, -0.5]).double()
+    measured, plain = (laser_loss(micro_batch(behaviour_logprobs=logprobs), GRPO) for logprobs in (behaviour, None))
+    assert measured.mismatch_kl_sum > 0
+    assert torch.equal(measured.total, plain.total)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "message"),
+    [
+        ({"z_logprobs": None}, {"alpha": 0.1}, "z_logprobs are missing"),
+        ({"weights": None}, {"alpha": 0.1}, "without c_ref, rewards or weights"),
+        ({}, {"tis_cap": 2.0}, "behaviour_logprobs are missing"),
+        ({"total_tokens": 1}, {}, "total_tokens is 1 with 2 tokens"),
+        ({"total_tokens": 0, "logprobs": torch.zeros(0), "advantages": torch.zeros(0)}, {}, "total_tokens is 0"),
+    ],
+)
+def test_missing_inputs_are_refused(changes, setting, message):
+    with pytest.raises(ValueError, match=message):
+        laser_loss(micro_batch(**changes), replace(GRPO, **setting))
