@@ -1,25 +1,25 @@
-"""The quick-start's task and untrained model: natural x, y with ax + by = c, solved by guessing x and checking.
+"""The quick-start's task and untrained model: which two numbers of a set have a given sum, found by guessing and checking.
 
 In goes a folder and a seed; out come train.jsonl, test.jsonl, sft.jsonl and untrained/, a tiny Qwen2 with a byte-level tokenizer.
-A wrong guess costs a check, and the demonstrations often stop at one: the base model has the skill, not the habit, of searching on.
+A wrong guess costs one addition, and the demonstrations often stop at one: the base model has the skill of searching, not the habit.
 """
 
 import argparse
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from itertools import combinations, cycle, islice
 from pathlib import Path
 from typing import Literal
 
 Part = Literal["test", "train", "sft"]
 
-GUESS_BUDGETS = (0.6, 0.25, 0.15)
-SLIP_RATE = 0.01
-MIN_CANDIDATES, MAX_KIND = 3, 7
+NUMBERS = range(10, 50)
+SET_SIZES = range(3, 7)
+GIVE_UP_RATE = 0.5
+MAX_GUESSES = 4
 
 PAD, START, END, SELF_REWARD = "<pad>", "<|im_start|>", "<|im_end|>", "<|self_reward|>"
 CHAT_TEMPLATE = (
@@ -29,92 +29,82 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Equation:
-    """ax + by = c with exactly one solution in natural numbers, whether or not 0 counts as one."""
+class PairSum:
+    """A set of numbers, in ascending order, of which exactly one pair has the sum `total`."""
 
-    a: int
-    b: int
-    c: int
-    x: int
+    numbers: tuple[int, ...]
+    total: int
 
     @property
-    def candidates(self) -> range:
-        """Values of x that sizes alone do not rule out: c - ax leaves at least one b, and x < b because y would not be unique otherwise."""
-        return range(1, min((self.c - self.b) // self.a, self.b - 1) + 1)
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(combinations(self.numbers, 2))
+
+    @property
+    def answer(self) -> int:
+        """The smaller number of the pair."""
+        return next(a for a, b in self.pairs if a + b == self.total)
 
     @property
     def kind(self) -> str:
-        """Difficulty class: how many candidates a search starts with."""
-        count = len(self.candidates)
-        return f"{MAX_KIND}+ candidates" if count >= MAX_KIND else f"{count} candidates"
+        """Difficulty class."""
+        return f"{len(self.numbers)} numbers"
 
     @property
     def problem(self) -> str:
-        return f"x,y in N: {self.a}x+{self.b}y={self.c}; x=?"
+        return f"a<b in {{{','.join(map(str, self.numbers))}}}, a+b={self.total}; a=?"
 
     @property
     def part(self) -> Part:
-        """The file this equation belongs to, by a hash of its numbers: the three never share one, whatever the seed."""
-        bucket = hashlib.sha256(f"{self.a},{self.b},{self.c}".encode()).digest()[0] / 256
-        return "test" if bucket < 0.125 else "train" if bucket < 0.5 else "sft"
+        """The file this problem belongs to, by a hash that no seed can change."""
+        bucket = hashlib.sha256(self.problem.encode()).digest()[0] / 256
+        return "test" if bucket < 0.1 else "train" if bucket < 0.5 else "sft"
 
 
-@cache
-def equations() -> dict[Part, dict[str, list[Equation]]]:
-    """Every equation of the task, by part and kind."""
-    found: dict[Part, dict[str, list[Equation]]] = {part: defaultdict(list) for part in ("test", "train", "sft")}
-    for a in range(10, 50):
-        for b in range(3, 10):
-            solutions = defaultdict(list)
-            for x in range(199 // a + 1):
-                for y in range((199 - a * x) // b + 1):
-                    solutions[a * x + b * y].append((x, y))
-            for c, pairs in sorted(solutions.items()):
-                if len(pairs) == 1 and min(pairs[0]) > 0:
-                    equation = Equation(a, b, c, pairs[0][0])
-                    if len(equation.candidates) >= MIN_CANDIDATES:
-                        found[equation.part][equation.kind].append(equation)
-    return found
+def draw(size: int, part: Part, rng: random.Random) -> PairSum:
+    """A random problem with `size` numbers that belongs to `part`."""
+    while True:
+        numbers = tuple(sorted(rng.sample(NUMBERS, size)))
+        problem = PairSum(numbers, sum(rng.sample(numbers, 2)))
+        if problem.part == part and sum(a + b == problem.total for a, b in problem.pairs) == 1:
+            return problem
 
 
-def balanced(part: Part, count: int, rng: random.Random) -> list[Equation]:
-    """`count` different equations of a part, equally many of each kind, shuffled. Raises ValueError if a kind has too few."""
-    kinds = equations()[part]
-    chosen = [equation for kind in sorted(kinds) for equation in rng.sample(kinds[kind], count // len(kinds))]
-    rng.shuffle(chosen)
-    return chosen
+def draw_distinct(count: int, part: Part, rng: random.Random) -> list[PairSum]:
+    """`count` different problems of a part, in random order, the sizes taking turns."""
+    chosen: dict[PairSum, None] = {}
+    for size in islice(cycle(SET_SIZES), count):
+        while (problem := draw(size, part, rng)) in chosen:
+            pass
+        chosen[problem] = None
+    return rng.sample(list(chosen), count)
 
 
-def solution(equation: Equation, rng: random.Random) -> str:
-    """A demonstration: guess, check by division with remainder, stop at a remainder of 0 or when patience ends, then box the last guess."""
-    budget = rng.choices((1, 2, 3), weights=GUESS_BUDGETS)[0]
+def solution(problem: PairSum, rng: random.Random) -> str:
+    """A demonstration: pairs in random order, each added up, until the sum is right or patience ends.
+
+    The last pair gives the answer either way, so a demonstration that gave up is wrong and shows it.
+    """
     steps = []
-    for x in rng.sample(equation.candidates, min(budget, len(equation.candidates))):
-        rest = equation.c - equation.a * x
-        if rng.random() < SLIP_RATE:
-            rest = max(1, rest + rng.choice((-10, -1, 1, 10)))
-        quotient, remainder = divmod(rest, equation.b)
-        check = f"{equation.b}*{quotient}" + (f"+{remainder}" if remainder else "")
-        steps.append(f"x={x}:{equation.c}-{equation.a * x}={rest}={check};")
-        if remainder == 0:
+    for a, b in rng.sample(problem.pairs, min(MAX_GUESSES, len(problem.pairs))):
+        steps.append(f"{a}+{b}={a + b};")
+        if a + b == problem.total or rng.random() < GIVE_UP_RATE:
             break
-    return "".join(steps) + f"\\boxed{{{x}}}"
+    return "".join(steps) + f"\\boxed{{{a}}}"
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_data(folder: Path, seed: int, train: int = 1250, test: int = 300, sft: int = 40_000) -> None:
+def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft: int = 40_000) -> None:
     """Writes train.jsonl and test.jsonl ({problem, answer, kind}) and sft.jsonl ({problem, solution})."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for part, count in (("test", test), ("train", train)):
-        rows = ({"problem": e.problem, "answer": str(e.x), "kind": e.kind} for e in balanced(part, count, rng))
-        write_jsonl(folder / f"{part}.jsonl", rows)
-    kinds = [kind for _, kind in sorted(equations()["sft"].items())]
-    shown = (rng.choice(rng.choice(kinds)) for _ in range(sft))
-    write_jsonl(folder / "sft.jsonl", ({"problem": e.problem, "solution": solution(e, rng)} for e in shown))
+        drawn = draw_distinct(count, part, rng)
+        write_jsonl(folder / f"{part}.jsonl", ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in drawn))
+    shown = draw_distinct(sft, "sft", rng)
+    write_jsonl(folder / "sft.jsonl", ({"problem": p.problem, "solution": solution(p, rng)} for p in shown))
 
 
 def write_untrained(folder: Path, seed: int) -> None:
@@ -157,7 +147,7 @@ def write_untrained(folder: Path, seed: int) -> None:
     )
     model.save_pretrained(folder)
 
-    text = "x,y in N: 23x+7y=118; x=?\n\\boxed{3} \u2713"
+    text = "a<b in {12,26,31}, a+b=43; a=?\n\\boxed{12} \u2713"
     loaded = AutoTokenizer.from_pretrained(folder)
     prompt = loaded.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
     for written in (text, prompt, "".join(special)):
@@ -172,8 +162,6 @@ def main() -> None:
     arguments = parser.parse_args()
     write_data(arguments.out_dir, arguments.seed)
     write_untrained(arguments.out_dir / "untrained", arguments.seed)
-    sizes = Counter({part: sum(map(len, kinds.values())) for part, kinds in equations().items()})
-    print(f"{arguments.out_dir}: equations in all, by part: {dict(sizes)}")
 
 
 if __name__ == "__main__":
