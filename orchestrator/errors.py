@@ -16,5 +16,9 @@ class DataError(LaserError):
     """A data file is missing or a line of it cannot be used."""
 
 
-class PoolError(LaserError):
+class RunError(LaserError):
+    """A run that had started cannot go on."""
+
+
+class PoolError(RunError):
     """A pool of actors could not be started, or failed more often than its restart budget allows."""

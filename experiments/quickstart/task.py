@@ -80,14 +80,15 @@ def draw_distinct(count: int, part: Part, rng: random.Random) -> list[PairSum]:
 
 
 def solution(problem: PairSum, rng: random.Random) -> str:
-    """A demonstration: pairs in random order, each added up, until the sum is right or patience ends.
+    """A demonstration: pairs in random order, each sum compared with the total, until one is right or patience ends.
 
     The last pair gives the answer either way, so a demonstration that gave up is wrong and shows it.
     """
     steps = []
     for a, b in rng.sample(problem.pairs, min(MAX_GUESSES, len(problem.pairs))):
-        steps.append(f"{a}+{b}={a + b};")
-        if a + b == problem.total or rng.random() < GIVE_UP_RATE:
+        verdict = "" if a + b == problem.total else f"<{problem.total}" if a + b < problem.total else f">{problem.total}"
+        steps.append(f"{a}+{b}={a + b}{verdict};")
+        if not verdict or rng.random() < GIVE_UP_RATE:
             break
     return "".join(steps) + f"\\boxed{{{a}}}"
 

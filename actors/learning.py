@@ -1,0 +1,378 @@
+"""Learning pool: DeepSpeed ZeRO-3 ranks in Ray actors that take one policy update from a batch of trajectories.
+
+In: a `TrainBatch`, which refers to trajectories in the object store and holds per-sample scalars and the plan of micro-batches.
+Out: sums for the metrics, and the new weights as chunks in the object store.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor
+
+from actors import zero3
+from actors.weight_transfer import pack_chunks
+from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
+from orchestrator.algorithm.micro_batches import Plan
+from orchestrator.config import RunConfig
+from orchestrator.trajectories import Sample, Trajectories
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """The samples of one optimiser step, by rank and micro-batch, and its counts over all ranks."""
+
+    plan: Plan
+    total_tokens: int
+    total_finished: int
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One rollout batch. Samples are numbered group after group; every array has one entry a sample."""
+
+    step: int
+    groups: Sequence[Any]
+    """ObjectRefs to `Trajectories`; a rank fetches those that its micro-batches touch."""
+    samples_per_group: int
+    advantages: Float32[np.ndarray, "samples"]
+    rewards: Float32[np.ndarray, "samples"]
+    class_weights: Float32[np.ndarray, "samples"]
+    c_ref: Float32[np.ndarray, "samples"]
+    mini_batches: Sequence[MiniBatch]
+    alpha: float
+    """Weight of the self-reward loss in this step: 0 while the schedule leaves it out."""
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What one rank saw in a step; sums over ranks are the batch's. KL divergences are in nats."""
+
+    policy_loss: float = 0.0
+    self_reward_loss: float = 0.0
+    total_loss: float = 0.0
+    kl: float = 0.0
+    tokens: int = 0
+    clipped_tokens: int = 0
+    entropy: float = 0.0
+    """Sum over tokens."""
+    mismatch_kl: float = 0.0
+    """Sum over tokens of k3 estimates of KL(engine || learner)."""
+    mismatch_abs: float = 0.0
+    """Sum over tokens of |engine - learner| log-prob, first mini-batch only."""
+    mismatch_max: float = 0.0
+    z_mismatch_max: float = 0.0
+    """Largest |engine - learner| of log pi(z_c), first mini-batch only."""
+    first_tokens: int = 0
+    """Tokens of the first mini-batch."""
+    grad_norm: float = 0.0
+    """Of the last optimiser step, before clipping; the same on every rank."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A padded micro-batch: `read` marks each sample's R + 1 positions, from the last prompt token to the last token."""
+
+    input_ids: Int[Tensor, "batch time"]
+    attention_mask: Int[Tensor, "batch time"]
+    read: Bool[Tensor, "batch time"]
+    targets: Int[Tensor, "read"]
+    is_token: Bool[Tensor, "read"]
+    """True where the target is a response token, False at each sample's last position, which z_c follows."""
+    sample: Int[Tensor, "tokens"]
+    """Row of each response token."""
+    behaviour_logprobs: Float[Tensor, "tokens"]
+
+
+def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, device: torch.device) -> _Rows:
+    """Pad samples on the right. The target after the last token is `z_token`: at EOS its log-prob is the score's.
+
+    The last position is read whether or not there is a `z_token`, so that self-rewarding changes no other number.
+    """
+    if not samples:
+        # A rank without samples runs two tokens through the model, because its peers gather weights with it.
+        samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False)]
+    prompts = [len(s.prompt_ids) for s in samples]
+    responses = [len(s.response_ids) for s in samples]
+    width = max(p + r for p, r in zip(prompts, responses, strict=True))
+    input_ids = torch.full((len(samples), width), pad_token)
+    attention_mask = torch.zeros(len(samples), width, dtype=torch.long)
+    read = torch.zeros(len(samples), width, dtype=torch.bool)
+    targets, is_token = [], []
+    for row, (sample, p, r) in enumerate(zip(samples, prompts, responses, strict=True)):
+        input_ids[row, : p + r] = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        attention_mask[row, : p + r] = 1
+        read[row, p - 1 : p + r] = True
+        targets += [*sample.response_ids.tolist(), pad_token if z_token is None else z_token]
+        is_token += [True] * r + [False]
+    return _Rows(
+        input_ids.to(device),
+        attention_mask.to(device),
+        read.to(device),
+        torch.tensor(targets, device=device),
+        torch.tensor(is_token, device=device),
+        torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(responses)).to(device),
+        torch.from_numpy(np.concatenate([s.logprobs for s in samples])).to(device),
+    )
+
+
+class LearnerRank:
+    """One ZeRO-3 rank. Every method is a collective: the pool calls it on all ranks, in the same order.
+
+    Args:
+        config: The run's configuration.
+        model_path: Where the policy starts from.
+        z_token: Id of z_c, or None when self-rewarding is off.
+        rank, world_size: This rank's place in the pool.
+    """
+
+    def __init__(self, config: RunConfig, model_path: str, z_token: int | None, rank: int, world_size: int) -> None:
+        self.config, self.model_path, self.z_token = config, model_path, z_token
+        self.rank, self.world_size = rank, world_size
+        self.on_gpu = config.learning.gpus_per_rank > 0
+        self.device = torch.device("cuda" if self.on_gpu else "cpu")
+        if not self.on_gpu:
+            torch.set_num_threads(max(1, int(config.learning.cpus_per_rank)))
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port for the process group; asked of rank 0."""
+        import socket
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def setup(self, address: str, port: int) -> int:
+        """Join the process group and load the model into shards. Returns the number of parameters."""
+        zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu)
+        import deepspeed
+        from transformers import AutoTokenizer
+
+        settings = self.config.learning
+        ds_config = zero3.zero3_config(
+            dtype=settings.dtype, grad_clip=settings.grad_clip, offload=settings.offload, on_gpu=self.on_gpu, extra=settings.deepspeed
+        )
+        torch.manual_seed(self.config.run.seed)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model_path)
+        self.pad_token = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        self.model = zero3.load_model(
+            self.model_path,
+            ds_config,
+            dtype=settings.dtype,
+            attention=settings.attention,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        optimizer = _adamw(self.model, settings)
+        self.engine, self.optimizer, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=ds_config)
+        self.engine.train()
+        self.reference = None
+        if self.config.needs_reference:
+            reference = zero3.load_model(self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention)
+            self.reference, *_ = deepspeed.initialize(model=reference, config={k: v for k, v in ds_config.items() if "optim" not in k})
+            self.reference.eval()
+        return sum(p.ds_numel for p in self.model.parameters())
+
+    def step(self, batch: TrainBatch) -> StepSums:
+        """One optimiser step a mini-batch."""
+        started = time.perf_counter()
+        self._set_lr(batch.step)
+        groups = self._fetch(batch)
+        several = len(batch.mini_batches) > 1
+        old = [self._old_logprobs(mini, groups, batch) for mini in batch.mini_batches] if several else [None]
+        sums = dict.fromkeys(StepSums.__dataclass_fields__, 0.0)
+        for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
+            self._mini_batch(batch, groups, mini, old_logprobs, sums, first=number == 0)
+        sums["grad_norm"] = float(self.engine.get_global_grad_norm())
+        for mean in ("policy_loss", "self_reward_loss", "total_loss", "kl"):
+            sums[mean] /= len(batch.mini_batches)
+        sums["seconds"] = time.perf_counter() - started
+        return StepSums(**{**sums, **{k: int(sums[k]) for k in ("tokens", "clipped_tokens", "first_tokens")}})
+
+    def reference_z_logprobs(self, groups: Sequence[Any], plan: Plan, samples_per_group: int) -> dict[int, float]:
+        """log pi_ref(z_c | x, y, EOS) of this rank's samples, for `loss.c_ref: exact`; unfinished samples are left out."""
+        assert self.reference is not None
+        found: dict[int, float] = {}
+        fetched: dict[int, Trajectories] = {}
+        for micro in plan[self.rank]:
+            samples = [_sample(groups, fetched, index, samples_per_group) for index in micro]
+            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
+            with torch.no_grad():
+                logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            at_end = logprobs[~rows.is_token].tolist()
+            found |= {index: value for index, sample, value in zip(micro, samples, at_end, strict=False) if sample.finished}
+        return found
+
+    def publish(self, dtype: str, chunk_bytes: int) -> list[Any]:
+        """Gather the weights, cast them to the engines' `dtype` and put them in the object store; refs on rank 0, [] elsewhere."""
+        parameters = zero3.gathered_parameters(self.model, chunk_bytes, is_sender=self.rank == 0)
+        return [ray.put(chunk) for chunk in pack_chunks(parameters, getattr(torch, dtype), chunk_bytes)]
+
+    def save(self, folder: str) -> None:
+        """Model and optimiser shards and random state, restorable at the same number of ranks."""
+        self.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
+        torch.save({"torch": torch.get_rng_state()}, Path(folder) / f"random_state_{self.rank}.pt")
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote."""
+        path, _ = self.engine.load_checkpoint(folder, tag="zero3")
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+        torch.set_rng_state(torch.load(Path(folder) / f"random_state_{self.rank}.pt")["torch"])
+
+    def export(self, folder: str) -> None:
+        """Write the weights as a Hugging Face folder (rank 0 writes)."""
+        zero3.export_model(self.model, Path(folder), self.tokenizer, is_sender=self.rank == 0)
+
+    def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
+        """Loss and full gradients of a batch of one mini-batch, without an optimiser step: for replay and tests."""
+        from deepspeed.utils import safe_get_full_grad
+
+        sums = dict.fromkeys(StepSums.__dataclass_fields__, 0.0)
+        self._mini_batch(batch, self._fetch(batch), batch.mini_batches[0], None, sums, first=True, update=False)
+        gradients = {name: safe_get_full_grad(p).cpu().numpy() for name, p in self.model.model.named_parameters()}
+        self.engine.optimizer.zero_grad()
+        return StepSums(**sums), gradients
+
+    def _mini_batch(
+        self,
+        batch: TrainBatch,
+        groups: dict[int, Trajectories],
+        mini: MiniBatch,
+        old_logprobs: list[Tensor] | None,
+        sums: dict[str, float],
+        first: bool,
+        update: bool = True,
+    ) -> None:
+        loss_config = self.config.loss
+        settings = LossSettings(
+            alpha=batch.alpha,
+            beta_v=loss_config.beta_v,
+            kl_coef=loss_config.kl_coef,
+            kl_estimator=loss_config.kl_estimator,
+            clip_low=loss_config.clip_low,
+            clip_high=loss_config.clip_high,
+            dual_clip=loss_config.dual_clip,
+            tis_cap=loss_config.importance_cap,
+        )
+        micro_batches = mini.plan[self.rank]
+        for number, micro in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
+            samples = [_sample(batch.groups, groups, index, batch.samples_per_group) for index in micro]
+            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
+            logprobs, entropy = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            token_logprobs, z_logprobs = logprobs[rows.is_token], logprobs[~rows.is_token]
+            scored = self.z_token is not None and bool(micro)
+            outputs = laser_loss(
+                LossInputs(
+                    logprobs=token_logprobs,
+                    advantages=self._per_sample(batch.advantages, micro)[rows.sample],
+                    total_tokens=mini.total_tokens,
+                    total_finished=mini.total_finished,
+                    old_logprobs=None if old_logprobs is None else old_logprobs[number],
+                    behaviour_logprobs=rows.behaviour_logprobs,
+                    ref_logprobs=self._reference_logprobs(rows),
+                    z_logprobs=z_logprobs if scored else None,
+                    c_ref=self._per_sample(batch.c_ref, micro) if scored else None,
+                    rewards=self._per_sample(batch.rewards, micro) if scored else None,
+                    weights=self._per_sample(batch.class_weights, micro) if scored else None,
+                ),
+                settings if scored else _without_self_reward(settings),
+            )
+            # An empty micro-batch has no loss; zero times its outputs still runs the backward pass its peers wait for.
+            loss = outputs.total if micro else logprobs.sum() * 0.0
+            # ZeRO averages gradients over ranks; the loss is already divided by counts over all of them.
+            self.engine.backward(loss * self.world_size)
+            if update:
+                self.engine.step()
+            if not micro:
+                continue
+            sums["policy_loss"] += outputs.policy.item()
+            sums["self_reward_loss"] += outputs.self_reward.item()
+            sums["total_loss"] += outputs.total.item()
+            sums["kl"] += outputs.kl.item()
+            sums["clipped_tokens"] += outputs.clipped_tokens.item()
+            sums["mismatch_kl"] += outputs.mismatch_kl_sum.item()
+            sums["entropy"] += entropy[rows.is_token].sum().item()
+            sums["tokens"] += len(token_logprobs)
+            if first:
+                difference = (token_logprobs.detach() - rows.behaviour_logprobs).abs()
+                sums["first_tokens"] += len(difference)
+                sums["mismatch_abs"] += difference.sum().item()
+                sums["mismatch_max"] = max(sums["mismatch_max"], difference.max().item())
+                if scored:
+                    engine_z = torch.tensor([_z_logprob(groups, index, batch.samples_per_group) for index in micro])
+                    gap = (z_logprobs.detach().cpu() - engine_z).abs().nan_to_num()
+                    sums["z_mismatch_max"] = max(sums["z_mismatch_max"], gap.max().item())
+
+    @torch.no_grad()
+    def _old_logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories], batch: TrainBatch) -> list[Tensor]:
+        """Log-probs of the policy before the first update, which later mini-batches are clipped against."""
+        found = []
+        for micro in mini.plan[self.rank]:
+            samples = [_sample(batch.groups, groups, index, batch.samples_per_group) for index in micro]
+            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
+            logprobs, _ = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            found.append(logprobs[rows.is_token])
+        return found
+
+    @torch.no_grad()
+    def _reference_logprobs(self, rows: _Rows) -> Tensor | None:
+        if self.reference is None or self.config.loss.kl_coef == 0:
+            return None
+        logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+        return logprobs[rows.is_token]
+
+    def _fetch(self, batch: TrainBatch) -> dict[int, Trajectories]:
+        wanted = sorted(
+            {index // batch.samples_per_group for mini in batch.mini_batches for micro in mini.plan[self.rank] for index in micro}
+        )
+        return dict(zip(wanted, ray.get([batch.groups[number] for number in wanted]), strict=True))
+
+    def _per_sample(self, values: Float32[np.ndarray, "samples"], micro: list[int]) -> Float[Tensor, "batch"]:
+        return torch.from_numpy(values[micro] if micro else np.zeros(1, np.float32)).to(self.device)
+
+    def _set_lr(self, step: int) -> None:
+        warmup = self.config.learning.warmup_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning.lr * min(1.0, step / warmup if warmup else 1.0)
+
+
+def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: Any) -> list[Any]:
+    """Start all ranks and wait until they hold the model. `spawn(cls, rank, *arguments)` makes an actor."""
+    world_size = config.learning.num_ranks
+    ranks = [spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)]
+    address, port = ray.get(ranks[0].address.remote())
+    ray.get([rank.setup.remote(address, port) for rank in ranks])
+    return ranks
+
+
+def _adamw(model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:
+    arguments = {"lr": settings.lr, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
+    if settings.offload != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
+    return torch.optim.AdamW(model.parameters(), **arguments)
+
+
+def _without_self_reward(settings: LossSettings) -> LossSettings:
+    return replace(settings, alpha=0.0)
+
+
+def _sample(refs: Sequence[Any], groups: dict[int, Trajectories], index: int, samples_per_group: int) -> Sample:
+    number, position = divmod(index, samples_per_group)
+    if number not in groups:
+        groups[number] = ray.get(refs[number])
+    return groups[number].sample(position)
+
+
+def _z_logprob(groups: dict[int, Trajectories], index: int, samples_per_group: int) -> float:
+    number, position = divmod(index, samples_per_group)
+    return float(groups[number].z_logprobs[position])

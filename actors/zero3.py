@@ -1,0 +1,167 @@
+"""A causal language model in DeepSpeed ZeRO-3: its configuration, loading into shards, log-prob forward, gathering, export.
+
+Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`orchestrator.sft`).
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from orchestrator.algorithm.token_logprobs import LogProbHead
+from orchestrator.errors import ConfigError
+
+
+class LogProbModel(torch.nn.Module):
+    """A Hugging Face causal language model whose forward gives log-probs of chosen tokens instead of logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(model.config, setting, None) not in (None, 1.0):
+                raise ConfigError(
+                    f"model.path: {model.config.model_type} models scale their logits ({setting}), which the log-prob head does not do; "
+                    "choose a model without it"
+                )
+        model.set_output_embeddings(LogProbHead.from_linear(model.get_output_embeddings()))
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch time"],
+        attention_mask: Int[Tensor, "batch time"],
+        read: Bool[Tensor, "batch time"],
+        targets: Int[Tensor, "tokens"],
+    ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+        """Log-prob of each target and entropy (nats) at the positions marked in `read`, row by row; rows are padded on the right."""
+        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(hidden[read], targets)
+
+    def checkpoint_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters under their checkpoint names, tied ones under each of their names: vLLM keeps a packed copy of each."""
+        yield from self.model.named_parameters(remove_duplicate=False)
+
+
+def join_process_group(rank: int, world_size: int, address: str, port: int, on_gpu: bool) -> None:
+    """Enter the ranks' process group: nccl between GPUs, gloo between CPUs. `LOCAL_RANK` is 0, since Ray shows a rank its own GPU."""
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+    }
+    prepare_process(on_gpu)
+    if not on_gpu:
+        _build_cpu_operators()
+    import deepspeed
+
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+
+
+def prepare_process(on_gpu: bool) -> None:
+    """Choose DeepSpeed's accelerator before its first import, and quiet its start-up log."""
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
+    import logging
+
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+
+
+def _build_cpu_operators() -> None:
+    """Compile DeepSpeed's CPU communication once a machine (30 s with g++), in a cache of our own.
+
+    torch's build leaves a `lock` behind when it is killed, and every later build waits for it for ever. Whoever holds our lock,
+    which the kernel frees with its process, knows that no build runs, so that a `lock` found then is such a leftover.
+    """
+    import fcntl
+
+    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")))
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "laser.lock").open("w") as ours:
+        fcntl.flock(ours, fcntl.LOCK_EX)
+        for leftover in cache.glob("**/lock"):
+            leftover.unlink()
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+
+
+def zero3_config(*, dtype: str, grad_clip: float, offload: str, on_gpu: bool, extra: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's configuration; `extra` (the user's `learning.deepspeed`) is merged over it, section by section."""
+    zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    config: dict[str, Any] = {
+        # The learner counts micro-batches and normalises the loss itself.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": grad_clip,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return _merge(config, extra)
+
+
+def load_model(
+    path: str, config: dict[str, Any], *, dtype: str, attention: str = "sdpa", gradient_checkpointing: bool = False
+) -> LogProbModel:
+    """Load a model straight into ZeRO-3 shards: no rank ever holds all of it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # Alive while the model loads: transformers looks it up through a weak reference.
+    shard_on_load = HfDeepSpeedConfig(config)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
+    del shard_on_load
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LogProbModel(model)
+
+
+def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) -> Iterator[tuple[str, Tensor]]:
+    """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
+
+    A collective: every rank iterates it to the end. Only the sender gets tensors; they are copies, good after the next group.
+    """
+    import deepspeed
+
+    group: list[tuple[str, torch.nn.Parameter]] = []
+    size = 0
+    parameters = list(model.checkpoint_parameters())
+    for position, (name, parameter) in enumerate(parameters):
+        group.append((name, parameter))
+        size += parameter.ds_numel * parameter.element_size()
+        if size < chunk_bytes and position + 1 < len(parameters):
+            continue
+        unique = list({id(p): p for _, p in group}.values())
+        with deepspeed.zero.GatheredParameters(unique):
+            copies = [(n, p.detach().to("cpu", copy=True)) for n, p in group] if is_sender else []
+        yield from copies
+        group, size = [], 0
+
+
+def export_model(model: LogProbModel, folder: Path, tokenizer: Any, is_sender: bool) -> None:
+    """Write a Hugging Face folder that vLLM and transformers load. A collective; the sender writes."""
+    state = dict(gathered_parameters(model, 2**30, is_sender))
+    if is_sender:
+        model.model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in extra.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged

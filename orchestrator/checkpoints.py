@@ -1,0 +1,100 @@
+"""Checkpoints: complete, atomic and pruned. A folder that carries its final name is whole.
+
+`checkpoints/step-000100/` holds the learner's shards, `state.json` (step, problem order, c_ref, MLflow run) and `export/`, the
+weights as a Hugging Face folder with its `self_reward.json`. `export` beside `checkpoints` links to the newest one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SelfRewardCard:
+    """`self_reward.json`: all that evaluation and service need to read a model's score."""
+
+    token: str
+    token_id: int
+    c_ref: float
+    beta_v: float
+    eos_token_ids: list[int]
+    instruction: str
+    chat_template_sha256: str
+
+    def write(self, folder: Path) -> None:
+        (folder / "self_reward.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What the driver needs to go on; the learner's own state lies beside it."""
+
+    step: int
+    num_ranks: int
+    prompt_order: dict[str, Any]
+    c_ref: float | None
+    mlflow_run_id: str
+    seconds: float
+    """Training time so far, all sessions together."""
+    base: dict[str, float] | None
+    """Evaluation of the initial model."""
+
+
+def template_hash(tokenizer: Any) -> str:
+    """SHA-256 of the chat template, by which a service sees that it renders prompts as training did."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, run_folder: Path, keep: int) -> None:
+        self.run_folder, self.keep = run_folder, keep
+        self.folder = run_folder / "checkpoints"
+
+    def newest(self) -> tuple[Path, TrainingState] | None:
+        """The newest complete checkpoint, or None."""
+        complete = self._complete()
+        if not complete:
+            return None
+        path = complete[-1] / "state.json"
+        try:
+            return complete[-1], TrainingState(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: is not a state this version can read ({error}); move the run's folder away to start anew"
+            ) from error
+
+    def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint: `write(folder)` adds the learner's shards and `export/`. It takes its name only when complete."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial, final = self.folder / f".partial-{state.step:06d}", self.folder / f"step-{state.step:06d}"
+        for leftover in self.folder.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        write(partial)
+        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        self._link_export(final / "export")
+        for old in self._complete()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def _complete(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
+
+    def _link_export(self, target: Path) -> None:
+        link = self.run_folder / "export"
+        temporary = self.run_folder / ".export-new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(target, self.run_folder))
+        temporary.replace(link)

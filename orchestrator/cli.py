@@ -1,0 +1,57 @@
+"""The `laser` command: a thin layer that reads arguments, calls the library, and turns its errors into messages.
+
+Exit status: 0 done, 2 refused before anything was started, 1 failed while running.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from orchestrator.errors import LaserError, RunError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except RunError as error:
+        print(f"laser {options.name}: {error}", file=sys.stderr)
+        return 1
+    except LaserError as error:
+        print(f"laser {options.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nlaser {options.name}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    from orchestrator.config import RunConfig, load_config
+
+    config = load_config(options.config, options.overrides, RunConfig)
+    from orchestrator.run import train
+
+    outcome = train(config)
+    if outcome.already_finished:
+        print(f"{config.folder} is finished: {outcome.summary['steps']} steps. Raise run.steps to go on, or choose another run.name.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="laser", description="LaSeR: reinforcement learning with last-token self-rewarding, on Ray.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run, help_text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.set_defaults(command=run, name=name)
+        return command
+
+    train = add("train", _train, "train a run; the same command again resumes it")
+    train.add_argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.alpha=0.5")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

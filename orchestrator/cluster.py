@@ -1,0 +1,147 @@
+"""Where a run's actors live: connecting to Ray and the run's one placement group.
+
+In: the sizes of the pools. Out: a `Placement` that starts actors in their bundles, or a `ConfigError` with what is needed and what
+is there, before anything is started.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError
+
+Resources = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """The run's demand: learner bundles first (one a node), then one an engine, then one a verifier."""
+
+    learners: list[Resources]
+    engines: list[Resources]
+    verifiers: list[Resources]
+
+    @property
+    def all(self) -> list[Resources]:
+        return self.learners + self.engines + self.verifiers
+
+    def total(self, resource: str) -> float:
+        return sum(bundle.get(resource, 0.0) for bundle in self.all)
+
+
+def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
+    """The bundles of a run on a cluster of `nodes`.
+
+    Raises:
+        ConfigError: The nodes together, or each alone, cannot hold them.
+    """
+    learning, rollout, verification = config.learning, config.rollout, config.verification
+    rank = _resources(learning.cpus_per_rank, learning.gpus_per_rank)
+    engine = _resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel)
+    per_node = max((min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes), default=0)
+    per_node = max(1, min(per_node, learning.num_ranks))
+    learners = []
+    for start in range(0, learning.num_ranks, per_node):
+        count = min(per_node, learning.num_ranks - start)
+        learners.append({name: amount * count for name, amount in rank.items()})
+    bundles = Bundles(learners, [engine] * rollout.num_engines, [_resources(verification.cpus, 0.0)] * verification.num_workers)
+    _refuse_what_cannot_fit(config, bundles, nodes)
+    return bundles
+
+
+def local_nodes() -> list[Resources]:
+    """This machine as a cluster of one node, without starting Ray."""
+    node: Resources = {"CPU": float(os.cpu_count() or 1)}
+    try:
+        import torch
+
+        node["GPU"] = float(torch.cuda.device_count())
+    except ImportError:
+        pass
+    return [node]
+
+
+def connect() -> list[Resources]:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Returns the nodes' resources."""
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=True, logging_level="WARNING")
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class Placement:
+    """The run's placement group; `spawn` starts an actor in the bundle of its pool."""
+
+    def __init__(self, config: RunConfig, bundles: Bundles) -> None:
+        self.config, self.bundles = config, bundles
+        self.group: PlacementGroup = placement_group(bundles.all, strategy="PACK")
+        if not self.group.wait(timeout_seconds=120):
+            remove_placement_group(self.group)
+            raise ConfigError(f"the cluster is busy: it could not free {_demand(bundles)} within 120 s; stop other jobs or try again later")
+
+    def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
+        settings = self.config.learning
+        ranks_per_bundle = math.ceil(settings.num_ranks / len(self.bundles.learners))
+        return self._spawn(cls, rank // ranks_per_bundle, settings.cpus_per_rank, settings.gpus_per_rank, 1, arguments)
+
+    def engine(self, cls: type, index: int, *arguments: Any) -> Any:
+        settings = self.config.rollout
+        bundle = len(self.bundles.learners) + index
+        return self._spawn(cls, bundle, settings.cpus, settings.gpus * settings.tensor_parallel, 1000, arguments)
+
+    def verifier(self, cls: type, index: int, *arguments: Any) -> Any:
+        bundle = len(self.bundles.learners) + len(self.bundles.engines) + index
+        return self._spawn(cls, bundle, self.config.verification.cpus, 0.0, 2, arguments)
+
+    def remove(self) -> None:
+        remove_placement_group(self.group)
+
+    def _spawn(self, cls: type, bundle: int, cpus: float, gpus: float, concurrency: int, arguments: tuple) -> Any:
+        threads = str(max(1, int(cpus)))
+        return (
+            ray.remote(cls)
+            .options(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                max_concurrency=concurrency,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
+                # More threads than the share are many times slower as soon as another process competes.
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+            )
+            .remote(*arguments)
+        )
+
+
+def _resources(cpus: float, gpus: float) -> Resources:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def _demand(bundles: Bundles) -> str:
+    return ", ".join(f"{bundles.total(name):g} {name}s" for name in ("CPU", "GPU") if bundles.total(name))
+
+
+def _refuse_what_cannot_fit(config: RunConfig, bundles: Bundles, nodes: list[Resources]) -> None:
+    problems = []
+    for name in ("CPU", "GPU"):
+        there, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
+        if needed > there + 1e-9:
+            problems.append(f"the pools need {needed:g} {name}s, but {there:g} are there")
+    for bundle in bundles.all:
+        if not problems and not any(all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()) for node in nodes):
+            problems.append(f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)")
+    if problems:
+        learning, rollout, verification = config.learning, config.rollout, config.verification
+        raise ConfigError(
+            "; ".join(dict.fromkeys(problems)) + ":\n"
+            f"  learning      {learning.num_ranks} rank(s) x (learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g})\n"
+            f"  rollout       {rollout.num_engines} engine(s) x (rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel})\n"
+            f"  verification  {verification.num_workers} worker(s) x (verification.cpus={verification.cpus:g})\n"
+            "Lower these (fractions share a CPU), or name a larger cluster in RAY_ADDRESS."
+        )

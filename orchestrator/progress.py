@@ -1,0 +1,84 @@
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+SHOWN = {
+    "train/accuracy": "accuracy",
+    "self_reward/f1": "F1",
+    "loss/total": "loss",
+    "train/response_tokens": "tokens",
+    "time/rollout": "rollout s",
+    "time/verify": "verify s",
+    "time/learn": "learn s",
+    "time/sync": "sync s",
+    "time/step": "step s",
+}
+PLAIN_LINES_EVERY = 10
+
+
+class RunProgress:
+    """Shows each step; `total` steps, of which `done` are already behind."""
+
+    def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.title, self.total, self.first = title, total, done
+        self.started = time.monotonic()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"), console=self.console,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.values: Mapping[str, float] = {}
+
+    def __enter__(self) -> "RunProgress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(message)
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Step `step` is done, with these metrics."""
+        self.values = values
+        eta = _clock((time.monotonic() - self.started) / (step - self.first) * (self.total - step))
+        if self.live:
+            self.bar.update(self.task, completed=step, eta=eta)
+            self.live.update(self._panel())
+        elif step % PLAIN_LINES_EVERY == 0 or step in (self.first + 1, self.total):
+            shown = "  ".join(f"{label} {_number(values[key])}" for key, label in SHOWN.items() if key in values)
+            self.console.print(f"step {step}/{self.total}  {shown}  ETA {eta}", soft_wrap=True)
+
+    def _panel(self) -> Table:
+        figures = Table(box=None, padding=(0, 2, 0, 0))
+        present = {label: self.values[key] for key, label in SHOWN.items() if key in self.values}
+        for label in present:
+            figures.add_column(label, justify="right")
+        figures.add_row(*(_number(value) for value in present.values()))
+        panel = Table.grid()
+        panel.add_row(self.bar)
+        panel.add_row(figures)
+        return panel
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

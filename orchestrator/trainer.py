@@ -1,0 +1,344 @@
+"""The LaSeR training loop: algorithm 1 of the paper (arXiv 2510.14943) over three pools of actors.
+
+In: a configuration. Out: a trained model with its self-reward card, checkpoints, an MLflow run and `summary.json`. The driver holds
+refs and per-sample scalars; tokens and weights go from pool to pool through the Ray object store.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Float32
+
+from actors.learning import MiniBatch, StepSums, TrainBatch
+from actors.rollout import GroupRequest
+from actors.verification import Status
+from orchestrator.algorithm.advantages import group_advantages, mix_self_rewards
+from orchestrator.algorithm.metrics import self_verification
+from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
+from orchestrator.algorithm.schedule import Schedule
+from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, class_weights, self_reward_score
+from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
+from orchestrator.config import RunConfig
+from orchestrator.errors import RunError
+from orchestrator.evaluation import describe, evaluate, sampled_solutions, summarise
+from orchestrator.groups import Batch, CollectTimes, Group, collect, save_rollouts
+from orchestrator.pools import Pools
+from orchestrator.preparation import Prepared
+from orchestrator.progress import RunProgress
+from orchestrator.prompts import PromptOrder
+from orchestrator.tracking import Tracker, score_figure
+
+EVALUATION_SEED = 2**40
+CALIBRATION_SEED = 2**41
+
+
+class Trainer:
+    """One run, from its start or its newest checkpoint to its last step."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared, pools: Pools, tracker: Tracker, progress: RunProgress) -> None:
+        self.config, self.prepared, self.pools, self.tracker, self.progress = config, prepared, pools, tracker, progress
+        self.schedule = Schedule(config.loss.reasoning_warmup_steps, config.loss.self_reward_warmup_steps)
+        self.order = PromptOrder(len(prepared.train), config.run.seed)
+        self.checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
+        self.step = 0
+        self.c_ref: float | None = None
+        self.base: dict[str, float] | None = None
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; returns the summary."""
+        self.pools.publish(self.step)
+        self.pools.wait_ready()
+        if self.step == 0:
+            self.c_ref = self._choose_c_ref()
+            self.base = self._evaluate()
+        for step in range(self.step + 1, self.config.run.steps + 1):
+            began = time.perf_counter()
+            # Sample y ~ pi(. | x), verify r_v, and read log pi(z_c | x, y, EOS) in the same generation.
+            batch, times = self._collect(step)
+            scores = self._scores(batch)
+            # A = (1 - tau) * A_v + tau * A_s
+            advantages = self._advantages(batch, scores, step)
+            # L = L_policy + alpha * mean(m * w * (score - r_v)^2)
+            sums = self.pools.learn(self._train_batch(batch, advantages, step))
+            learned = time.perf_counter()
+            self.pools.publish(step)
+            synced = time.perf_counter()
+            self.step = step
+            metrics = self._metrics(batch, scores, sums, times) | {
+                "time/learn": max(rank.seconds for rank in sums),
+                "time/sync": synced - learned,
+                "time/step": synced - began,
+            }
+            self.tracker.log_step(step, metrics)
+            self.progress.step(step, metrics)
+            self._keep(batch, scores, advantages)
+        return self._finish()
+
+    def restore(self, folder: Path, state: TrainingState) -> None:
+        """Continue from a checkpoint: learner, problem order, c_ref and base evaluation."""
+        ray.get([rank.load.remote(str(folder / "learner")) for rank in self.pools.learners])
+        self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
+        self.step, self.c_ref, self.base, self.seconds_before = state.step, state.c_ref, state.base, state.seconds
+
+    def _collect(self, step: int) -> tuple[Batch, CollectTimes]:
+        rollout = self.config.rollout
+        groups = []
+        for position, index in enumerate(self.order.next(rollout.prompts_per_step)):
+            # A seed a sample, so that a step is the same whichever engine makes it and however often the run is resumed.
+            seed = (self.config.run.seed << 32) + (step * rollout.prompts_per_step + position) * rollout.samples_per_prompt
+            prompts = self.prepared.train
+            groups.append(Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)))
+        return collect(self.pools.rollouts, self.pools.verifiers, groups)
+
+    def _scores(self, batch: Batch) -> Float32[np.ndarray, "samples"] | None:
+        """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when self-rewarding is off."""
+        if self.config.self_reward.token is None:
+            return None
+        return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(self._c_refs(batch)), self.config.loss.beta_v).numpy()
+
+    def _c_refs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
+        if self.c_ref is not None:
+            return np.full(len(batch.rewards), self.c_ref, np.float32)
+        settings = self.config.learning
+        plan = plan_micro_batches(batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
+        refs = [group.trajectories for group in batch.groups]
+        found = ray.get(
+            [rank.reference_z_logprobs.remote(refs, plan, self.config.rollout.samples_per_prompt) for rank in self.pools.learners]
+        )
+        exact = {index: value for rank in found for index, value in rank.items()}
+        return np.array([exact.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
+
+    def _advantages(self, batch: Batch, scores: np.ndarray | None, step: int) -> torch.Tensor:
+        # A sample whose check failed is a group of its own, which has advantage 0: it is neither rewarded nor punished.
+        alone = np.where(batch.verified, batch.group, len(batch.groups) + np.arange(len(batch.group)))
+        group = torch.from_numpy(alone.astype(np.int64))
+        advantages = group_advantages(torch.from_numpy(batch.rewards), group)
+        if scores is None or self.config.loss.tau == 0 or not self.schedule.advantage_mix_active(step):
+            return advantages
+        loss = self.config.loss
+        scored = torch.from_numpy(batch.scored)
+        return mix_self_rewards(advantages, torch.from_numpy(scores), scored, group, loss.tau, loss.filter_std)
+
+    def _train_batch(self, batch: Batch, advantages: torch.Tensor, step: int) -> TrainBatch:
+        loss = self.config.loss
+        scored = self.config.self_reward.token is not None
+        return make_train_batch(
+            self.config,
+            batch,
+            [group.trajectories for group in batch.groups],
+            advantages=advantages.numpy().astype(np.float32),
+            c_ref=self._c_refs(batch) if scored else np.zeros(len(batch.rewards), np.float32),
+            step=step,
+            alpha=loss.alpha if scored and self.schedule.loss_term_active(step) else 0.0,
+        )
+
+    def _metrics(self, batch: Batch, scores: np.ndarray | None, sums: Sequence[StepSums], times: CollectTimes) -> dict[str, float]:
+        tokens = sum(rank.tokens for rank in sums)
+        first_tokens = sum(rank.first_tokens for rank in sums)
+        seconds = times.rollout + times.verify + max(rank.seconds for rank in sums)
+        metrics = {
+            "train/accuracy": batch.accuracy,
+            "train/response_tokens": float(batch.lengths.mean()),
+            "train/finished_share": float(batch.finished.mean()),
+            "loss/policy": sum(rank.policy_loss for rank in sums),
+            "loss/total": sum(rank.total_loss for rank in sums),
+            "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
+            "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
+            "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / tokens,
+            "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / first_tokens,
+            "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
+            "policy/grad_norm": sums[0].grad_norm,
+            "policy/kl": sum(rank.kl for rank in sums),
+            "time/rollout": times.rollout,
+            "time/verify": times.verify,
+            "throughput/samples_per_s": len(batch.rewards) / seconds,
+            "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds,
+            "rollout/staleness": float((self.pools.version - 1 - batch.versions).mean()),
+            "verify/timeouts": float(batch.count(Status.TIMEOUT)),
+            "verify/errors": float(batch.count(Status.ERROR)),
+            "pool/restarts": float(self.pools.restarts),
+        }
+        if scores is None:
+            return metrics
+        correct, usable = batch.rewards > 0, batch.scored
+        agreement = self_verification(scores[batch.verified], correct[batch.verified], batch.finished[batch.verified])
+        return metrics | {
+            "loss/self_reward": sum(rank.self_reward_loss for rank in sums),
+            "self_reward/f1": agreement.f1,
+            "self_reward/accuracy_correct": agreement.accuracy_correct,
+            "self_reward/accuracy_wrong": agreement.accuracy_wrong,
+            "self_reward/score_correct": _mean(scores[usable & correct]),
+            "self_reward/score_wrong": _mean(scores[usable & ~correct]),
+            "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
+        }
+
+    def _keep(self, batch: Batch, scores: np.ndarray | None, advantages: torch.Tensor) -> None:
+        run, last = self.config.run, self.step == self.config.run.steps
+        if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
+            path = self.config.folder / "rollouts" / f"step-{self.step:06d}.parquet"
+            save_rollouts(path, batch, scores, advantages.numpy())
+        if run.eval_every and self.step % run.eval_every == 0 and not last:
+            self._evaluate()
+        if (run.save_every and self.step % run.save_every == 0) or last:
+            self._save()
+
+    def _choose_c_ref(self) -> float | None:
+        loss, token = self.config.loss, self.config.self_reward.token
+        if token is None:
+            return None
+        if loss.c_ref == "exact":
+            return None
+        if loss.c_ref == "calibrate":
+            calibration = self._calibrate()
+            c_ref = calibration.c_ref
+            self.progress.say(
+                f"c_ref = {c_ref:.3f} (log pi_ref({token}) over {calibration.n} solutions of the initial model, spread {calibration.std:.3f})"
+            )
+        else:
+            c_ref = float(loss.c_ref)
+        check = check_c_ref(c_ref, loss.beta_v)
+        if check.level == "refuse":
+            raise RunError("loss.c_ref: " + " ".join(check.messages))
+        for message in check.messages:
+            self.progress.say(f"[yellow]warning[/yellow] loss.c_ref: {message}")
+        return c_ref
+
+    def _calibrate(self) -> Calibration:
+        """Mean log pi_ref(z_c) over the initial model's own solutions."""
+        samples = self.config.rollout.samples_per_prompt
+        prompts = self.prepared.train
+        count = min(len(prompts), math.ceil(self.config.self_reward.calibration_samples / samples))
+        groups = [
+            Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), samples, CALIBRATION_SEED + position * samples))
+            for position, index in enumerate(PromptOrder(len(prompts), self.config.run.seed).next(count))
+        ]
+        batch, _ = collect(self.pools.rollouts, self.pools.verifiers, groups)
+        return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
+
+    def _evaluate(self) -> dict[str, float] | None:
+        if self.prepared.eval is None:
+            return None
+        name, settings = self.prepared.eval_name, self.config.evaluation
+        batch = evaluate(
+            self.pools.rollouts,
+            self.pools.verifiers,
+            self.prepared.eval,
+            settings.samples_per_problem,
+            settings.temperature,
+            EVALUATION_SEED,
+        )
+        scores = self._scores(batch)
+        evaluation = summarise(batch, scores)
+        figure = None
+        if scores is not None and batch.scored.any():
+            figure = score_figure(scores[batch.scored], batch.rewards[batch.scored] > 0, f"{name}, step {self.step}")
+        table = sampled_solutions(batch, scores, self.config.tracking.sampled_solutions)
+        self.tracker.log_evaluation(name, self.step, evaluation.metrics(), table, figure)
+        self.progress.say(describe(f"step {self.step} on {name}", evaluation))
+        return evaluation.metrics()
+
+    def _save(self) -> None:
+        state = TrainingState(
+            step=self.step,
+            num_ranks=self.config.learning.num_ranks,
+            prompt_order=dict(self.order.state_dict()),
+            c_ref=self.c_ref,
+            mlflow_run_id=self.tracker.run_id,
+            seconds=self._seconds(),
+            base=self.base,
+        )
+        self.checkpoints.save(state, self._write_checkpoint)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        learner, export = str((folder / "learner").resolve()), (folder / "export").resolve()
+        ray.get([rank.save.remote(learner) for rank in self.pools.learners])
+        ray.get([rank.export.remote(str(export)) for rank in self.pools.learners])
+        config, tokens = self.config, self.prepared.tokens
+        if config.self_reward.token is not None and tokens.z_token is not None and self.c_ref is not None:
+            SelfRewardCard(
+                token=config.self_reward.token,
+                token_id=tokens.z_token,
+                c_ref=self.c_ref,
+                beta_v=config.loss.beta_v,
+                eos_token_ids=list(tokens.eos_tokens),
+                instruction=config.data.instruction,
+                chat_template_sha256=template_hash(tokens.tokenizer),
+            ).write(export)
+
+    def _finish(self) -> dict[str, Any]:
+        trained = self._evaluate()
+        summary = {
+            "base": _json_values(self.base),
+            "trained": _json_values(trained),
+            "problems": len(self.prepared.eval) if self.prepared.eval else 0,
+            "samples_per_problem": self.config.evaluation.samples_per_problem,
+            "c_ref": self.c_ref,
+            "steps": self.step,
+            "seconds": round(self._seconds(), 1),
+            "mlflow_run_id": self.tracker.run_id,
+        }
+        path = self.config.folder / "summary.json"
+        path.with_suffix(".partial").write_text(json.dumps(summary, indent=2) + "\n")
+        path.with_suffix(".partial").replace(path)
+        self.tracker.log_summary(summary)
+        self.tracker.finish()
+        return summary
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def make_train_batch(
+    config: RunConfig,
+    batch: Batch,
+    trajectories: Sequence[Any],
+    *,
+    advantages: Float32[np.ndarray, "samples"],
+    c_ref: Float32[np.ndarray, "samples"],
+    step: int,
+    alpha: float,
+) -> TrainBatch:
+    """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
+    settings = config.learning
+    weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
+    sizes = [len(group.verdicts) for group in batch.groups]
+    mini_batches = []
+    for samples in split_mini_batches(sizes, settings.mini_batches):
+        lengths = batch.total_lengths[samples].tolist()
+        plan = plan_micro_batches(lengths, settings.num_ranks, settings.tokens_per_micro_batch)
+        mini_batches.append(
+            MiniBatch(
+                plan=[[[samples[position] for position in micro] for micro in rank] for rank in plan],
+                total_tokens=int(batch.lengths[samples].sum()),
+                total_finished=int(batch.scored[samples].sum()),
+            )
+        )
+    return TrainBatch(
+        step=step,
+        groups=list(trajectories),
+        samples_per_group=sizes[0],
+        advantages=advantages,
+        rewards=batch.rewards,
+        class_weights=weights.astype(np.float32),
+        c_ref=c_ref,
+        mini_batches=mini_batches,
+        alpha=alpha,
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _json_values(figures: dict[str, float] | None) -> dict[str, float | None] | None:
+    """JSON has no NaN: a figure that the samples do not define is null."""
+    return None if figures is None else {name: None if math.isnan(value) else value for name, value in figures.items()}
