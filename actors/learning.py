@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from actors import zero3
-from actors.weight_transfer import pack_chunks
+from actors.weight_chunks import pack_chunks
 from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
 from orchestrator.config import RunConfig

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.trajectories import Generated, GroupSummary, Trajectories, pack
 
 if TYPE_CHECKING:
-    from actors.weight_transfer import WeightChunk
+    from actors.weight_chunks import WeightChunk
 
 CPU_KV_CACHE_GIB = 0.5
 

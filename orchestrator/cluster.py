@@ -72,7 +72,7 @@ def connect() -> list[Resources]:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=True, logging_level="WARNING")
+        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="WARNING")
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
