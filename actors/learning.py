@@ -4,9 +4,10 @@ In: a `TrainBatch`, which refers to trajectories in the object store and holds p
 Out: sums for the metrics, and the new weights as chunks in the object store.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from actors import zero3
 from actors.weight_chunks import pack_chunks
-from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
+from orchestrator.algorithm.loss import LossInputs, LossOutputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
 from orchestrator.config import RunConfig
 from orchestrator.trajectories import Sample, Trajectories
@@ -50,9 +51,9 @@ class TrainBatch:
     """Weight of the self-reward loss in this step: 0 while the schedule leaves it out."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepSums:
-    """What one rank saw in a step; sums over ranks are the batch's. KL divergences are in nats."""
+    """What one rank saw in a step; added up over ranks it is the batch. KL divergences are in nats."""
 
     policy_loss: float = 0.0
     self_reward_loss: float = 0.0
@@ -64,16 +65,34 @@ class StepSums:
     """Sum over tokens."""
     mismatch_kl: float = 0.0
     """Sum over tokens of k3 estimates of KL(engine || learner)."""
+    compared_tokens: int = 0
+    """Tokens of the first mini-batch: there engine and learner have the same weights, and their log-probs are compared."""
     mismatch_abs: float = 0.0
-    """Sum over tokens of |engine - learner| log-prob, first mini-batch only."""
+    """Sum over the compared tokens of |engine - learner| log-prob."""
     mismatch_max: float = 0.0
     z_mismatch_max: float = 0.0
-    """Largest |engine - learner| of log pi(z_c), first mini-batch only."""
-    first_tokens: int = 0
-    """Tokens of the first mini-batch."""
+    """Largest |engine - learner| of log pi(z_c), over the same samples."""
     grad_norm: float = 0.0
     """Of the last optimiser step, before clipping; the same on every rank."""
     seconds: float = 0.0
+
+    def add(self, outputs: LossOutputs, entropy: Float[Tensor, "tokens"], mini_batches: int) -> None:
+        """Take in a micro-batch; losses become means over the step's mini-batches."""
+        self.policy_loss += outputs.policy.item() / mini_batches
+        self.self_reward_loss += outputs.self_reward.item() / mini_batches
+        self.total_loss += outputs.total.item() / mini_batches
+        self.kl += outputs.kl.item() / mini_batches
+        self.clipped_tokens += int(outputs.clipped_tokens)
+        self.mismatch_kl += outputs.mismatch_kl_sum.item()
+        self.entropy += entropy.sum().item()
+        self.tokens += len(entropy)
+
+    def compare(self, learner: Float[Tensor, "tokens"], engine: Float[Tensor, "tokens"]) -> None:
+        """Take in how far the engine's log-probs are from the learner's."""
+        difference = (learner.detach() - engine).abs()
+        self.compared_tokens += len(difference)
+        self.mismatch_abs += difference.sum().item()
+        self.mismatch_max = max(self.mismatch_max, difference.max().item())
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,8 @@ class _Rows:
     sample: Int[Tensor, "tokens"]
     """Row of each response token."""
     behaviour_logprobs: Float[Tensor, "tokens"]
+    behaviour_z_logprobs: Float[Tensor, "batch"]
+    """The engine's log pi(z_c), NaN where a sample is unfinished."""
 
 
 def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, device: torch.device) -> _Rows:
@@ -98,7 +119,7 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
     """
     if not samples:
         # A rank without samples runs two tokens through the model, because its peers gather weights with it.
-        samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False)]
+        samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)]
     prompts = [len(s.prompt_ids) for s in samples]
     responses = [len(s.response_ids) for s in samples]
     width = max(p + r for p, r in zip(prompts, responses, strict=True))
@@ -120,6 +141,7 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
         torch.tensor(is_token, device=device),
         torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(responses)).to(device),
         torch.from_numpy(np.concatenate([s.logprobs for s in samples])).to(device),
+        torch.tensor([s.z_logprob for s in samples], device=device),
     )
 
 
@@ -177,36 +199,40 @@ class LearnerRank:
             reference = zero3.load_model(self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention)
             self.reference, *_ = deepspeed.initialize(model=reference, config={k: v for k, v in ds_config.items() if "optim" not in k})
             self.reference.eval()
-        return sum(p.ds_numel for p in self.model.parameters())
+        return zero3.parameter_count(self.model)
 
     def step(self, batch: TrainBatch) -> StepSums:
         """One optimiser step a mini-batch."""
         started = time.perf_counter()
-        self._set_lr(batch.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(batch.step)
         groups = self._fetch(batch)
         several = len(batch.mini_batches) > 1
-        old = [self._old_logprobs(mini, groups, batch) for mini in batch.mini_batches] if several else [None]
-        sums = dict.fromkeys(StepSums.__dataclass_fields__, 0.0)
+        # Later mini-batches are clipped against the policy before the first one; a single one is on-policy.
+        old = [self._logprobs(mini, groups) if several else None for mini in batch.mini_batches]
+        sums = StepSums()
         for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
-            self._mini_batch(batch, groups, mini, old_logprobs, sums, first=number == 0)
-        sums["grad_norm"] = float(self.engine.get_global_grad_norm())
-        for mean in ("policy_loss", "self_reward_loss", "total_loss", "kl"):
-            sums[mean] /= len(batch.mini_batches)
-        sums["seconds"] = time.perf_counter() - started
-        return StepSums(**{**sums, **{k: int(sums[k]) for k in ("tokens", "clipped_tokens", "first_tokens")}})
+            self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
+            self.engine.step()
+        sums.grad_norm = float(self.engine.get_global_grad_norm())
+        sums.seconds = time.perf_counter() - started
+        return sums
 
-    def reference_z_logprobs(self, groups: Sequence[Any], plan: Plan, samples_per_group: int) -> dict[int, float]:
-        """log pi_ref(z_c | x, y, EOS) of this rank's samples, for `loss.c_ref: exact`; unfinished samples are left out."""
+    @torch.no_grad()
+    def reference_z_logprobs(self, refs: Sequence[Any], plan: Plan, samples_per_group: int) -> dict[int, float]:
+        """log pi_ref(z_c | x, y, EOS) of this rank's finished samples, by sample, for `loss.c_ref: exact`."""
         assert self.reference is not None
+        groups = self._fetch_groups(refs, sorted({index // samples_per_group for micro in plan[self.rank] for index in micro}))
         found: dict[int, float] = {}
-        fetched: dict[int, Trajectories] = {}
         for micro in plan[self.rank]:
-            samples = [_sample(groups, fetched, index, samples_per_group) for index in micro]
-            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
-            with torch.no_grad():
-                logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            rows = self._rows(micro, groups)
+            logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
             at_end = logprobs[~rows.is_token].tolist()
-            found |= {index: value for index, sample, value in zip(micro, samples, at_end, strict=False) if sample.finished}
+            found |= {
+                index: value
+                for index, value in zip(micro, at_end, strict=False)
+                if groups[index // samples_per_group].finished[index % samples_per_group]
+            }
         return found
 
     def publish(self, dtype: str, chunk_bytes: int) -> list[Any]:
@@ -231,93 +257,67 @@ class LearnerRank:
         zero3.export_model(self.model, Path(folder), self.tokenizer, is_sender=self.rank == 0)
 
     def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
-        """Loss and full gradients of a batch of one mini-batch, without an optimiser step: for replay and tests."""
+        """Losses and full gradients of a batch of one mini-batch, without an optimiser step: to replay a step and look into it."""
         from deepspeed.utils import safe_get_full_grad
 
-        sums = dict.fromkeys(StepSums.__dataclass_fields__, 0.0)
-        self._mini_batch(batch, self._fetch(batch), batch.mini_batches[0], None, sums, first=True, update=False)
+        sums = StepSums()
+        self._accumulate(batch, batch.mini_batches[0], self._fetch(batch), None, sums, compare=True)
         gradients = {name: safe_get_full_grad(p).cpu().numpy() for name, p in self.model.model.named_parameters()}
         self.engine.optimizer.zero_grad()
-        return StepSums(**sums), gradients
+        return sums, gradients
 
-    def _mini_batch(
+    def _accumulate(
         self,
         batch: TrainBatch,
-        groups: dict[int, Trajectories],
         mini: MiniBatch,
+        groups: dict[int, Trajectories],
         old_logprobs: list[Tensor] | None,
-        sums: dict[str, float],
-        first: bool,
-        update: bool = True,
+        sums: StepSums,
+        compare: bool,
     ) -> None:
-        loss_config = self.config.loss
-        settings = LossSettings(
-            alpha=batch.alpha,
-            beta_v=loss_config.beta_v,
-            kl_coef=loss_config.kl_coef,
-            kl_estimator=loss_config.kl_estimator,
-            clip_low=loss_config.clip_low,
-            clip_high=loss_config.clip_high,
-            dual_clip=loss_config.dual_clip,
-            tis_cap=loss_config.importance_cap,
-        )
+        """Forward and backward passes of a mini-batch. The same number on every rank, since ranks gather weights together."""
         micro_batches = mini.plan[self.rank]
         for number, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            samples = [_sample(batch.groups, groups, index, batch.samples_per_group) for index in micro]
-            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
+            rows = self._rows(micro, groups)
             logprobs, entropy = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            if not micro:
+                # Nothing to learn from, but the peers wait for this rank's backward pass.
+                self.engine.backward(logprobs.sum() * 0.0)
+                continue
             token_logprobs, z_logprobs = logprobs[rows.is_token], logprobs[~rows.is_token]
-            scored = self.z_token is not None and bool(micro)
+            scored = self.z_token is not None
             outputs = laser_loss(
                 LossInputs(
                     logprobs=token_logprobs,
-                    advantages=self._per_sample(batch.advantages, micro)[rows.sample],
+                    advantages=self._tensor(batch.advantages[micro])[rows.sample],
                     total_tokens=mini.total_tokens,
                     total_finished=mini.total_finished,
                     old_logprobs=None if old_logprobs is None else old_logprobs[number],
                     behaviour_logprobs=rows.behaviour_logprobs,
                     ref_logprobs=self._reference_logprobs(rows),
                     z_logprobs=z_logprobs if scored else None,
-                    c_ref=self._per_sample(batch.c_ref, micro) if scored else None,
-                    rewards=self._per_sample(batch.rewards, micro) if scored else None,
-                    weights=self._per_sample(batch.class_weights, micro) if scored else None,
+                    c_ref=self._tensor(batch.c_ref[micro]) if scored else None,
+                    rewards=self._tensor(batch.rewards[micro]) if scored else None,
+                    weights=self._tensor(batch.class_weights[micro]) if scored else None,
                 ),
-                settings if scored else _without_self_reward(settings),
+                self._loss_settings(batch.alpha),
             )
-            # An empty micro-batch has no loss; zero times its outputs still runs the backward pass its peers wait for.
-            loss = outputs.total if micro else logprobs.sum() * 0.0
-            # ZeRO averages gradients over ranks; the loss is already divided by counts over all of them.
-            self.engine.backward(loss * self.world_size)
-            if update:
-                self.engine.step()
-            if not micro:
-                continue
-            sums["policy_loss"] += outputs.policy.item()
-            sums["self_reward_loss"] += outputs.self_reward.item()
-            sums["total_loss"] += outputs.total.item()
-            sums["kl"] += outputs.kl.item()
-            sums["clipped_tokens"] += outputs.clipped_tokens.item()
-            sums["mismatch_kl"] += outputs.mismatch_kl_sum.item()
-            sums["entropy"] += entropy[rows.is_token].sum().item()
-            sums["tokens"] += len(token_logprobs)
-            if first:
-                difference = (token_logprobs.detach() - rows.behaviour_logprobs).abs()
-                sums["first_tokens"] += len(difference)
-                sums["mismatch_abs"] += difference.sum().item()
-                sums["mismatch_max"] = max(sums["mismatch_max"], difference.max().item())
+            # ZeRO averages gradients over ranks, and the loss is already divided by counts over all of them.
+            self.engine.backward(outputs.total * self.world_size)
+            sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
+            if compare:
+                sums.compare(token_logprobs, rows.behaviour_logprobs)
                 if scored:
-                    engine_z = torch.tensor([_z_logprob(groups, index, batch.samples_per_group) for index in micro])
-                    gap = (z_logprobs.detach().cpu() - engine_z).abs().nan_to_num()
-                    sums["z_mismatch_max"] = max(sums["z_mismatch_max"], gap.max().item())
+                    gaps = (z_logprobs.detach() - rows.behaviour_z_logprobs).abs().nan_to_num()
+                    sums.z_mismatch_max = max(sums.z_mismatch_max, gaps.max().item())
 
     @torch.no_grad()
-    def _old_logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories], batch: TrainBatch) -> list[Tensor]:
-        """Log-probs of the policy before the first update, which later mini-batches are clipped against."""
+    def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Tensor]:
+        """Log-probs of the response tokens under the current policy, by micro-batch."""
         found = []
         for micro in mini.plan[self.rank]:
-            samples = [_sample(batch.groups, groups, index, batch.samples_per_group) for index in micro]
-            rows = make_rows(samples, self.z_token, self.pad_token, self.device)
+            rows = self._rows(micro, groups)
             logprobs, _ = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
             found.append(logprobs[rows.is_token])
         return found
@@ -330,18 +330,38 @@ class LearnerRank:
         return logprobs[rows.is_token]
 
     def _fetch(self, batch: TrainBatch) -> dict[int, Trajectories]:
-        wanted = sorted(
-            {index // batch.samples_per_group for mini in batch.mini_batches for micro in mini.plan[self.rank] for index in micro}
+        """The groups that this rank's micro-batches touch, by number."""
+        touched = {index // batch.samples_per_group for mini in batch.mini_batches for micro in mini.plan[self.rank] for index in micro}
+        return self._fetch_groups(batch.groups, sorted(touched))
+
+    @staticmethod
+    def _fetch_groups(refs: Sequence[Any], numbers: Sequence[int]) -> dict[int, Trajectories]:
+        return dict(zip(numbers, ray.get([refs[number] for number in numbers]), strict=True))
+
+    def _rows(self, micro: Sequence[int], groups: dict[int, Trajectories]) -> _Rows:
+        places = [divmod(index, len(next(iter(groups.values())))) for index in micro]
+        samples = [groups[number].sample(position) for number, position in places]
+        return make_rows(samples, self.z_token, self.pad_token, self.device)
+
+    def _tensor(self, values: Float32[np.ndarray, "batch"]) -> Float[Tensor, "batch"]:
+        return torch.from_numpy(values).to(self.device)
+
+    def _loss_settings(self, alpha: float) -> LossSettings:
+        loss = self.config.loss
+        return LossSettings(
+            alpha=alpha,
+            beta_v=loss.beta_v,
+            kl_coef=loss.kl_coef,
+            kl_estimator=loss.kl_estimator,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            dual_clip=loss.dual_clip,
+            tis_cap=loss.importance_cap,
         )
-        return dict(zip(wanted, ray.get([batch.groups[number] for number in wanted]), strict=True))
 
-    def _per_sample(self, values: Float32[np.ndarray, "samples"], micro: list[int]) -> Float[Tensor, "batch"]:
-        return torch.from_numpy(values[micro] if micro else np.zeros(1, np.float32)).to(self.device)
-
-    def _set_lr(self, step: int) -> None:
-        warmup = self.config.learning.warmup_steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning.lr * min(1.0, step / warmup if warmup else 1.0)
+    def _lr(self, step: int) -> float:
+        settings = self.config.learning
+        return settings.lr * min(1.0, step / settings.warmup_steps if settings.warmup_steps else 1.0)
 
 
 def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: Any) -> list[Any]:
@@ -360,19 +380,3 @@ def _adamw(model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:
 
         return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
     return torch.optim.AdamW(model.parameters(), **arguments)
-
-
-def _without_self_reward(settings: LossSettings) -> LossSettings:
-    return replace(settings, alpha=0.0)
-
-
-def _sample(refs: Sequence[Any], groups: dict[int, Trajectories], index: int, samples_per_group: int) -> Sample:
-    number, position = divmod(index, samples_per_group)
-    if number not in groups:
-        groups[number] = ray.get(refs[number])
-    return groups[number].sample(position)
-
-
-def _z_logprob(groups: dict[int, Trajectories], index: int, samples_per_group: int) -> float:
-    number, position = divmod(index, samples_per_group)
-    return float(groups[number].z_logprobs[position])

@@ -142,7 +142,7 @@ def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) 
     parameters = list(model.checkpoint_parameters())
     for position, (name, parameter) in enumerate(parameters):
         group.append((name, parameter))
-        size += parameter.ds_numel * parameter.element_size()
+        size += _full_size(parameter) * parameter.element_size()
         if size < chunk_bytes and position + 1 < len(parameters):
             continue
         unique = list({id(p): p for _, p in group}.values())
@@ -152,12 +152,22 @@ def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) 
         group, size = [], 0
 
 
+def parameter_count(model: LogProbModel) -> int:
+    """Parameters of the whole model; tied ones count once."""
+    return sum(_full_size(parameter) for parameter in model.parameters())
+
+
 def export_model(model: LogProbModel, folder: Path, tokenizer: Any, is_sender: bool) -> None:
     """Write a Hugging Face folder that vLLM and transformers load. A collective; the sender writes."""
     state = dict(gathered_parameters(model, 2**30, is_sender))
     if is_sender:
         model.model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+
+
+def _full_size(parameter: Any) -> int:
+    """Elements of a parameter of which this rank may hold a shard only."""
+    return parameter.ds_numel
 
 
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Exit status: 0 done, 2 refused before anything was started, 1 failed while runni
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator.errors import LaserError, RunError
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="laser", description="LaSeR: reinforcement learning with last-token self-rewarding, on Ray.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run, help_text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.set_defaults(command=run, name=name)
         return command

@@ -138,10 +138,12 @@ def _refuse_what_cannot_fit(config: RunConfig, bundles: Bundles, nodes: list[Res
             problems.append(f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)")
     if problems:
         learning, rollout, verification = config.learning, config.rollout, config.verification
+        each_rank = f"learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g}"
+        each_engine = f"rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel}"
         raise ConfigError(
             "; ".join(dict.fromkeys(problems)) + ":\n"
-            f"  learning      {learning.num_ranks} rank(s) x (learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g})\n"
-            f"  rollout       {rollout.num_engines} engine(s) x (rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel})\n"
+            f"  learning      {learning.num_ranks} rank(s) x ({each_rank})\n"
+            f"  rollout       {rollout.num_engines} engine(s) x ({each_engine})\n"
             f"  verification  {verification.num_workers} worker(s) x (verification.cpus={verification.cpus:g})\n"
             "Lower these (fractions share a CPU), or name a larger cluster in RAY_ADDRESS."
         )

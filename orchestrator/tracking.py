@@ -104,7 +104,7 @@ def score_figure(scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarra
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    bins = np.linspace(min(-0.5, float(scores.min())), max(1.5, float(scores.max())), 41)
+    bins = np.linspace(min(-0.5, float(scores.min())), max(1.5, float(scores.max())), 41).tolist()
     axes.hist(scores[correct], bins=bins, alpha=0.6, color="tab:green", label=f"correct ({int(correct.sum())})")
     axes.hist(scores[~correct], bins=bins, alpha=0.6, color="tab:red", label=f"wrong ({int((~correct).sum())})")
     axes.axvline(0.5, color="black", linewidth=1, linestyle="--", label="threshold 0.5")

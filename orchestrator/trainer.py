@@ -143,7 +143,7 @@ class Trainer:
 
     def _metrics(self, batch: Batch, scores: np.ndarray | None, sums: Sequence[StepSums], times: CollectTimes) -> dict[str, float]:
         tokens = sum(rank.tokens for rank in sums)
-        first_tokens = sum(rank.first_tokens for rank in sums)
+        compared_tokens = sum(rank.compared_tokens for rank in sums)
         seconds = times.rollout + times.verify + max(rank.seconds for rank in sums)
         metrics = {
             "train/accuracy": batch.accuracy,
@@ -154,7 +154,7 @@ class Trainer:
             "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
             "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
             "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / tokens,
-            "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / first_tokens,
+            "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
             "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
             "policy/grad_norm": sums[0].grad_norm,
             "policy/kl": sum(rank.kl for rank in sums),
@@ -200,9 +200,8 @@ class Trainer:
         if loss.c_ref == "calibrate":
             calibration = self._calibrate()
             c_ref = calibration.c_ref
-            self.progress.say(
-                f"c_ref = {c_ref:.3f} (log pi_ref({token}) over {calibration.n} solutions of the initial model, spread {calibration.std:.3f})"
-            )
+            measured = f"over {calibration.n} solutions of the initial model, spread {calibration.std:.3f}"
+            self.progress.say(f"c_ref = {c_ref:.3f}: log pi_ref({token}) {measured}")
         else:
             c_ref = float(loss.c_ref)
         check = check_c_ref(c_ref, loss.beta_v)

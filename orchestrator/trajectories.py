@@ -24,6 +24,7 @@ class Sample:
     response_ids: Int32[np.ndarray, "tokens"]
     logprobs: Float32[np.ndarray, "tokens"]
     finished: bool
+    z_logprob: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Trajectories:
     def sample(self, index: int) -> Sample:
         end = int(self.lengths[: index + 1].sum())
         span = slice(end - int(self.lengths[index]), end)
-        return Sample(self.prompt_ids, self.response_ids[span], self.logprobs[span], bool(self.finished[index]))
+        return Sample(
+            self.prompt_ids, self.response_ids[span], self.logprobs[span], bool(self.finished[index]), float(self.z_logprobs[index])
+        )
 
     def summary(self) -> "GroupSummary":
         return GroupSummary(len(self.prompt_ids), self.lengths, self.finished, self.z_logprobs, self.versions)
