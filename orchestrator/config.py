@@ -5,6 +5,7 @@ each wrong key, what is allowed there, and the nearest key that exists.
 """
 
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -81,12 +82,12 @@ class RolloutConfig(Section):
     def _own_distribution(self) -> "RolloutConfig":
         if self.temperature != 1.0:
             raise ValueError(
-                f"rollout.temperature is {self.temperature}, but training needs 1: at another temperature the sampled "
+                f"rollout.temperature: is {self.temperature}, but training needs 1: at another temperature the sampled "
                 "tokens' log-probabilities are not the policy's, and the policy gradient and the self-reward would both be "
                 "taken from the wrong distribution (set evaluation.temperature to sample differently when evaluating)"
             )
         if self.max_staleness != 0:
-            raise ValueError(f"rollout.max_staleness is {self.max_staleness}, but only 0 (on-policy) is supported by this version")
+            raise ValueError(f"rollout.max_staleness: is {self.max_staleness}, but only 0 (on-policy) is supported by this version")
         return self
 
 
@@ -144,7 +145,7 @@ class LossConfig(Section):
     filter_std: Annotated[float, Field(ge=0)] = 0.1
     """Groups whose scores spread no more than this keep their verifier advantages."""
     c_ref: Literal["calibrate", "exact"] | Annotated[float, Field(lt=0)] = "calibrate"
-    """log pi_ref(z_c): measured on the initial model's own solutions, computed for each by a reference model, or given."""
+    """log pi_ref(z_c): measured on the initial model's solutions (calibrate), by a reference model for each one (exact), or a number."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL penalty to the initial model; above 0 a reference model runs."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -243,18 +244,18 @@ class RunConfig(Section):
     def _settings_agree(self) -> "RunConfig":
         if self.self_reward.token is None and (self.loss.alpha > 0 or self.loss.tau > 0):
             raise ValueError(
-                f"self_reward.token is null, which switches self-rewarding off, but loss.alpha={self.loss.alpha} and "
+                f"self_reward.token: is null, which switches self-rewarding off, but loss.alpha={self.loss.alpha} and "
                 f"loss.tau={self.loss.tau} ask for it: set both to 0, or name a token"
             )
         if self.learning.mini_batches > self.rollout.prompts_per_step:
             raise ValueError(
-                f"learning.mini_batches={self.learning.mini_batches} is more than rollout.prompts_per_step="
-                f"{self.rollout.prompts_per_step}: a mini-batch holds whole groups, so use at most as many"
+                f"learning.mini_batches: {self.learning.mini_batches} is more than rollout.prompts_per_step="
+                f"{self.rollout.prompts_per_step}; a mini-batch holds whole groups, so use at most as many"
             )
         longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         if longest > self.learning.tokens_per_micro_batch:
             raise ValueError(
-                f"learning.tokens_per_micro_batch={self.learning.tokens_per_micro_batch} is less than the longest sample, "
+                f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the longest sample, "
                 f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}: use at least {longest}"
             )
         return self
@@ -356,8 +357,13 @@ def validate(tree: dict[str, Any], schema: type[C], source: str) -> C:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(schema, dict(problem)) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + "\n  ".join([f"{len(lines)} setting(s) refused", *dict.fromkeys(lines)])) from error
+        problems: dict[str, list[dict[str, Any]]] = {}
+        for number, problem in enumerate(error.errors()):
+            # Each member of a union complains on its own of the one wrong value.
+            problems.setdefault(_key(problem["loc"]) or str(number), []).append(dict(problem))
+        lines = [_explain(schema, alternatives) for alternatives in problems.values()]
+        count = "1 setting" if len(lines) == 1 else f"{len(lines)} settings"
+        raise ConfigError(f"{source}: " + "\n  ".join([f"{count} refused", *lines])) from error
 
 
 def dump_config(config: Section) -> str:
@@ -397,16 +403,36 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _explain(schema: type[Section], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(part for part in location if not part.startswith(("literal[", "constrained-", "function-")))
+def _key(location: typing.Sequence[int | str]) -> str:
+    """The dotted key of an error's location, without pydantic's names of union members."""
+    return ".".join(part for part in map(str, location) if not part.startswith(("literal[", "constrained-")))
+
+
+def _explain(schema: type[Section], alternatives: list[dict[str, Any]]) -> str:
+    """One line on one wrong key: `alternatives` are the complaints of each type that it could have had."""
+    problem = alternatives[0]
+    key = _key(problem["loc"])
+    if problem["type"] == "value_error":  # our own, which names its keys
+        return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.0)
-        return f"{key}: unknown key. Nearest known key: {nearest[0]}"
+        return f"{key}: unknown key. Nearest known key: {_nearest(key, schema)}"
     if problem["type"] == "missing":
         return f"{key}: missing. {_described(schema, key)}".rstrip()
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, got {problem['input']!r}. {_described(schema, key)}".rstrip() if key else message
+    if problem["type"] == "model_type":
+        example = next(known for known in known_keys(schema) if known.startswith(f"{key}."))
+        return f"{key}: must be a section of keys such as {example}, got {problem['input']!r}. Leave it out for the defaults."
+    # "Input should be a valid number, unable to parse string as a number": what follows the comma repeats what stands before it.
+    messages = (alternative["msg"].replace(" is not ", " should be ") for alternative in alternatives)
+    rules = dict.fromkeys(re.sub(r"^.* should |, (unable|got) .*$| for <class .*$", "", message) for message in messages)
+    return f"{key}: must {', or '.join(rules)}, got {problem['input']!r}. {_described(schema, key)}".rstrip()
+
+
+def _nearest(key: str, schema: type[Section]) -> str:
+    """A key of the same name in another section, else the most similar one."""
+    known = known_keys(schema)
+    namesakes = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    candidates = namesakes or (known if "." in key else [*schema.model_fields, *known])
+    return difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)[0]
 
 
 def known_keys(schema: type[Section], prefix: str = "") -> list[str]:

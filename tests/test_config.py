@@ -1,0 +1,254 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings, known_keys, load_config
+from orchestrator.errors import ConfigError
+
+SMALLEST = {
+    "run": {"name": "trial", "steps": 3},
+    "model": {"path": "models/base"},
+    "data": {"train": "train.jsonl"},
+    "self_reward": {"token": "<|z|>"},
+}
+
+# Names that users, recipes and dashboards rely on.
+STABLE_KEYS = """
+    model.path data.train data.eval data.problem_field data.answer_field data.instruction self_reward.token
+    rollout.num_engines rollout.samples_per_prompt rollout.prompts_per_step rollout.max_prompt_tokens rollout.max_response_tokens
+    rollout.temperature rollout.max_staleness rollout.tensor_parallel rollout.engine_args
+    verification.num_workers verification.timeout_s
+    learning.num_ranks learning.lr learning.tokens_per_micro_batch learning.dtype learning.deepspeed learning.offload
+    learning.gradient_checkpointing learning.warmup_steps learning.weight_decay learning.grad_clip learning.mini_batches
+    loss.alpha loss.beta_v loss.tau loss.filter_std loss.kl_coef loss.clip_low loss.clip_high loss.c_ref
+    loss.reasoning_warmup_steps loss.self_reward_warmup_steps
+    run.name run.dir run.steps run.seed run.eval_every run.save_every run.save_rollouts_every
+""".split()
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A configuration file that names only what has no default."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(SMALLEST))
+    return file
+
+
+@pytest.fixture
+def load(path):
+    return lambda *overrides: load_config(path, overrides, RunConfig)
+
+
+@pytest.fixture
+def refusal(load, path):
+    """What is said about overrides that are refused: the lines after the first, which names the file and counts."""
+
+    def refuse(*overrides):
+        with pytest.raises(ConfigError) as caught:
+            load(*overrides)
+        first, *lines = str(caught.value).split("\n")
+        assert first.startswith(f"{path}: ")
+        assert first.endswith("1 setting refused" if len(lines) == 1 else f"{len(lines)} settings refused")
+        return "\n".join(line.strip() for line in lines)
+
+    return refuse
+
+
+def test_smallest_file_takes_the_papers_defaults(load):
+    config = load()
+    assert (config.rollout.prompts_per_step, config.rollout.samples_per_prompt) == (128, 8)
+    assert (config.loss.alpha, config.loss.beta_v, config.loss.tau) == (0.1, 0.1, 0.1)
+    assert (config.loss.self_reward_warmup_steps, config.learning.lr) == (200, 1e-6)
+    assert (config.loss.clip_low, config.loss.clip_high, config.loss.kl_coef) == (0.2, 0.2, 0)
+    assert config.folder == Path("runs/trial")
+    assert config.samples_per_step == 1024
+
+
+def test_stable_keys_exist():
+    assert set(STABLE_KEYS) - set(known_keys(RunConfig)) == set()
+
+
+@pytest.mark.parametrize("schema", [RunConfig, SFTConfig])
+def test_every_key_is_described(schema):
+    """The descriptions are the reference manual, and part of the error messages."""
+
+    def undescribed(section, prefix=""):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                yield from undescribed(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                yield f"{prefix}{name}"
+
+    assert set(undescribed(schema)) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("loss.alhpa", "loss.alpha"),
+        ("rollout.num_engine", "rollout.num_engines"),
+        ("rollot", "rollout"),
+        ("loss.lr", "learning.lr"),  # the right name in the wrong section
+        ("temperature", "rollout.temperature"),
+    ],
+)
+def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
+    assert refusal(f"{key}=1") == f"{key}: unknown key. Nearest known key: {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("override", "start"),
+    [
+        ("loss.alpha=-1", "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss"),
+        ("loss.beta_v=0", "loss.beta_v: must be greater than 0, got 0."),
+        ("loss.tau=1.1", "loss.tau: must be less than or equal to 1, got 1.1."),
+        ("loss.tau=.nan", "loss.tau: must be a finite number, got nan."),
+        ("run.steps=0", "run.steps: must be greater than or equal to 1, got 0."),
+        ("run.steps=two", "run.steps: must be a valid integer, got 'two'."),
+        ("run.save_every=1.5", "run.save_every: must be a valid integer, got 1.5."),
+        ("run.name=../elsewhere", "run.name: must match pattern "),
+        ("run.dir=4", "run.dir: must be a valid path, got 4."),
+        ("rollout.samples_per_prompt=1", "rollout.samples_per_prompt: must be greater than or equal to 2, got 1."),
+        ("learning.offload=cpu", "learning.offload: must be 'none', 'optimizer' or 'all', got 'cpu'."),
+        ("learning.betas=[0.9, 1]", "learning.betas.1: must be less than 1, got 1."),
+        ("learning.betas=[0.9]", "learning.betas.1: missing."),
+        ("model.path=", "model.path: must be a valid string, got None."),
+        ("loss=0.5", "loss: must be a section of keys such as loss.alpha, got 0.5."),
+    ],
+)
+def test_a_bad_value_is_told_with_its_key_and_what_is_allowed(refusal, override, start):
+    message = refusal(override)
+    assert message.startswith(start)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("value", "rule"), [("1", "be less than 0"), ("guess", "be a valid number"), ("null", "be a valid number")])
+def test_c_ref_is_refused_in_one_line_that_names_both_kinds_of_value(refusal, value, rule):
+    message = refusal(f"loss.c_ref={value}")
+    assert message.startswith(f"loss.c_ref: must be 'calibrate' or 'exact', or {rule}, got ")
+    assert message.count("loss.c_ref") == 1
+
+
+def test_every_wrong_setting_is_told_at_once(refusal):
+    lines = refusal("loss.alpha=-1", "rollot=1", "loss.c_ref=2").split("\n")
+    assert sorted(line.partition(":")[0] for line in lines) == ["loss.alpha", "loss.c_ref", "rollot"]
+
+
+def test_missing_keys_are_named(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("run: {name: x}\nmodel: {path: m}\nself_reward: {token: z}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, [], RunConfig)
+    assert str(caught.value).split("\n  ") == [f"{file}: 2 settings refused", "run.steps: missing. Training steps.", "data: missing."]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start", "also"),
+    [
+        (["rollout.temperature=0.6"], "rollout.temperature: is 0.6, but training needs 1: ", "evaluation.temperature"),
+        (["rollout.max_staleness=1"], "rollout.max_staleness: is 1", "0 (on-policy)"),
+        (["rollout.prompts_per_step=2", "learning.mini_batches=3"], "learning.mini_batches: 3 is more than ", "rollout.prompts_per_step=2"),
+        (["rollout.max_response_tokens=16384"], "learning.tokens_per_micro_batch: 16384 is less than ", "use at least 18432"),
+        (["self_reward.token=null"], "self_reward.token: is null", "set both to 0, or name a token"),
+        (["self_reward.token=null", "loss.alpha=0"], "self_reward.token: is null", "loss.tau=0.1"),
+    ],
+)
+def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, overrides, start, also):
+    message = refusal(*overrides)
+    assert message.startswith(start)
+    assert also in message
+    assert "{" not in message  # the section's other settings are no part of the message
+
+
+def test_without_a_self_reward_token_there_is_plain_grpo(load):
+    config = load("self_reward.token=null", "loss.alpha=0", "loss.tau=0", "loss.c_ref=exact")
+    assert config.self_reward.token is None
+    assert not config.needs_reference  # c_ref: exact asks for nothing when there is no z_c
+
+
+@pytest.mark.parametrize(("overrides", "needed"), [([], False), (["loss.c_ref=exact"], True), (["loss.kl_coef=0.001"], True)])
+def test_a_reference_model_runs_only_when_asked_for(load, overrides, needed):
+    assert load(*overrides).needs_reference is needed
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("learning.lr=1e-4", "learning.lr", 1e-4),  # a string to YAML 1.1
+        ("learning.lr=1.0e-4", "learning.lr", 1e-4),
+        ("loss.c_ref=-23.0", "loss.c_ref", -23.0),
+        ("loss.c_ref=exact", "loss.c_ref", "exact"),
+        ("data.eval=null", "data.eval", None),
+        ("data.instruction=''", "data.instruction", ""),
+        ("data.instruction=a=b", "data.instruction", "a=b"),
+        ("learning.gradient_checkpointing=true", "learning.gradient_checkpointing", True),
+        ("learning.betas=[0.8, 0.9]", "learning.betas", [0.8, 0.9]),
+        ("self_reward.token=<|reserved|>", "self_reward.token", "<|reserved|>"),
+        ("rollout.engine_args.max_num_seqs=64", "rollout.engine_args.max_num_seqs", 64),
+        ("learning.deepspeed={zero_optimization: {overlap_comm: true}}", "learning.deepspeed.zero_optimization.overlap_comm", True),
+    ],
+)
+def test_overrides_are_yaml_values(load, override, key, value):
+    assert flat_settings(load(override))[key] == value
+
+
+def test_overrides_apply_in_order_and_keep_the_sections_other_keys(load):
+    config = load("run.steps=5", "run.steps=7")
+    assert (config.run.name, config.run.steps) == ("trial", 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.alpha", "write key.path=value"),
+        ("=3", "write key.path=value"),
+        ("loss.alpha=[1", "not valid YAML"),
+        ("run.name.first=a", "name is a value, not a section"),
+    ],
+)
+def test_malformed_override(load, override, message):
+    with pytest.raises(ConfigError, match="override '.*': ") as caught:
+        load(override)
+    assert override in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), ("run: [", "not valid YAML"), ("- a\n", "but is list"), ("", "but is NoneType")]
+)
+def test_unusable_file(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(file, [], RunConfig)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_the_resolved_configuration_loads_to_the_same(load, tmp_path):
+    config = load("loss.c_ref=-20.5", "rollout.engine_args={block_size: 16, nested: {a: [1]}}", "data.eval=test.jsonl", "run.dir=/tmp/x")
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file, [], RunConfig) == config
+
+
+def test_flat_settings_hold_every_key_as_plain_values(load):
+    settings = flat_settings(load("rollout.engine_args={a: 1}"))
+    assert set(settings) == set(known_keys(RunConfig)) - {"rollout.engine_args"} | {"rollout.engine_args.a"}
+    assert settings["run.dir"] == "runs"
+    assert settings["learning.deepspeed"] == {}
+
+
+def test_a_configuration_does_not_change_after_validation(load):
+    config = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.loss.alpha = 1.0
+
+
+def test_configuration_imports_neither_torch_nor_ray():
+    code = "import sys, orchestrator.config; print(*{'torch', 'ray', 'transformers', 'vllm', 'mlflow', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
