@@ -12,9 +12,11 @@ from enum import StrEnum
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from orchestrator.errors import PoolError
+
+CHECK_EVERY_S = 30.0
 
 
 class WorkerState(StrEnum):
@@ -34,17 +36,20 @@ class Task:
     num_returns: int = 1
     context: Any = None
     refs: list[Any] = field(default_factory=list)
-    attempts: int = 0
 
 
 @dataclass(eq=False)
 class _Worker:
     index: int
     actor: Any
+    is_replacement: bool
+    waiting_for: Any
+    """The ref that ends STARTING or STALE; None when READY."""
     state: WorkerState = WorkerState.STARTING
     tasks: dict[Any, Task] = field(default_factory=dict)
-    waiting_for: Any = None
-    """The ref that ends STARTING or STALE."""
+    refreshed_after: int = 0
+    """Broadcasts that had been made when its refresh began."""
+    since: float = field(default_factory=time.monotonic)
 
 
 class Pool:
@@ -52,8 +57,10 @@ class Pool:
 
     Args:
         name: For messages.
-        refresh: Called with an actor that answers for the first time; returns a ref that ends when it may work, or None.
+        refresh: Called with an actor that answers for the first time; returns a ref that ends when it may work, or None. Called
+            again when a broadcast has been made meanwhile.
         max_restarts: Replacements over the pool's life; one more death raises `PoolError`.
+        start_timeout_s: How long the pool may be without any worker that can take tasks.
     """
 
     def __init__(
@@ -64,11 +71,14 @@ class Pool:
         capacity: int,
         refresh: Callable[[Any], Any] = lambda actor: None,
         max_restarts: int = 10,
+        start_timeout_s: float = 1800.0,
     ) -> None:
-        self.name, self.spawn, self.capacity, self.refresh, self.max_restarts = name, spawn, capacity, refresh, max_restarts
+        self.name, self.spawn, self.capacity, self.refresh = name, spawn, capacity, refresh
+        self.max_restarts, self.start_timeout_s = max_restarts, start_timeout_s
         self.restarts = 0
+        self.broadcasts = 0
         self.queue: deque[Task] = deque()
-        self.workers = [self._start(index) for index in range(size)]
+        self.workers = [self._start(index, is_replacement=False) for index in range(size)]
 
     def submit(self, method: str, *arguments: Any, num_returns: int = 1, context: Any = None) -> None:
         """Queue a call; it starts when a ready worker has room."""
@@ -78,19 +88,18 @@ class Pool:
         """Block until every worker answers and is up to date.
 
         Raises:
-            PoolError: Not all did within `timeout_s`, or they died too often.
+            PoolError: Not all did within `timeout_s`, or one could not be started, or they died too often.
         """
         deadline = time.monotonic() + timeout_s
-        while any(worker.state is not WorkerState.READY for worker in self.workers):
-            waiting = [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
+        while waiting := [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                states = ", ".join(f"{self.name} {worker.index}: {worker.state}" for worker in self.workers)
-                raise PoolError(f"the {self.name} pool did not start within {timeout_s:.0f} s ({states})")
+                raise PoolError(f"the {self.name} pool did not start within {timeout_s:g} s ({self._states()})")
             self.settle(ready[0])
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Call every ready worker and wait; one that dies meanwhile is replaced (and refreshed when it answers)."""
+        """Call every ready worker and wait; one that dies meanwhile is replaced. The others are refreshed before they are ready."""
+        self.broadcasts += 1
         calls = [(worker, getattr(worker.actor, method).remote(*arguments)) for worker in self.workers if worker.state is WorkerState.READY]
         values = []
         for worker, ref in calls:
@@ -106,9 +115,12 @@ class Pool:
 
     def watched(self) -> list[Any]:
         """Start what can start, and return the refs whose end `settle` should hear of."""
-        for worker in sorted(self.workers, key=lambda worker: len(worker.tasks)):
-            while self.queue and worker.state is WorkerState.READY and len(worker.tasks) < self.capacity:
-                self._run(worker, self.queue.popleft())
+        ready = [worker for worker in self.workers if worker.state is WorkerState.READY]
+        while self.queue and ready:
+            worker = min(ready, key=lambda worker: len(worker.tasks))
+            if len(worker.tasks) >= self.capacity:
+                break
+            self._run(worker, self.queue.popleft())
         waiting = [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
         return waiting + [ref for worker in self.workers for ref in worker.tasks]
 
@@ -116,43 +128,61 @@ class Pool:
         """Take note of a ref that ended: a task with its value, or None when a worker changed its state or died.
 
         Raises:
-            PoolError: The restart budget is used up.
+            PoolError: A worker cannot be started, the restart budget is used up, or a task's input was lost with a node.
             ray.exceptions.RayTaskError: The task itself failed; that is a fault in the work, not in the worker.
         """
-        worker = next(w for w in self.workers if ref in w.tasks or w.waiting_for is ref or w.waiting_for == ref)
+        worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
         try:
             value = ray.get(ref)
+        except ObjectLostError as error:
+            raise PoolError(f"the {self.name} pool cannot go on: data that a task was to read went down with its node: {error}") from error
+        except RayTaskError:  # ahead of RayActorError: a task that met another actor's death raises both
+            worker.tasks.pop(ref, None)
+            raise
         except RayActorError as error:
             self._replace(worker, error)
             return None
         if ref in worker.tasks:
             return worker.tasks.pop(ref), value
-        if worker.state is WorkerState.STARTING:
-            worker.state, worker.waiting_for = WorkerState.STALE, self.refresh(worker.actor)
-        else:
-            worker.waiting_for = None
-        if worker.waiting_for is None:
-            worker.state = WorkerState.READY
+        self._advance(worker)
         return None
 
+    def check_alive(self) -> None:
+        """Raises PoolError when no worker has been ready for `start_timeout_s`: a cluster that lost a node may have no room for another."""
+        waited = min(time.monotonic() - worker.since for worker in self.workers)
+        if waited > self.start_timeout_s and all(worker.state is not WorkerState.READY for worker in self.workers):
+            raise PoolError(f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})")
+
     def stop(self) -> None:
-        """Kill every worker; queued tasks are dropped."""
+        """Kill every worker and drop every task."""
         self.queue.clear()
         for worker in self.workers:
+            worker.tasks.clear()
             ray.kill(worker.actor)
 
-    def _start(self, index: int) -> _Worker:
-        worker = _Worker(index, self.spawn(index))
-        worker.waiting_for = worker.actor.ping.remote()
-        return worker
+    def _start(self, index: int, is_replacement: bool) -> _Worker:
+        actor = self.spawn(index)
+        return _Worker(index, actor, is_replacement, waiting_for=actor.ping.remote())
+
+    def _advance(self, worker: _Worker) -> None:
+        """What a worker waited for has come: STARTING becomes STALE, STALE becomes READY unless it was overtaken by a broadcast."""
+        if worker.state is WorkerState.STALE and worker.refreshed_after == self.broadcasts:
+            worker.waiting_for = None
+        else:
+            worker.state, worker.refreshed_after = WorkerState.STALE, self.broadcasts
+            worker.waiting_for = self.refresh(worker.actor)
+        if worker.waiting_for is None:
+            worker.state = WorkerState.READY
 
     def _run(self, worker: _Worker, task: Task) -> None:
-        task.attempts += 1
         refs = getattr(worker.actor, task.method).options(num_returns=task.num_returns).remote(*task.arguments)
         task.refs = [refs] if task.num_returns == 1 else list(refs)
         worker.tasks[task.refs[-1]] = task
 
     def _replace(self, worker: _Worker, error: RayActorError) -> None:
+        if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
+            # Not an accident of a worker that worked: others, and later ones, would fail like it.
+            raise PoolError(f"{self.name} worker {worker.index} cannot be started: {error}") from error
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise PoolError(
@@ -161,14 +191,20 @@ class Pool:
             ) from error
         self.queue.extendleft(reversed(worker.tasks.values()))
         ray.kill(worker.actor)
-        self.workers[worker.index] = self._start(worker.index)
+        self.workers[worker.index] = self._start(worker.index, is_replacement=True)
+
+    def _states(self) -> str:
+        return ", ".join(f"{self.name} {worker.index}: {worker.state}" for worker in self.workers)
 
 
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     """Tasks of all pools as they end, until none is outstanding. Tasks submitted meanwhile join."""
     while any(pool.outstanding for pool in pools):
         owner = {ref: pool for pool in pools for ref in pool.watched()}
-        ready, _ = ray.wait(list(owner), num_returns=1)
+        ready, _ = ray.wait(list(owner), num_returns=1, timeout=CHECK_EVERY_S)
         for ref in ready:
             if settled := owner[ref].settle(ref):
                 yield owner[ref], *settled
+        if not ready:
+            for pool in pools:
+                pool.check_alive()
