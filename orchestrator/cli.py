@@ -38,6 +38,16 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> int:
+    from orchestrator.config import RunConfig, load_config
+
+    config = load_config(options.config, options.overrides, RunConfig)
+    from orchestrator.check import check
+
+    check(config, strict=options.strict)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="laser", description="LaSeR: reinforcement learning with last-token self-rewarding, on Ray.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -50,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", _train, "train a run; the same command again resumes it")
     train.add_argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
     train.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.alpha=0.5")
+
+    check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
+    check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")
+    check.add_argument("config", metavar="CONFIG", help="YAML configuration")
+    check.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
     return parser
 
 
