@@ -7,6 +7,7 @@ weights as a Hugging Face folder with its `self_reward.json`. `export` beside `c
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
+
+_NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,10 @@ class Checkpoints:
         path = complete[-1] / "state.json"
         try:
             return complete[-1], TrainingState(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: is not a state this version can read ({error}); move the run's folder away to start anew"
+                f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to go on from the checkpoint before it, "
+                f"or move {self.run_folder} away to start anew"
             ) from error
 
     def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
@@ -90,7 +94,9 @@ class Checkpoints:
         return final
 
     def _complete(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
+        """Finished checkpoints, oldest first."""
+        steps = {path: _NAME.fullmatch(path.name) for path in self.folder.glob("step-*")}
+        return sorted((path for path, name in steps.items() if name), key=lambda path: int(path.name.removeprefix("step-")))
 
     def _link_export(self, target: Path) -> None:
         link = self.run_folder / "export"
