@@ -38,6 +38,18 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sft(options: argparse.Namespace) -> int:
+    from orchestrator.config import SFTConfig, load_config
+
+    config = load_config(options.config, options.overrides, SFTConfig)
+    from orchestrator.sft import train
+
+    outcome = train(config)
+    state = "is finished" if outcome.already_finished else "done"
+    print(f"{config.folder} {state}: {outcome.summary['steps']} steps, loss {outcome.summary['loss']:.3f}; the model is in {config.folder / 'export'}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from orchestrator.config import RunConfig, load_config
 
@@ -46,6 +58,12 @@ def _check(options: argparse.Namespace) -> int:
 
     check(config, strict=options.strict)
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from orchestrator.doctor import doctor
+
+    return 0 if doctor() else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,10 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
     train.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.alpha=0.5")
 
+    sft = add("sft", _sft, "cold start: train on worked solutions before reinforcement learning")
+    sft.add_argument("config", metavar="CONFIG", help="YAML configuration")
+    sft.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as run.steps=500")
+
     check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")
     check.add_argument("config", metavar="CONFIG", help="YAML configuration")
     check.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+
+    add("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
     return parser
 
 
