@@ -55,6 +55,11 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, on_g
         "WORLD_SIZE": str(world_size),
         "LOCAL_RANK": "0",
     }
+    start_deepspeed(on_gpu)
+
+
+def start_deepspeed(on_gpu: bool) -> None:
+    """Give DeepSpeed its process group: the one that torch is in already, or that of the environment's ranks."""
     prepare_process(on_gpu)
     if not on_gpu:
         _build_cpu_operators()

@@ -46,7 +46,7 @@ def _sft(options: argparse.Namespace) -> int:
 
     outcome = train(config)
     state = "is finished" if outcome.already_finished else "done"
-    print(f"{config.folder} {state}: {outcome.summary['steps']} steps, loss {outcome.summary['loss']:.3f}; the model is in {config.folder / 'export'}")
+    print(f"{config.folder} {state}: loss {outcome.summary['loss']:.3f}. Start training with model.path={config.folder / 'export'}")
     return 0
 
 

@@ -297,6 +297,10 @@ class SFTLearningConfig(Section):
     """Share of the peak learning rate that the cosine ends at."""
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this global norm."""
+    tokens_per_micro_batch: PositiveInt = 16384
+    """Tokens, padding included, in one forward and backward pass of a rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the other settings make."""
 
@@ -330,6 +334,15 @@ class SFTConfig(Section):
     @property
     def folder(self) -> Path:
         return self.run.dir / self.run.name
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "SFTConfig":
+        if self.data.max_tokens > self.learning.tokens_per_micro_batch:
+            raise ValueError(
+                f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the longest sample, "
+                f"data.max_tokens = {self.data.max_tokens}: use at least that"
+            )
+        return self
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C:
@@ -382,6 +395,16 @@ def flat_settings(config: Section) -> dict[str, Any]:
                 yield f"{prefix}{key}", value
 
     return dict(walk("", config.model_dump(mode="json")))
+
+
+def changed_settings(saved: Path, config: Section) -> dict[str, str]:
+    """How the settings saved with a run differ from `config`: `{"loss.alpha": "0.1 before, 0.5 now"}`.
+
+    Raises:
+        ConfigError: The saved settings are of another command or version.
+    """
+    before = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), str(saved)))
+    return {key: f"{before.get(key)!r} before, {now!r} now" for key, now in flat_settings(config).items() if before.get(key) != now}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -43,12 +43,10 @@ def load_problems(path: str, problem_field: str, answer_field: str, split: str =
     """
     problems = []
     seen: set[str] = set()
-    for source, row in _rows(path, split):
+    for source, row in data_rows(path, split):
         where = f"{path}, line {source}"
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: is {type(row).__name__}, not an object with fields; write one JSON object a line")
-        text = _field_text(row, problem_field, "data.problem_field", where)
-        answer = _field_text(row, answer_field, "data.answer_field", where)
+        text = field_text(row, problem_field, "data.problem_field", where)
+        answer = field_text(row, answer_field, "data.answer_field", where)
         id_ = row.get("id")
         if id_ is None or id_ == "":
             id_ = hashlib.sha256(f"{text}\0{answer}".encode(errors="surrogatepass")).hexdigest()[:16]
@@ -63,8 +61,18 @@ def load_problems(path: str, problem_field: str, answer_field: str, split: str =
     return problems
 
 
+def data_rows(path: str, split: str) -> Iterator[tuple[int, Row]]:
+    """(line or row number from 1, row) of whatever kind of data `path` names; `split` is read of a data set only.
+
+    Raises DataError when it cannot be read, or a row is no object with fields.
+    """
+    for number, row in _rows(path, split):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: is {type(row).__name__}, not an object with fields; write one JSON object a line")
+        yield number, row
+
+
 def _rows(path: str, split: str) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1, row) of whatever kind of data `path` names."""
     file = Path(path)
     if file.suffix not in (".jsonl", ".json", ".parquet"):
         if file.is_file():
@@ -129,7 +137,7 @@ def _data_set(path: str, split: str) -> Iterable[Row]:
         ) from error
 
 
-def _field_text(row: Row, field: str, key: str, where: str) -> str:
+def field_text(row: Row, field: str, key: str, where: str) -> str:
     """The field as text; numbers are written out. `key` is the setting that names the field."""
     if field not in row:
         raise DataError(f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: set {key} to one of them")

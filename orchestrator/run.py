@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState
 from orchestrator.cluster import bundles_for, connect, local_nodes
-from orchestrator.config import RunConfig, dump_config, flat_settings
+from orchestrator.config import RunConfig, changed_settings, dump_config
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools import Pools
 from orchestrator.preparation import prepare
@@ -97,12 +95,7 @@ def _refuse_other_settings(config: RunConfig) -> None:
     path: Path = config.folder / "config.yaml"
     if not path.exists() or not (config.folder / "checkpoints").exists():
         return
-    before = flat_settings(RunConfig.model_validate(yaml.safe_load(path.read_text())))
-    changed = [
-        f"{key}: {before.get(key)!r} before, {value!r} now"
-        for key, value in flat_settings(config).items()
-        if before.get(key) != value and not key.startswith(MAY_CHANGE)
-    ]
+    changed = [f"{key}: {change}" for key, change in changed_settings(path, config).items() if not key.startswith(MAY_CHANGE)]
     if changed:
         raise ConfigError(
             f"{config.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"

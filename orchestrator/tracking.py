@@ -15,7 +15,7 @@ from mlflow.entities import Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from orchestrator.config import RunConfig, dump_config, flat_settings
+from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings
 from orchestrator.errors import ConfigError
 
 PARAM_VALUE_LIMIT = 6000
@@ -36,7 +36,7 @@ class Tracker:
         ConfigError: The server cannot be reached, or does not know `run_id`.
     """
 
-    def __init__(self, config: RunConfig, run_id: str | None) -> None:
+    def __init__(self, config: RunConfig | SFTConfig, run_id: str | None) -> None:
         self.uri = tracking_uri(config.tracking.uri, config.run.dir)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Tracker:
         status = RunStatus.FAILED if failed else RunStatus.FINISHED
         self.client.set_terminated(self.run_id, status=RunStatus.to_string(status))
 
-    def _start(self, config: RunConfig) -> str:
+    def _start(self, config: RunConfig | SFTConfig) -> str:
         experiment = self.client.get_experiment_by_name(config.tracking.experiment)
         # Beside the database; a server has its own artifact store.
         artifacts = (config.run.dir / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
