@@ -448,9 +448,9 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
     if memory.reference_per_rank:
         row("reference", memory.reference_per_rank, learning.gpus_per_rank, "the initial model's weights, a learner rank's part")
     row("engine weights", memory.engine_weights, rollout.gpus, f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}")
-    kv_cache = "what vLLM finds free on the GPU"
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    kv_cache = f"what vLLM finds free; the longest sample takes {_gib(longest * memory.kv_bytes_per_token)}"
     if memory.kv_tokens is not None:
-        longest = rollout.max_prompt_tokens + rollout.max_response_tokens
         kv_cache = f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
     row("engine KV cache", memory.kv_cache, rollout.gpus, kv_cache)
     row("object store", memory.in_transit, 0, "the engines' weights and their next version")

@@ -86,8 +86,8 @@ def check_program(name: str, mend: str) -> Finding:
         return Finding("ok", name, path)
     programs = Path(sys.executable).parent
     if shutil.which(name, path=str(programs)):
-        text = f"only in {programs}, which is not on PATH: the first start may not find it"
-        return Finding("warning", name, text, f". {programs / 'activate'}")
+        text = f"only in {programs}, which is not on PATH: DeepSpeed does not find it there"
+        return Finding("missing", name, text, f". {programs / 'activate'}")
     return Finding("missing", name, "not found; the first start compiles DeepSpeed's CPU operators with it", mend)
 
 
@@ -223,7 +223,7 @@ def check_memory(available: int) -> Finding:
     if available >= ENOUGH_MEMORY:
         return Finding("ok", "memory", text)
     return Finding(
-        "warning", "memory", f"{text}; even the quick start takes about 4", "stop other programs, or raise the container's limit"
+        "warning", "memory", f"{text}; little for an engine, a learner and Ray", "stop other programs, or raise the container's limit"
     )
 
 

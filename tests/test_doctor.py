@@ -79,7 +79,7 @@ def test_programs(monkeypatch, tmp_path):
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
     finding = doctor.check_program("ninja", "mend")
-    assert (finding.status, finding.mend) == ("warning", f". {program.parent}/activate")
+    assert (finding.status, finding.mend) == ("missing", f". {program.parent}/activate")
     monkeypatch.setenv("PATH", str(program.parent))
     assert doctor.check_program("ninja", "mend") == Finding("ok", "ninja", str(program))
 
