@@ -197,7 +197,7 @@ class LearnerRank:
         self.reference = None
         if self.config.needs_reference:
             reference = zero3.load_model(self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention)
-            self.reference, *_ = deepspeed.initialize(model=reference, config={k: v for k, v in ds_config.items() if "optim" not in k})
+            self.reference, *_ = deepspeed.initialize(model=reference, config=ds_config)
             self.reference.eval()
         return zero3.parameter_count(self.model)
 

@@ -36,10 +36,10 @@ def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
     Raises:
         ConfigError: There is no such model, it has no chat template, or `z_token` is no single token of it.
     """
-    from transformers import AutoTokenizer
-
     if looks_local(model_path) and not (Path(model_path) / "config.json").is_file():
         raise ConfigError(f"model.path: {model_path} is no model folder (it has no config.json)")
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
     except (OSError, ValueError) as error:

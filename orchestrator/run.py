@@ -11,11 +11,8 @@ from orchestrator.checkpoints import Checkpoints, TrainingState
 from orchestrator.cluster import bundles_for, connect, local_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.pools import Pools
 from orchestrator.preparation import prepare
 from orchestrator.progress import RunProgress
-from orchestrator.tracking import Tracker
-from orchestrator.trainer import Trainer
 
 MAY_CHANGE = ("run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "run.dir", "rollout.cpus",
               "rollout.num_engines", "learning.cpus_per_rank", "verification.", "evaluation.", "tracking.")  # fmt: skip
@@ -47,12 +44,17 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
             f"learning.num_ranks={config.learning.num_ranks}, but {newest[0]} was written by {newest[1].num_ranks} rank(s), and ZeRO-3 "
             "checkpoints load at that number only: use it, or start another run.name from this run's export/"
         )
-    prepared = prepare(config)
     load_verifier(config.verification.verifier)
+    prepared = prepare(config)
     if not os.environ.get("RAY_ADDRESS"):
         bundles_for(config, local_nodes())
     else:
         bundles_for(config, connect())
+
+    # Seconds of imports that no refusal above has to wait for.
+    from orchestrator.pools import Pools
+    from orchestrator.tracking import Tracker
+    from orchestrator.trainer import Trainer
 
     config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "config.yaml").write_text(dump_config(config))

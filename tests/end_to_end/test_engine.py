@@ -1,0 +1,131 @@
+"""A real vLLM engine against a float32 forward pass in transformers: behaviour log-probs and the one-pass score, token for token."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from actors.rollout import EngineSettings, GroupRequest, RolloutWorker
+from actors.weight_chunks import pack_chunks
+from orchestrator.trajectories import Trajectories
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+TOLERANCE = 1e-4
+MAX_RESPONSE = 24
+UPDATES = 10
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def folder(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
+    return models[request.param]
+
+
+@pytest.fixture(scope="module")
+def ids(folder: Path) -> dict:
+    """Token ids: z_c, a prompt, and so many EOS tokens that a random model ends most of its responses."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1+2=?"}], add_generation_prompt=True, return_dict=False)
+    return {"z": tokenizer.convert_tokens_to_ids("<|self_reward|>"), "prompt": list(prompt), "eos": (2, *range(40, 60))}
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, ids: dict) -> Iterator[ray.actor.ActorHandle]:
+    actor = start(folder, ids)
+    yield actor
+    ray.kill(actor)
+
+
+def start(folder: Path, ids: dict) -> ray.actor.ActorHandle:
+    settings = EngineSettings(
+        str(folder),
+        ids["eos"],
+        ids["z"],
+        max_prompt_tokens=32,
+        max_response_tokens=MAX_RESPONSE,
+        dtype="float32",
+        engine_args={"enforce_eager": True},
+    )
+    worker = ray.remote(RolloutWorker).options(num_cpus=1, max_concurrency=100, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    return worker.remote(settings)
+
+
+def generate(engine: ray.actor.ActorHandle, ids: dict, groups: int = 4) -> list[tuple[Trajectories, list[str]]]:
+    requests = [GroupRequest(ids["prompt"], num_samples=8, seed=1000 * number) for number in range(groups)]
+    return [result[:2] for result in ray.get([engine.generate.remote(request) for request in requests])]
+
+
+def load(engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int) -> None:
+    chunks = pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000)
+    assert ray.get(engine.load_weights.remote(version, [ray.put(chunk) for chunk in chunks])) == version
+
+
+@torch.no_grad()
+def assert_equals_forward_pass(model: Qwen2ForCausalLM, group: Trajectories, z: int) -> None:
+    for index in range(len(group)):
+        sample = group.sample(index)
+        tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        logprobs = model(tokens[None]).logits[0].float().log_softmax(-1)
+        start = len(sample.prompt_ids) - 1
+        expected = logprobs[start:-1].gather(1, tokens[start + 1 :, None]).squeeze(1)
+        np.testing.assert_allclose(sample.logprobs, expected.numpy(), atol=TOLERANCE)
+        if sample.finished:
+            assert group.z_logprobs[index] == pytest.approx(logprobs[-1, z].item(), abs=TOLERANCE)
+
+
+def test_one_pass_score_and_behaviour_log_probs_equal_a_forward_pass_also_after_ten_weight_updates(
+    engine: ray.actor.ActorHandle, folder: Path, ids: dict
+) -> None:
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert ray.get(engine.ping.remote()) == -1
+    load(engine, model, version=0)
+    before = generate(engine, ids)
+    for group, _ in before:
+        assert_equals_forward_pass(model, group, ids["z"])
+
+    torch.manual_seed(1)
+    for version in range(1, UPDATES + 1):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
+        load(engine, model, version)
+    after = generate(engine, ids)
+    for group, _ in after:
+        assert_equals_forward_pass(model, group, ids["z"])
+        assert (group.versions == UPDATES).all()
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_equals_forward_pass(Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), after[0][0], ids["z"])
+
+    # As good as new: an engine that loads the final weights from disk samples the same tokens from the same seeds.
+    updated = folder.parent / f"{folder.name}-updated"
+    model.save_pretrained(updated)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(updated)
+    fresh = start(updated, ids)
+    for (group, texts), (fresh_group, fresh_texts) in zip(after, generate(fresh, ids), strict=True):
+        np.testing.assert_array_equal(group.response_ids, fresh_group.response_ids)
+        np.testing.assert_allclose(group.z_logprobs, fresh_group.z_logprobs, atol=TOLERANCE)
+        assert texts == fresh_texts
+    ray.kill(fresh)
+
+
+def test_finished_truncated_and_several_eos(engine: ray.actor.ActorHandle, ids: dict) -> None:
+    groups = [group for group, _ in generate(engine, ids, groups=16)]
+    finished = np.concatenate([group.finished for group in groups])
+    assert 0.2 < finished.mean() < 1.0, "the test needs both finished and truncated samples"
+    ends = set()
+    for group in groups:
+        for index in range(len(group)):
+            sample = group.sample(index)
+            *inside, last = sample.response_ids.tolist()
+            assert ids["z"] not in sample.response_ids, "z_c is barred from solutions and is no part of a response"
+            assert not set(inside) & set(ids["eos"]), "a response ends at its first EOS"
+            assert sample.finished == (last in ids["eos"])
+            assert math.isnan(group.z_logprobs[index]) == (not sample.finished)
+            assert sample.finished or len(sample.response_ids) == MAX_RESPONSE
+            ends |= {last} & set(ids["eos"])
+    assert len(ends) > 1, "every EOS token ends a response"

@@ -1,0 +1,188 @@
+"""Real DeepSpeed ZeRO-3 ranks: losses and gradients however the batch is split, bit-equality without self-reward, checkpoints."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import Qwen2ForCausalLM
+
+from actors.learning import MiniBatch, StepSums, TrainBatch, start_ranks
+from orchestrator.algorithm.advantages import group_advantages
+from orchestrator.algorithm.micro_batches import plan_micro_batches
+from orchestrator.algorithm.self_reward import class_weights
+from orchestrator.config import RunConfig
+from orchestrator.trajectories import Generated, Trajectories, pack
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+Z_TOKEN, EOS, GROUPS, SAMPLES, C_REF = 3, 2, 3, 4, -6.0
+
+
+def settings(folder: Path, ranks: int = 1, **loss: float) -> RunConfig:
+    tree = {
+        "run": {"name": "learner", "steps": 1},
+        "model": {"path": str(folder)},
+        "data": {"train": "unused"},
+        "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 32},
+        "learning": {"num_ranks": ranks, "lr": 1e-2, "tokens_per_micro_batch": 1024},
+        "loss": {"alpha": 1.0, "tau": 0.0, **loss},
+        "self_reward": {"token": "<|self_reward|>"},
+    }
+    return RunConfig.model_validate(tree)
+
+
+@contextmanager
+def learner(config: RunConfig, z_token: int | None = Z_TOKEN) -> Iterator[list[Any]]:
+    def spawn(cls: type, rank: int, *arguments: Any) -> Any:
+        return ray.remote(cls).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}).remote(*arguments)
+
+    ranks = start_ranks(config, config.model.path, z_token, spawn)
+    yield ranks
+    for rank in ranks:
+        ray.kill(rank)
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Trajectories]:
+    """Random solutions of unlike length; one in four is truncated."""
+    rng = np.random.default_rng(0)
+    packed = []
+    for _ in range(GROUPS):
+        samples = []
+        for number in range(SAMPLES):
+            length, finished = int(rng.integers(3, 30)), number != 0
+            tokens = rng.integers(10, 250, length).tolist() + ([EOS] if finished else [])
+            logprobs = rng.uniform(-6, -4, len(tokens)).tolist()
+            samples.append(Generated(tokens, logprobs, finished, -5.0 if finished else float("nan"), (0, 0)))
+        packed.append(pack(rng.integers(10, 250, int(rng.integers(4, 12))).tolist(), samples))
+    return packed
+
+
+def batch_of(groups: list[Trajectories], ranks: int, tokens_per_micro_batch: int, alpha: float = 1.0) -> TrainBatch:
+    n = len(groups) * SAMPLES
+    finished = np.concatenate([group.finished for group in groups])
+    rewards = (np.arange(n) % 3 == 1).astype(np.float32)
+    number = torch.arange(n) // SAMPLES
+    lengths = np.concatenate([group.lengths + len(group.prompt_ids) for group in groups]).tolist()
+    tokens = int(np.concatenate([group.lengths for group in groups]).sum())
+    return TrainBatch(
+        step=1,
+        groups=[ray.put(group) for group in groups],
+        samples_per_group=SAMPLES,
+        advantages=group_advantages(torch.from_numpy(rewards), number).numpy().astype(np.float32),
+        rewards=rewards,
+        class_weights=class_weights(torch.from_numpy(rewards), torch.from_numpy(finished)).numpy().astype(np.float32),
+        c_ref=np.full(n, C_REF, np.float32),
+        mini_batches=[MiniBatch(plan_micro_batches(lengths, ranks, tokens_per_micro_batch), tokens, int(finished.sum()))],
+        alpha=alpha,
+    )
+
+
+def gradients(ranks: list[Any], batch: TrainBatch) -> tuple[list[StepSums], dict[str, np.ndarray]]:
+    results = ray.get([rank.gradients.remote(batch) for rank in ranks])
+    return [sums for sums, _ in results], results[0][1]
+
+
+def reference_gradients(folder: Path, groups: list[Trajectories], batch: TrainBatch, beta_v: float) -> tuple[float, dict[str, np.ndarray]]:
+    """The same loss written out over one sample at a time with transformers and autograd: no padding, no packing, no ZeRO."""
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    mini, loss = batch.mini_batches[0], torch.zeros(())
+    for index in range(len(groups) * SAMPLES):
+        sample = groups[index // SAMPLES].sample(index % SAMPLES)
+        tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        logprobs = model(tokens[None]).logits[0].log_softmax(-1)
+        start = len(sample.prompt_ids) - 1
+        chosen = logprobs[start:-1].gather(1, tokens[start + 1 :, None])
+        ratio = (chosen - chosen.detach()).exp()
+        loss = loss - (ratio * float(batch.advantages[index])).sum() / mini.total_tokens
+        if sample.finished:
+            score = beta_v * (logprobs[-1, Z_TOKEN] - C_REF)
+            loss = loss + batch.alpha * float(batch.class_weights[index]) * (score - float(batch.rewards[index])) ** 2 / mini.total_finished
+    loss.backward()
+    return loss.item(), {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_loss_and_gradients_equal_plain_autograd_under_any_split(ranks: int, models: dict[str, Path], groups: list[Trajectories]) -> None:
+    folder = models["untied"]
+    with learner(settings(folder, ranks)) as workers:
+        expected_loss, expected = reference_gradients(folder, groups, batch_of(groups, ranks, 1024), beta_v=0.1)
+        for budget in (1024, 128, 48):
+            batch = batch_of(groups, ranks, budget)
+            sums, found = gradients(workers, batch)
+            assert sum(rank.total_loss for rank in sums) == pytest.approx(expected_loss, abs=1e-5)
+            assert sum(rank.tokens for rank in sums) == batch.mini_batches[0].total_tokens
+            for name, gradient in expected.items():
+                np.testing.assert_allclose(found[name], gradient, atol=2e-6, rtol=2e-4, err_msg=f"{name}, budget {budget}")
+
+
+def test_without_weight_the_self_reward_changes_no_bit(models: dict[str, Path], groups: list[Trajectories]) -> None:
+    batch = batch_of(groups, 1, 256, alpha=0.0)
+    with learner(settings(models["untied"], alpha=0.0)) as on, learner(settings(models["untied"], alpha=0.0), z_token=None) as off:
+        (with_token,), gradients_with = gradients(on, batch)
+        (without,), gradients_without = gradients(off, batch)
+    assert with_token.total_loss == without.total_loss
+    assert with_token.policy_loss == without.policy_loss
+    assert with_token.self_reward_loss > 0, "the score is still measured"
+    assert without.self_reward_loss == 0
+    for name, gradient in gradients_with.items():
+        np.testing.assert_array_equal(gradient, gradients_without[name], err_msg=name)
+
+
+def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
+    models: dict[str, Path], groups: list[Trajectories], tmp_path: Path
+) -> None:
+    batch = batch_of(groups, 1, 256)
+    checkpoint, export = str(tmp_path / "checkpoint"), tmp_path / "export"
+    with learner(settings(models["tied"])) as (rank,):
+        first = ray.get(rank.step.remote(batch))
+        ray.get(rank.save.remote(checkpoint))
+        second = ray.get(rank.step.remote(batch))
+        ray.get(rank.export.remote(str(export)))
+    with learner(settings(models["tied"])) as (restored,):
+        ray.get(restored.load.remote(checkpoint))
+        again = ray.get(restored.step.remote(batch))
+        chunks = ray.get(ray.get(restored.publish.remote("float32", 100_000)))
+    assert second.total_loss != first.total_loss
+    assert (again.total_loss, again.grad_norm) == (second.total_loss, second.grad_norm)
+
+    published = {name: tensor for chunk in chunks for name, tensor in chunk.tensors()}
+    exported = Qwen2ForCausalLM.from_pretrained(export, dtype=torch.float32)
+    for name, parameter in exported.named_parameters(remove_duplicate=False):
+        torch.testing.assert_close(parameter.detach(), published[name], rtol=0, atol=0, msg=name)
+    assert "lm_head.weight" in published, "vLLM keeps a packed copy of tied embeddings, so they travel under both names"
+    start = Qwen2ForCausalLM.from_pretrained(models["tied"], dtype=torch.float32)
+    assert not torch.equal(start.lm_head.weight, exported.lm_head.weight)
+
+
+def test_reference_model_is_held_only_when_asked_for(models: dict[str, Path], groups: list[Trajectories]) -> None:
+    batch = batch_of(groups, 1, 256)
+    with learner(settings(models["untied"], kl_coef=0.1)) as (rank,):
+        sums = ray.get(rank.step.remote(batch))
+        moved = ray.get(rank.step.remote(batch))
+    assert sums.kl == pytest.approx(0.0, abs=1e-6), "before the first update policy and reference are the same"
+    assert moved.kl > 1e-4
+    assert not settings(models["untied"]).needs_reference
+
+
+def test_learner_rank_reads_the_score_at_eos(models: dict[str, Path], groups: list[Trajectories]) -> None:
+    """`c_ref: exact` reads log pi_ref(z_c) where the score is read: after EOS, of finished samples only."""
+    batch = batch_of(groups, 2, 64)
+    model = Qwen2ForCausalLM.from_pretrained(models["untied"], dtype=torch.float32)
+    with learner(settings(models["untied"], 2).model_copy(update={"loss": settings(models["untied"], c_ref="exact").loss})) as ranks:
+        plan = batch.mini_batches[0].plan
+        found = {
+            k: v for part in ray.get([r.reference_z_logprobs.remote(batch.groups, plan, SAMPLES) for r in ranks]) for k, v in part.items()
+        }
+    finished = np.concatenate([group.finished for group in groups])
+    assert sorted(found) == np.flatnonzero(finished).tolist()
+    for index, value in found.items():
+        sample = groups[index // SAMPLES].sample(index % SAMPLES)
+        tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        with torch.no_grad():
+            assert value == pytest.approx(model(tokens[None]).logits[0, -1].log_softmax(-1)[Z_TOKEN].item(), abs=1e-4)

@@ -1,0 +1,145 @@
+"""`laser train` as a user runs it, in a process of its own: real vLLM, math-verify, DeepSpeed and MLflow, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from orchestrator.trajectories import read_groups
+
+STEPS = 6
+STEP_METRICS = {
+    "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward", "loss/total", "policy/kl", "policy/clip_share", "policy/entropy",
+    "policy/mismatch_kl", "policy/grad_norm", "time/step", "time/rollout", "time/verify", "time/learn", "time/sync",
+    "throughput/samples_per_s", "throughput/tokens_per_s", "rollout/staleness", "verify/timeouts", "verify/errors", "pool/restarts",
+}  # fmt: skip
+
+# Not defined in a step without a finished solution of that class.
+SCORE_METRICS = {"self_reward/accuracy_wrong", "self_reward/score_wrong"}
+
+
+def laser(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "laser"), *arguments]
+
+
+def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(laser(*arguments), capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    tree = {
+        "run": {"name": "tiny", "dir": str(runs), "steps": STEPS, "save_every": 2, "save_rollouts_every": 2, "eval_every": 4},
+        "model": {"path": str(task / "untrained")},
+        "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
+        "rollout": {
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 24, "cpus": 0.5,
+            "engine_args": {"enforce_eager": True},
+        },
+        "verification": {"cpus": 0.25},
+        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
+        # A given c_ref near log(1/vocabulary) and a small beta_v, so that a random model passes the check of the assumption.
+        "loss": {"alpha": 1.0, "beta_v": 0.5, "c_ref": -6.0, "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
+        "self_reward": {"token": "<|self_reward|>"},
+        "evaluation": {"samples_per_problem": 2},
+    }  # fmt: skip
+    path = runs / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None, f"the run ended before it wrote {path}"
+        assert time.monotonic() < deadline, f"no {path} within {timeout_s} s"
+        time.sleep(0.05)
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """kill -9 of the whole run: the driver, and Ray with all its actors."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([str(Path(sys.executable).parent / "ray"), "stop", "--force"], capture_output=True, check=False)
+
+
+def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
+    return [point.step for point in client.get_metric_history(run_id, key)]
+
+
+def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(config: Path) -> None:
+    folder = config.parent / "tiny"
+    process = subprocess.Popen(
+        laser("train", str(config)), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    try:
+        wait_for(folder / "checkpoints" / "step-000002", process)
+    finally:
+        kill_session(process)
+    assert not (folder / "summary.json").exists()
+    killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
+
+    resumed = run("train", str(config))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing from" in resumed.stdout
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"], "a resumed run goes on in its MLflow run"
+    assert summary["problems"] == 8
+    assert set(summary["base"]) == set(summary["trained"])
+
+    client = MlflowClient(f"sqlite:///{config.parent / 'mlflow.db'}")
+    for key in STEP_METRICS:
+        assert series(client, summary["mlflow_run_id"], key) == list(range(1, STEPS + 1)), key
+    for key in SCORE_METRICS:
+        steps = series(client, summary["mlflow_run_id"], key)
+        assert steps, f"{key} was never logged"
+        assert steps == sorted(set(steps)), f"{key}: one value a step"
+    assert series(client, summary["mlflow_run_id"], "eval/test/accuracy") == [0, 4, STEPS]
+    stored = client.get_run(summary["mlflow_run_id"])
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["loss.beta_v"] == "0.5"
+    mismatch = client.get_metric_history(summary["mlflow_run_id"], "policy/mismatch_max")
+    assert max(point.value for point in mismatch) < 1e-3, "engine and learner have the same weights in every step"
+    z_mismatch = client.get_metric_history(summary["mlflow_run_id"], "self_reward/mismatch_max")
+    assert max(point.value for point in z_mismatch) < 1e-3
+
+    problems = [pq.read_table(path).column("problem_id").to_pylist() for path in sorted((folder / "rollouts").glob("*.parquet"))]
+    assert len(problems) == STEPS // 2
+    assert not set(problems[0]) & set(problems[1]), "the resumed run takes the next problems in order"
+    groups, table = read_groups(folder / "rollouts" / f"step-{STEPS:06d}.parquet")
+    assert [len(group) for group in groups] == [4] * 4
+    assert {group.versions.max() for group in groups} == {STEPS - 1}, "on-policy: step n samples with version n - 1"
+    assert set(table.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
+    finished = np.array(table.column("finished").to_pylist())
+    assert np.isnan(np.array(table.column("score").to_pylist(), dtype=float)[~finished]).all()
+
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    card = json.loads((folder / "export" / "self_reward.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    assert tokenizer.convert_tokens_to_ids(card["token"]) == card["token_id"]
+    assert AutoModelForCausalLM.from_pretrained(folder / "export").num_parameters() > 1e5
+
+    again = run("train", str(config))
+    assert again.returncode == 0, again.stderr
+    assert "finished" in again.stdout
+    other = run("train", str(config), "loss.alpha=0.5")
+    assert other.returncode == 2
+    assert "loss.alpha: 1.0 before, 0.5 now" in other.stderr
+    assert "Traceback" not in other.stderr
