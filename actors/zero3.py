@@ -4,6 +4,7 @@ Shared by reinforcement learning (`actors.learning`) and the supervised cold sta
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def _build_cpu_operators() -> None:
     """
     import fcntl
 
+    # ninja is a package of this environment, which need not be activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")))
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "laser.lock").open("w") as ours:
