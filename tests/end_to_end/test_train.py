@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,10 @@ from orchestrator.trajectories import read_groups
 
 STEPS = 6
 STEP_METRICS = {
-    "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward", "loss/total", "policy/kl", "policy/clip_share", "policy/entropy",
-    "policy/mismatch_kl", "policy/grad_norm", "time/step", "time/rollout", "time/verify", "time/learn", "time/sync",
-    "throughput/samples_per_s", "throughput/tokens_per_s", "rollout/staleness", "verify/timeouts", "verify/errors", "pool/restarts",
+    "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward",
+    "loss/total", "policy/kl", "policy/clip_share", "policy/entropy", "policy/mismatch_kl", "policy/grad_norm", "time/step",
+    "time/rollout", "time/verify", "time/learn", "time/sync", "throughput/samples_per_s", "throughput/tokens_per_s",
+    "rollout/staleness", "verify/timeouts", "verify/errors", "pool/restarts",
 }  # fmt: skip
 
 # Not defined in a step without a finished solution of that class.
