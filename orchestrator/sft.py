@@ -115,6 +115,18 @@ def make_rows(
     return input_ids.to(device), attention_mask.to(device), read.to(device), targets.to(device)
 
 
+def share_of_loss(
+    model: torch.nn.Module, samples: Sequence[tuple[np.ndarray, int]], total_targets: int, pad_token: int, device: torch.device
+) -> Tensor:
+    """What these samples add to their batch's loss, the mean negative log-prob over its `total_targets`; shares of all ranks sum to it.
+
+    Without samples two tokens run through the model for a loss of 0: other ranks gather weights together with this one.
+    """
+    rows = make_rows(samples or [(np.zeros(2, np.int32), 1)], pad_token, device)
+    logprobs, _ = model(*rows)
+    return -logprobs.sum() / total_targets if samples else logprobs.sum() * 0.0
+
+
 class Rank:
     """One ZeRO-3 rank of the cold start; its process group is Ray Train's. Every method is a collective."""
 
@@ -132,6 +144,7 @@ class Rank:
             dtype=settings.dtype, grad_clip=settings.grad_clip, offload="none", on_gpu=on_gpu, extra=settings.deepspeed
         )
         self.tokenizer = load_tokens(config.model.path, None).tokenizer
+        self.pad_token = self.tokenizer.pad_token_id or 0
         self.model = zero3.load_model(
             config.model.path, ds_config, dtype=settings.dtype, gradient_checkpointing=settings.gradient_checkpointing
         )
@@ -153,11 +166,9 @@ class Rank:
         loss_sum = torch.zeros((), device=self.device)
         for number, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            # A rank without samples runs two tokens through the model, because its peers gather weights with it.
-            samples = [self.demonstrations.sample(batch[index]) for index in micro] or [(np.zeros(2, np.int32), 1)]
-            logprobs, _ = self.engine(*make_rows(samples, self.tokenizer.pad_token_id or 0, self.device))
-            loss = -logprobs.sum() / total if micro else logprobs.sum() * 0.0
-            # ZeRO averages gradients over ranks; the loss is already divided by the targets of all of them.
+            samples = [self.demonstrations.sample(batch[index]) for index in micro]
+            loss = share_of_loss(self.engine, samples, total, self.pad_token, self.device)
+            # ZeRO averages gradients over ranks; the loss is divided by the targets of all of them already.
             self.engine.backward(loss * self.world_size)
             self.engine.step()
             loss_sum += loss.detach()
