@@ -35,6 +35,26 @@ def _train(options: argparse.Namespace) -> int:
     outcome = train(config)
     if outcome.already_finished:
         print(f"{config.folder} is finished: {outcome.summary['steps']} steps. Raise run.steps to go on, or choose another run.name.")
+    from orchestrator.progress import show_summary
+    from orchestrator.tracking import tracking_uri
+
+    show_summary(outcome.summary, config.folder, tracking_uri(config.tracking.uri, config.run.dir))
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from orchestrator.config import RunConfig, load_config
+
+    config = load_config(options.config, options.overrides, RunConfig)
+    from pathlib import Path
+
+    from orchestrator.replay import replay
+
+    replayed = replay(config, Path(options.rollouts))
+    sums = replayed.sums
+    print(f"step {replayed.step}: {replayed.samples} samples, {sums.tokens} tokens, under {config.model.path}")
+    print(f"  loss/total {sums.total_loss:.6f}  loss/policy {sums.policy_loss:.6f}  loss/self_reward {sums.self_reward_loss:.6f}")
+    print(f"  gradient norm {replayed.grad_norm:.6f}  largest |engine - learner| log-prob {sums.mismatch_max:.6f}")
     return 0
 
 
@@ -87,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")
     check.add_argument("config", metavar="CONFIG", help="YAML configuration")
     check.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+
+    replay = add("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts")
+    replay.add_argument("rollouts", metavar="ROLLOUTS", help="a run's rollouts/step-NNNNNN.parquet")
+    replay.add_argument("config", metavar="CONFIG", help="YAML configuration; model.path is the model that is looked at")
+    replay.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.beta_v=0.2")
 
     add("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
     return parser

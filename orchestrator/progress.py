@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -72,6 +74,42 @@ class RunProgress:
         panel.add_row(self.bar)
         panel.add_row(figures)
         return panel
+
+
+SUMMARY_ROWS = {
+    "accuracy": "accuracy",
+    "self_verification_f1": "self-verification F1",
+    "auroc": "AUROC of the score",
+    "auroc_problem_only": "  of the problem's kind alone",
+    "auroc_within_problem": "  within a problem",
+    "maj_at_k": "Maj@{k}",
+    "weighted_at_k": "weighted Maj@{k}",
+    "finished_share": "finished",
+}
+
+
+def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, console: Console | None = None) -> None:
+    """The table base model against trained model, where the results are, and what to do next."""
+    console = console or Console(highlight=False)
+    if summary["base"] and summary["trained"]:
+        k = summary["samples_per_problem"]
+        table = Table(
+            title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {_clock(summary['seconds'])}"
+        )
+        for name in ("", "base", "trained", "change"):
+            table.add_column(name, justify="left" if not name else "right")
+        for key, label in SUMMARY_ROWS.items():
+            base, trained = summary["base"][key], summary["trained"][key]
+            known = base is not None and trained is not None
+            table.add_row(label.format(k=k), _figure(base), _figure(trained), f"{trained - base:+.3f}" if known else "")
+        console.print(table)
+    console.print(f"results   {folder}/summary.json   model and its score   {folder}/export", soft_wrap=True)
+    console.print(f"curves    mlflow ui --backend-store-uri {tracking_uri}", soft_wrap=True)
+    console.print("next      laser check experiments/qwen2.5-7b.yaml   explains a recipe for one node of 8 GPUs", soft_wrap=True)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _number(value: float) -> str:

@@ -16,17 +16,16 @@ import ray
 import torch
 from jaxtyping import Float32
 
-from actors.learning import MiniBatch, StepSums, TrainBatch
+from actors.learning import StepSums
 from actors.rollout import GroupRequest
 from actors.verification import Status
-from orchestrator.algorithm.advantages import group_advantages, mix_self_rewards
 from orchestrator.algorithm.metrics import self_verification
-from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
-from orchestrator.algorithm.schedule import Schedule
-from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, class_weights, self_reward_score
+from orchestrator.algorithm.micro_batches import plan_micro_batches
+from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, self_reward_score
 from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunError
+from orchestrator.estimation import estimate_advantages, make_train_batch
 from orchestrator.evaluation import describe, evaluate, sampled_solutions, summarise
 from orchestrator.groups import Batch, CollectTimes, Group, collect, save_rollouts
 from orchestrator.pools import Pools
@@ -44,7 +43,6 @@ class Trainer:
 
     def __init__(self, config: RunConfig, prepared: Prepared, pools: Pools, tracker: Tracker, progress: RunProgress) -> None:
         self.config, self.prepared, self.pools, self.tracker, self.progress = config, prepared, pools, tracker, progress
-        self.schedule = Schedule(config.loss.reasoning_warmup_steps, config.loss.self_reward_warmup_steps)
         self.order = PromptOrder(len(prepared.train), config.run.seed)
         self.checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
         self.step = 0
@@ -66,9 +64,9 @@ class Trainer:
             batch, times = self._collect(step)
             scores = self._scores(batch)
             # A = (1 - tau) * A_v + tau * A_s
-            advantages = self._advantages(batch, scores, step)
+            advantages = estimate_advantages(self.config, batch, scores, step)
             # L = L_policy + alpha * mean(m * w * (score - r_v)^2)
-            sums = self.pools.learn(self._train_batch(batch, advantages, step))
+            sums = self.pools.learn(make_train_batch(self.config, batch, advantages, self._c_refs(batch), step))
             learned = time.perf_counter()
             self.pools.publish(step)
             synced = time.perf_counter()
@@ -106,8 +104,9 @@ class Trainer:
         return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(self._c_refs(batch)), self.config.loss.beta_v).numpy()
 
     def _c_refs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
-        if self.c_ref is not None:
-            return np.full(len(batch.rewards), self.c_ref, np.float32)
+        """log pi_ref(z_c) for each sample: one number for all, the reference model's own, or 0 when self-rewarding is off."""
+        if self.c_ref is not None or self.config.self_reward.token is None:
+            return np.full(len(batch.rewards), self.c_ref or 0.0, np.float32)
         settings = self.config.learning
         plan = plan_micro_batches(batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
         refs = [group.trajectories for group in batch.groups]
@@ -116,30 +115,6 @@ class Trainer:
         )
         exact = {index: value for rank in found for index, value in rank.items()}
         return np.array([exact.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
-
-    def _advantages(self, batch: Batch, scores: np.ndarray | None, step: int) -> torch.Tensor:
-        # A sample whose check failed is a group of its own, which has advantage 0: it is neither rewarded nor punished.
-        alone = np.where(batch.verified, batch.group, len(batch.groups) + np.arange(len(batch.group)))
-        group = torch.from_numpy(alone.astype(np.int64))
-        advantages = group_advantages(torch.from_numpy(batch.rewards), group)
-        if scores is None or self.config.loss.tau == 0 or not self.schedule.advantage_mix_active(step):
-            return advantages
-        loss = self.config.loss
-        scored = torch.from_numpy(batch.scored)
-        return mix_self_rewards(advantages, torch.from_numpy(scores), scored, group, loss.tau, loss.filter_std)
-
-    def _train_batch(self, batch: Batch, advantages: torch.Tensor, step: int) -> TrainBatch:
-        loss = self.config.loss
-        scored = self.config.self_reward.token is not None
-        return make_train_batch(
-            self.config,
-            batch,
-            [group.trajectories for group in batch.groups],
-            advantages=advantages.numpy().astype(np.float32),
-            c_ref=self._c_refs(batch) if scored else np.zeros(len(batch.rewards), np.float32),
-            step=step,
-            alpha=loss.alpha if scored and self.schedule.loss_term_active(step) else 0.0,
-        )
 
     def _metrics(self, batch: Batch, scores: np.ndarray | None, sums: Sequence[StepSums], times: CollectTimes) -> dict[str, float]:
         tokens = sum(rank.tokens for rank in sums)
@@ -181,11 +156,11 @@ class Trainer:
             "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
         }
 
-    def _keep(self, batch: Batch, scores: np.ndarray | None, advantages: torch.Tensor) -> None:
+    def _keep(self, batch: Batch, scores: np.ndarray | None, advantages: np.ndarray) -> None:
         run, last = self.config.run, self.step == self.config.run.steps
         if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
             path = self.config.folder / "rollouts" / f"step-{self.step:06d}.parquet"
-            save_rollouts(path, batch, scores, advantages.numpy())
+            save_rollouts(path, batch, scores, advantages)
         if run.eval_every and self.step % run.eval_every == 0 and not last:
             self._evaluate()
         if (run.save_every and self.step % run.save_every == 0) or last:
@@ -294,44 +269,6 @@ class Trainer:
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
-
-
-def make_train_batch(
-    config: RunConfig,
-    batch: Batch,
-    trajectories: Sequence[Any],
-    *,
-    advantages: Float32[np.ndarray, "samples"],
-    c_ref: Float32[np.ndarray, "samples"],
-    step: int,
-    alpha: float,
-) -> TrainBatch:
-    """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
-    settings = config.learning
-    weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
-    sizes = [len(group.verdicts) for group in batch.groups]
-    mini_batches = []
-    for samples in split_mini_batches(sizes, settings.mini_batches):
-        lengths = batch.total_lengths[samples].tolist()
-        plan = plan_micro_batches(lengths, settings.num_ranks, settings.tokens_per_micro_batch)
-        mini_batches.append(
-            MiniBatch(
-                plan=[[[samples[position] for position in micro] for micro in rank] for rank in plan],
-                total_tokens=int(batch.lengths[samples].sum()),
-                total_finished=int(batch.scored[samples].sum()),
-            )
-        )
-    return TrainBatch(
-        step=step,
-        groups=list(trajectories),
-        samples_per_group=sizes[0],
-        advantages=advantages,
-        rewards=batch.rewards,
-        class_weights=weights.astype(np.float32),
-        c_ref=c_ref,
-        mini_batches=mini_batches,
-        alpha=alpha,
-    )
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,0 +1,103 @@
+"""Replay a stored step: the losses and the gradient norm that a model and a configuration give on rollouts kept as parquet.
+
+In: a rollout file of a run and a configuration, whose `model.path` may be any checkpoint's `export`. Out: the sums of the step,
+without an optimiser step. For looking into a step, or at what another alpha or beta_v would have made of it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.learning import StepSums, start_ranks
+from actors.rollout import GroupRequest
+from actors.verification import Status, Verdict
+from orchestrator.algorithm.self_reward import self_reward_score
+from orchestrator.cluster import Placement, bundles_for, connect
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.estimation import estimate_advantages, make_train_batch
+from orchestrator.groups import Batch, Group, to_batch
+from orchestrator.preparation import load_tokens
+from orchestrator.prompts import Problem
+from orchestrator.trajectories import read_groups
+
+
+@dataclass(frozen=True)
+class Replay:
+    step: int
+    samples: int
+    sums: StepSums
+    gradients: dict[str, np.ndarray]
+    """Of the total loss, by parameter name."""
+
+    @property
+    def grad_norm(self) -> float:
+        return float(np.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in self.gradients.values())))
+
+
+def load_batch(path: Path) -> tuple[Batch, int]:
+    """The batch of a rollout file, its trajectories put into the object store, and its step.
+
+    Raises:
+        DataError: There is no such file, or it is none that a run wrote.
+    """
+    name = re.fullmatch(r"step-(\d+)\.parquet", path.name)
+    if name is None or not path.is_file():
+        raise DataError(f"{path}: no rollout file; a run keeps them as rollouts/step-NNNNNN.parquet (run.save_rollouts_every)")
+    packed, table = read_groups(path)
+    rows = table.select(["group", "problem_id", "problem", "reference", "status", "answer"]).to_pylist()
+    groups = []
+    for number, trajectories in enumerate(packed):
+        mine = [row for row in rows if row["group"] == number]
+        problem = Problem(mine[0]["problem_id"], mine[0]["problem"], mine[0]["reference"], None, number)
+        request = GroupRequest(trajectories.prompt_ids.tolist(), len(trajectories), seed=0)
+        verdicts = [Verdict(Status(row["status"]), row["answer"]) for row in mine]
+        groups.append(Group(problem, request, ray.put(trajectories), None, trajectories.summary(), verdicts))
+    return to_batch(groups), int(name[1])
+
+
+def replay(config: RunConfig, path: Path) -> Replay:
+    """Losses and gradients of `config.model.path` on the stored step.
+
+    Raises:
+        ConfigError: `loss.c_ref` is no number and the rollouts' run did not keep one; or as `laser train`.
+    """
+    if config.learning.mini_batches > 1 or config.learning.num_ranks > 1:
+        raise ConfigError("replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1")
+    tokens = load_tokens(config.model.path, config.self_reward.token)
+    c_ref = _c_ref(config, path)
+    nodes = connect()
+    placement = Placement(config, bundles_for(config, nodes))
+    ranks: list[Any] = []
+    try:
+        batch, step = load_batch(path)
+        c_refs = np.full(len(batch.rewards), c_ref, np.float32)
+        scores = None
+        if config.self_reward.token is not None:
+            import torch
+
+            scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
+        train_batch = make_train_batch(config, batch, estimate_advantages(config, batch, scores, step), c_refs, step)
+        ranks = start_ranks(config, config.model.path, tokens.z_token, placement.learner)
+        sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+        placement.remove()
+    return Replay(step, len(batch.rewards), sums, gradients)
+
+
+def _c_ref(config: RunConfig, path: Path) -> float:
+    if config.self_reward.token is None:
+        return 0.0
+    if isinstance(config.loss.c_ref, float):
+        return config.loss.c_ref
+    card = path.parent.parent / "export" / "self_reward.json"
+    if not card.exists():
+        raise ConfigError(f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5")
+    return float(json.loads(card.read_text())["c_ref"])
