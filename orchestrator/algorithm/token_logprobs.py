@@ -17,7 +17,7 @@ def token_logprobs(
     weight: Float[Tensor, "vocab hidden"],
     bias: Float[Tensor, "vocab"] | None,
     targets: Int[Tensor, "tokens"],
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = 2048,
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
     """Log-prob of each target and entropy of each distribution, in nats, at temperature 1.
 
@@ -35,7 +35,7 @@ def token_logprobs(
 class LogProbHead(torch.nn.Linear):
     """A language-model head that returns log-probs of given tokens in place of logits; a module, so that ZeRO-3 gathers its weight."""
 
-    chunk_tokens = 1024
+    chunk_tokens = 2048
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> "LogProbHead":
@@ -55,15 +55,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(targets), dtype=torch.promote_types(weight.dtype, torch.float32))
-        log_normaliser, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs)
         for chunk in _chunks(len(targets), chunk_tokens):
-            logits = linear(hidden[chunk], weight, bias).to(logprobs.dtype)
-            log_normaliser[chunk] = logits.logsumexp(dim=-1)
-            logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - log_normaliser[chunk]
-            probs = (logits - log_normaliser[chunk, None]).exp_()
-            entropy[chunk] = log_normaliser[chunk] - probs.mul_(logits).sum(dim=-1)
+            all_logprobs = linear(hidden[chunk], weight, bias).log_softmax(dim=-1, dtype=logprobs.dtype)
+            logprobs[chunk] = all_logprobs.gather(1, targets[chunk, None]).squeeze(1)
+            entropy[chunk] = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
         # The Parameter itself, as torch.nn.Linear saves it: between the passes ZeRO-3 frees its data and gathers it again.
-        ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_tokens = chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -71,16 +69,16 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=grad_logprobs.dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=grad_logprobs.dtype) if needs_bias else None
         for chunk in _chunks(len(targets), ctx.chunk_tokens):
             grad = grad_logprobs[chunk, None]
-            logits = linear(hidden[chunk], weight, bias).to(grad.dtype)
+            probs = linear(hidden[chunk], weight, bias).softmax(dim=-1, dtype=grad.dtype)
             # d logprob / d logits = onehot(target) - softmax
-            grad_logits = logits.sub_(log_normaliser[chunk, None]).exp_().mul_(-grad).scatter_add_(1, targets[chunk, None], grad)
+            grad_logits = probs.mul_(-grad).scatter_add_(1, targets[chunk, None], grad)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(weight.dtype)
