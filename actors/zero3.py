@@ -141,7 +141,8 @@ def load_model(
 def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) -> Iterator[tuple[str, Tensor]]:
     """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
 
-    A collective: every rank iterates it to the end. Only the sender gets tensors; they are copies, good after the next group.
+    A collective: every rank iterates it to the end. Only the sender gets tensors: copies on the model's device, good after the
+    next group.
     """
     import deepspeed
 
@@ -155,7 +156,7 @@ def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) 
             continue
         unique = list({id(p): p for _, p in group}.values())
         with deepspeed.zero.GatheredParameters(unique):
-            copies = [(n, p.detach().to("cpu", copy=True)) for n, p in group] if is_sender else []
+            copies = [(n, p.detach().clone()) for n, p in group] if is_sender else []
         yield from copies
         group, size = [], 0
 
@@ -167,7 +168,7 @@ def parameter_count(model: LogProbModel) -> int:
 
 def export_model(model: LogProbModel, folder: Path, tokenizer: Any, is_sender: bool) -> None:
     """Write a Hugging Face folder that vLLM and transformers load. A collective; the sender writes."""
-    state = dict(gathered_parameters(model, 2**30, is_sender))
+    state = {name: tensor.cpu() for name, tensor in gathered_parameters(model, 2**30, is_sender)}
     if is_sender:
         model.model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
