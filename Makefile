@@ -4,7 +4,7 @@ EXTRAS ?= cpu,dev
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart quickstart-seeds test lint clean
 
 install: $(READY)
 
@@ -14,6 +14,9 @@ $(READY): pyproject.toml requirements.lock scripts/install
 
 quickstart: $(READY)  ## train the quick-start: base model against trained model
 	@$(VENV)/bin/laser train experiments/quickstart.yaml
+
+quickstart-seeds: $(READY)  ## the same over 3 seeds: median and range
+	@$(VENV)/bin/python -m experiments.quickstart.seeds
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest

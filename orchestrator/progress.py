@@ -30,8 +30,8 @@ class RunProgress:
 
     def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self.title, self.total, self.first = title, total, done
-        self.started = time.monotonic()
+        self.total, self.first = total, done
+        self.first_step_at: float | None = None
         self.bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"), console=self.console,
@@ -56,13 +56,21 @@ class RunProgress:
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Step `step` is done, with these metrics."""
         self.values = values
-        eta = _clock((time.monotonic() - self.started) / (step - self.first) * (self.total - step))
+        eta = self._eta(step)
         if self.live:
             self.bar.update(self.task, completed=step, eta=eta)
             self.live.update(self._panel())
-        elif step % PLAIN_LINES_EVERY == 0 or step in (self.first + 1, self.total):
+        elif step % PLAIN_LINES_EVERY == 0 or step in (self.first, self.total):
             shown = "  ".join(f"{label} {_number(values[key])}" for key, label in SHOWN.items() if key in values)
             self.console.print(f"step {step}/{self.total}  {shown}  ETA {eta}", soft_wrap=True)
+
+    def _eta(self, step: int) -> str:
+        """Time to the last step at the pace so far. The first step only starts the clock: it also waited for the pools."""
+        now = time.monotonic()
+        if self.first_step_at is None:
+            self.first_step_at, self.first = now, step
+        done = step - self.first
+        return _clock((now - self.first_step_at) / done * (self.total - step)) if done else "-"
 
     def _panel(self) -> Table:
         figures = Table(box=None, padding=(0, 2, 0, 0))

@@ -1,0 +1,50 @@
+"""The quick-start over several seeds: median and range of each figure, as a Markdown table.
+
+In: a number of seeds. Each is a `laser train` of its own, resumed or taken as finished when it was run before.
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+from orchestrator.config import RunConfig, load_config
+from orchestrator.run import train
+
+FIGURES = (
+    "accuracy",
+    "self_verification_f1",
+    "auroc",
+    "auroc_problem_only",
+    "auroc_within_problem",
+    "maj_at_k",
+    "weighted_at_k",
+    "finished_share",
+)
+
+
+def spread(summaries: list[dict[str, Any]], model: str, figure: str) -> str:
+    values = [summary[model][figure] for summary in summaries if summary[model][figure] is not None]
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.quickstart.seeds", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--config", default="experiments/quickstart.yaml")
+    arguments = parser.parse_args()
+    summaries = []
+    for seed in range(arguments.seeds):
+        overrides = [f"run.seed={seed}", f"run.name=quickstart-seed-{seed}"]
+        summaries.append(train(load_config(arguments.config, overrides, RunConfig)).summary)
+    first = summaries[0]
+    print(
+        f"\n{arguments.seeds} seeds, {first['problems']} problems x {first['samples_per_problem']} samples, {first['steps']} steps: median (range)\n"
+    )
+    print("| figure | base | trained |\n|---|---|---|")
+    for figure in FIGURES:
+        print(f"| {figure} | {spread(summaries, 'base', figure)} | {spread(summaries, 'trained', figure)} |")
+    print(f"| seconds | | {statistics.median(s['seconds'] for s in summaries):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
