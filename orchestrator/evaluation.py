@@ -123,14 +123,16 @@ def sampled_solutions(batch: Batch, scores: Float32[np.ndarray, "samples"] | Non
 
 
 def _vote(batch: Batch, answers: Sequence[str | None], weights: np.ndarray | None) -> float:
-    """Accuracy of the vote. Answers that match the reference are one answer however they are written; others are told apart by text."""
-    pooled = [
-        verdict_problem if right else answer
-        for answer, right, verdict_problem in zip(answers, batch.rewards > 0, (f"correct:{number}" for number in batch.group), strict=True)
-    ]
-    by_problem = [np.flatnonzero(batch.group == number) for number in range(len(batch.groups))]
+    """Accuracy of the vote over the checked samples.
+
+    Answers that match the reference are one answer however they are written; others are told apart by text.
+    """
+    correct = batch.rewards > 0
+    pooled = ["\0right" if right else answer for answer, right in zip(answers, correct, strict=True)]
+    checked = [np.flatnonzero((batch.group == number) & batch.verified) for number in range(len(batch.groups))]
+    by_problem = [samples for samples in checked if len(samples)]
     return maj_at_k(
         [[pooled[i] for i in samples] for samples in by_problem],
-        [[bool(batch.rewards[i] > 0) for i in samples] for samples in by_problem],
+        [[bool(correct[i]) for i in samples] for samples in by_problem],
         None if weights is None else [[float(weights[i]) for i in samples] for samples in by_problem],
     )
