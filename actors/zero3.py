@@ -1,6 +1,6 @@
 """A causal language model in DeepSpeed ZeRO-3: its configuration, loading into shards, log-prob forward, gathering, export.
 
-Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`orchestrator.sft`).
+Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.supervised`).
 """
 
 import os
@@ -34,12 +34,12 @@ class LogProbModel(torch.nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch time"],
-        attention_mask: Int[Tensor, "batch time"],
         read: Bool[Tensor, "batch time"],
         targets: Int[Tensor, "tokens"],
     ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
         """Log-prob of each target and entropy (nats) at the positions marked in `read`, row by row; rows are padded on the right."""
-        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        # No attention mask: causal attention sees no padding to the right, and its fast kernels (flash, cuDNN) take no mask.
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(hidden[read], targets)
 
     def checkpoint_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

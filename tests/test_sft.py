@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.supervised import learning_rate, make_rows, share_of_loss
 from actors.zero3 import LogProbModel
 from experiments.quickstart.task import CHAT_TEMPLATE, END, PAD, SELF_REWARD, START, write_data, write_untrained
 from orchestrator import cli
@@ -19,7 +20,7 @@ from orchestrator.config import SFTConfig, SFTDataConfig, dump_config
 from orchestrator.demonstrations import Demonstrations, TurnEnd, length_batches, load_demonstrations, turn_end
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.preparation import ModelTokens, load_tokens
-from orchestrator.sft import learning_rate, make_rows, share_of_loss, train
+from orchestrator.sft import train
 
 CPU = torch.device("cpu")
 
@@ -67,18 +68,16 @@ class TestTargets:
     def test_rows_read_the_position_before_each_target(self, tmp_path, tokens):
         data = data_file(tmp_path, {"problem": "7", "solution": "89"}, {"problem": "12", "solution": "3"})
         samples = load_demonstrations(data, tokens)
-        input_ids, attention_mask, read, targets = make_rows([samples.sample(0), samples.sample(1)], 0, CPU)
+        input_ids, read, targets = make_rows([samples.sample(0), samples.sample(1)], 0, CPU)
         assert input_ids[0].tolist() == ids(tokens, START, "7", END, "\n", START, "8", "9", END)
         assert input_ids[1].tolist() == ids(tokens, START, "1", "2", END, "\n", START, "3", END)
         assert read.int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1]]
         assert targets.tolist() == ids(tokens, "8", "9", END, "\n", "3", END, "\n")
-        assert attention_mask.all()
 
-    def test_padding_is_neither_attended_to_nor_read(self):
+    def test_padding_is_not_read(self):
         rows = [(np.array([5, 6, 7, 8], np.int32), 2), (np.array([5, 9], np.int32), 1)]
-        input_ids, attention_mask, read, targets = make_rows(rows, 1, CPU)
+        input_ids, read, targets = make_rows(rows, 1, CPU)
         assert input_ids.tolist() == [[5, 6, 7], [5, 1, 1]]
-        assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
         assert read.int().tolist() == [[0, 1, 1], [1, 0, 0]]
         assert targets.tolist() == [7, 8, 9]
 
@@ -256,8 +255,8 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
     untrained = AutoModelForCausalLM.from_pretrained(model_folder)
     samples = load_demonstrations(settings.data, tokens)
     first_batch = next(length_batches(samples.lengths, 8, settings.run.seed))
-    input_ids, attention_mask, read, targets = make_rows([samples.sample(index) for index in first_batch], 0, CPU)
-    logits = untrained(input_ids=input_ids, attention_mask=attention_mask).logits
+    input_ids, read, targets = make_rows([samples.sample(index) for index in first_batch], 0, CPU)
+    logits = untrained(input_ids=input_ids).logits
     assert losses[0] == pytest.approx(torch.nn.functional.cross_entropy(logits[read], targets).item(), rel=1e-5)
     assert len(losses) == 5
     assert losses[-1] < losses[0] - 0.5
