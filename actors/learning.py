@@ -100,7 +100,6 @@ class _Rows:
     """A padded micro-batch: `read` marks each sample's R + 1 positions, from the last prompt token to the last token."""
 
     input_ids: Int[Tensor, "batch time"]
-    attention_mask: Int[Tensor, "batch time"]
     read: Bool[Tensor, "batch time"]
     targets: Int[Tensor, "read"]
     is_token: Bool[Tensor, "read"]
@@ -124,18 +123,15 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
     responses = [len(s.response_ids) for s in samples]
     width = max(p + r for p, r in zip(prompts, responses, strict=True))
     input_ids = torch.full((len(samples), width), pad_token)
-    attention_mask = torch.zeros(len(samples), width, dtype=torch.long)
     read = torch.zeros(len(samples), width, dtype=torch.bool)
     targets, is_token = [], []
     for row, (sample, p, r) in enumerate(zip(samples, prompts, responses, strict=True)):
         input_ids[row, : p + r] = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
-        attention_mask[row, : p + r] = 1
         read[row, p - 1 : p + r] = True
         targets += [*sample.response_ids.tolist(), pad_token if z_token is None else z_token]
         is_token += [True] * r + [False]
     return _Rows(
         input_ids.to(device),
-        attention_mask.to(device),
         read.to(device),
         torch.tensor(targets, device=device),
         torch.tensor(is_token, device=device),
@@ -226,7 +222,7 @@ class LearnerRank:
         found: dict[int, float] = {}
         for micro in plan[self.rank]:
             rows = self._rows(micro, groups)
-            logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
             at_end = logprobs[~rows.is_token].tolist()
             found |= {
                 index: value
@@ -280,7 +276,7 @@ class LearnerRank:
         for number, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
             rows = self._rows(micro, groups)
-            logprobs, entropy = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            logprobs, entropy = self.engine(rows.input_ids, rows.read, rows.targets)
             if not micro:
                 # Nothing to learn from, but the peers wait for this rank's backward pass.
                 self.engine.backward(logprobs.sum() * 0.0)
@@ -318,7 +314,7 @@ class LearnerRank:
         found = []
         for micro in mini.plan[self.rank]:
             rows = self._rows(micro, groups)
-            logprobs, _ = self.engine(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+            logprobs, _ = self.engine(rows.input_ids, rows.read, rows.targets)
             found.append(logprobs[rows.is_token])
         return found
 
@@ -326,7 +322,7 @@ class LearnerRank:
     def _reference_logprobs(self, rows: _Rows) -> Tensor | None:
         if self.reference is None or self.config.loss.kl_coef == 0:
             return None
-        logprobs, _ = self.reference(rows.input_ids, rows.attention_mask, rows.read, rows.targets)
+        logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
         return logprobs[rows.is_token]
 
     def _fetch(self, batch: TrainBatch) -> dict[int, Trajectories]:

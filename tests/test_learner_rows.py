@@ -29,7 +29,6 @@ TRUNCATED = sample([4], [13, 14, 15], finished=False)
 def test_positions_and_targets_by_hand(pad):
     rows = make_rows([SHORT, LONG], Z, pad, CPU)
     assert rows.input_ids.tolist() == [[4, 5, 6, EOS, pad, pad, pad], [7, 8, 9, 10, 11, 12, EOS]]
-    assert rows.attention_mask.tolist() == [[1, 1, 1, 1, 0, 0, 0], [1] * 7]
     # From the last prompt token, which predicts the first response token, to EOS, which z_c follows.
     assert rows.read.int().tolist() == [[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]]
     assert rows.targets.tolist() == [6, EOS, Z, 10, 11, 12, EOS, Z]
@@ -55,8 +54,7 @@ def test_without_self_rewarding_the_same_positions_are_read():
 
 def test_an_empty_micro_batch_has_no_tokens_but_runs_through_the_model():
     rows = make_rows([], Z, PAD, CPU)
-    assert rows.input_ids.shape == rows.attention_mask.shape == rows.read.shape
-    assert rows.attention_mask.sum() >= 1
+    assert rows.input_ids.shape == rows.read.shape
     assert len(rows.targets) == rows.read.sum()
     assert len(rows.sample) == len(rows.behaviour_logprobs) == rows.is_token.sum() == 0
 
@@ -74,7 +72,7 @@ def model():
 def read(model, samples, pad=PAD):
     """Log-probs of the response tokens and of z_c, a sample each."""
     rows = make_rows(samples, Z, pad, CPU)
-    logprobs = model(rows.input_ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)[rows.read]
+    logprobs = model(rows.input_ids).logits.log_softmax(-1)[rows.read]
     chosen = logprobs.gather(1, rows.targets[:, None]).squeeze(1)
     return list(chosen[rows.is_token].split([len(s.response_ids) for s in samples])), chosen[~rows.is_token]
 
