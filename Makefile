@@ -4,7 +4,7 @@ EXTRAS ?= cpu,dev
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: install quickstart quickstart-seeds test lint clean
+.PHONY: install quickstart quickstart-seeds quickstart-base test lint clean
 
 install: $(READY)
 
@@ -17,6 +17,12 @@ quickstart: $(READY)  ## train the quick-start: base model against trained model
 
 quickstart-seeds: $(READY)  ## the same over 3 seeds: median and range
 	@$(VENV)/bin/python -m experiments.quickstart.seeds
+
+quickstart-base: $(READY)  ## make the quick-start's base model and data anew; both are committed
+	@$(VENV)/bin/python -m experiments.quickstart.task runs/quickstart-task
+	@$(VENV)/bin/laser sft experiments/quickstart-sft.yaml
+	@cp runs/quickstart-task/train.jsonl runs/quickstart-task/test.jsonl experiments/quickstart/
+	@rm -rf experiments/quickstart/base && cp -rL runs/quickstart-base/export experiments/quickstart/base
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest

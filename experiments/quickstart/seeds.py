@@ -37,9 +37,8 @@ def main() -> None:
         overrides = [f"run.seed={seed}", f"run.name=quickstart-seed-{seed}"]
         summaries.append(train(load_config(arguments.config, overrides, RunConfig)).summary)
     first = summaries[0]
-    print(
-        f"\n{arguments.seeds} seeds, {first['problems']} problems x {first['samples_per_problem']} samples, {first['steps']} steps: median (range)\n"
-    )
+    size = f"{first['problems']} problems x {first['samples_per_problem']} samples, {first['steps']} steps"
+    print(f"\n{arguments.seeds} seeds, {size}: median (range)\n")
     print("| figure | base | trained |\n|---|---|---|")
     for figure in FIGURES:
         print(f"| {figure} | {spread(summaries, 'base', figure)} | {spread(summaries, 'trained', figure)} |")
