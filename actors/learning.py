@@ -375,4 +375,4 @@ def _adamw(model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
-    return torch.optim.AdamW(model.parameters(), **arguments)
+    return torch.optim.AdamW(model.parameters(), fused=settings.gpus_per_rank > 0, **arguments)
