@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+
 from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState
 from orchestrator.cluster import bundles_for, connect, local_nodes
@@ -17,6 +19,9 @@ from orchestrator.progress import RunProgress
 MAY_CHANGE = ("run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "run.dir", "rollout.cpus",
               "rollout.num_engines", "learning.cpus_per_rank", "verification.", "evaluation.", "tracking.")  # fmt: skip
 """Settings that a resumed run may have changed: none of them changes what has been learnt so far."""
+
+
+LOGS = "/tmp/ray/session_latest/logs"
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,22 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
             complete = True
     except ConfigError as error:
         raise RunError(str(error)) from error
+    except RayError as error:
+        raise RunError(
+            f"{str(error).strip()}\nAn actor failed after step {_last_step(checkpoints)} was saved. Its log is in {LOGS}; the same "
+            "command continues from the last checkpoint."
+        ) from error
     finally:
         if not complete:
             tracker.finish(failed=True)
         if pools is not None:
             pools.stop()
     return Outcome(summary, already_finished=False)
+
+
+def _last_step(checkpoints: Checkpoints) -> int:
+    newest = checkpoints.newest()
+    return newest[1].step if newest else 0
 
 
 def _summary_of_finished(config: RunConfig, state: TrainingState) -> dict[str, Any] | None:
