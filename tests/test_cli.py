@@ -1,0 +1,147 @@
+"""Bad input to `laser train`, as a user meets it: exit status 2, one message, and nothing started."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from orchestrator.cli import main
+
+TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+PROBLEMS = [{"problem": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
+
+
+def write_model(folder, template):
+    """A folder with a tokenizer of one token a character; no weights, because no refusal needs them."""
+    special = ["<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|z|>"]
+    vocabulary = {token: id_ for id_, token in enumerate([*special, *"0123456789+= \n"])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>", additional_special_tokens=special[2:])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": len(vocabulary)}))
+
+
+@pytest.fixture(scope="module")
+def work_folder(tmp_path_factory):
+    """A folder with a configuration in which nothing is wrong."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_model(folder / "model", TEMPLATE)
+    write_model(folder / "no_template", None)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    rows = [*PROBLEMS[:2], {"problem": "3+3=", "solution": "6"}]
+    (folder / "no_answer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"name": "trial", "steps": 1},
+        "model": {"path": "./model"},
+        "data": {"train": "train.jsonl", "instruction": ""},
+        "rollout": {"prompts_per_step": 4, "max_prompt_tokens": 32, "max_response_tokens": 32, "cpus": 0.5},
+        "verification": {"cpus": 0.25},
+        "learning": {"cpus_per_rank": 0.25, "tokens_per_micro_batch": 1024},
+        "self_reward": {"token": "<|z|>"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture
+def refused(work_folder):
+    """Runs `laser train` and returns its message, after checking what every refusal has in common."""
+
+    def run(*arguments):
+        before = sorted(os.listdir(work_folder))
+        command = [sys.executable, "-m", "orchestrator.cli", "train", *arguments]
+        environment = os.environ | {"RAY_TMPDIR": str(work_folder / "ray")}
+        done = subprocess.run(command, cwd=work_folder, env=environment, capture_output=True, text=True, timeout=120)
+        assert sorted(os.listdir(work_folder)) == before  # no runs/, no Ray session, no mlruns/
+        return message(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def refused_here(work_folder, monkeypatch, capfd):
+    """The same in this process, for refusals that need transformers, which takes seconds to import."""
+
+    def run(*arguments):
+        monkeypatch.chdir(work_folder)
+        before, ray_before = sorted(os.listdir(work_folder)), ray.is_initialized()
+        status = main(["train", *arguments])
+        assert sorted(os.listdir(work_folder)) == before
+        assert ray.is_initialized() == ray_before
+        return message(status, *capfd.readouterr())
+
+    return run
+
+
+def message(status, stdout, stderr):
+    assert status == 2, stderr
+    assert stdout == ""
+    assert stderr.startswith("laser train: ")
+    assert stderr.count("laser train: ") == 1
+    assert "Traceback" not in stderr
+    return stderr.removeprefix("laser train: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("loss.alhpa=1", "loss.alhpa: unknown key. Nearest known key: loss.alpha"),
+        ("loss.alpha=-1", "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss; 0 leaves plain GRPO."),
+    ],
+)
+def test_a_wrong_setting(refused, override, line):
+    assert refused("config.yaml", override) == f"config.yaml: 1 setting refused\n  {line}"
+
+
+def test_a_missing_configuration_file(refused):
+    assert refused("nowhere.yaml").startswith("nowhere.yaml: cannot be read (No such file or directory).")
+
+
+def test_a_missing_data_file(refused, work_folder):
+    assert refused("config.yaml", "data.train=nowhere.jsonl") == f"nowhere.jsonl: no such file (looked in {work_folder})"
+
+
+def test_a_problem_without_an_answer(refused):
+    found = refused("config.yaml", "data.train=no_answer.jsonl")
+    assert found.startswith("no_answer.jsonl, line 3: no field 'answer'; its fields are 'problem', 'solution'")
+    assert "data.answer_field" in found
+
+
+def test_a_self_reward_token_that_is_no_single_token(refused_here):
+    found = refused_here("config.yaml", "self_reward.token='12'")
+    assert found.startswith("self_reward.token: '12' is no single token: it becomes '1' (6), '2' (7).")
+    assert "<|z|>" in found
+
+
+def test_a_model_folder_without_a_chat_template(refused_here):
+    found = refused_here("config.yaml", "model.path=./no_template")
+    assert found == "./no_template: its tokenizer has no chat template; put one there as chat_template.jinja"
+
+
+def test_more_cpus_than_there_are(refused_here):
+    found = refused_here("config.yaml", "rollout.cpus=1000")
+    assert found.startswith("the pools need 1000.5 CPUs, but ")
+    assert "rollout.cpus=1000" in found
+
+
+def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
+    code = (
+        "import sys; from orchestrator.cli import main; status = main(['train', 'config.yaml', sys.argv[1]]);"
+        "print(status, *sorted({'torch', 'ray', 'transformers', 'vllm', 'deepspeed', 'mlflow'} & set(sys.modules)))"
+    )
+
+    def imported(override):
+        command = [sys.executable, "-c", code, override]
+        return subprocess.run(command, cwd=work_folder, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+
+    assert imported("loss.alpha=-1") == ["2"]
+    assert imported("data.train=nowhere.jsonl") == ["2", "ray"]
