@@ -44,6 +44,10 @@ class DataConfig(Section):
     """Field that holds the problem's text."""
     answer_field: str = "answer"
     """Field that holds the reference answer (text or number)."""
+    eval_problem_field: str | None = None
+    """The same in the held-out problems; `problem_field` when null."""
+    eval_answer_field: str | None = None
+    """The same in the held-out problems; `answer_field` when null."""
     instruction: str = r"Please reason step by step, and put your final answer within \boxed{}."
     """Text after each problem, in training, evaluation and service alike. Empty for none."""
 

@@ -60,7 +60,10 @@ def prepare(config: RunConfig) -> Prepared:
     """
     data = config.data
     problems = load_problems(data.train, data.problem_field, data.answer_field)
-    eval_problems = None if data.eval is None else load_problems(data.eval, data.problem_field, data.answer_field, split="test")
+    eval_problems = None
+    if data.eval is not None:
+        fields = (data.eval_problem_field or data.problem_field, data.eval_answer_field or data.answer_field)
+        eval_problems = load_problems(data.eval, *fields, split="test")
     tokens = load_tokens(config.model.path, config.self_reward.token)
     if tokens.z_token in tokens.eos_tokens:
         raise ConfigError(

@@ -62,11 +62,12 @@ class Trainer:
             began = time.perf_counter()
             # Sample y ~ pi(. | x), verify r_v, and read log pi(z_c | x, y, EOS) in the same generation.
             batch, times = self._collect(step)
-            scores = self._scores(batch)
+            c_ref = self._c_refs(batch)
+            scores = self._scores(batch, c_ref)
             # A = (1 - tau) * A_v + tau * A_s
             advantages = estimate_advantages(self.config, batch, scores, step)
             # L = L_policy + alpha * mean(m * w * (score - r_v)^2)
-            sums = self.pools.learn(make_train_batch(self.config, batch, advantages, self._c_refs(batch), step))
+            sums = self.pools.learn(make_train_batch(self.config, batch, advantages, c_ref, step))
             learned = time.perf_counter()
             self.pools.publish(step)
             synced = time.perf_counter()
@@ -97,15 +98,15 @@ class Trainer:
             groups.append(Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)))
         return collect(self.pools.rollouts, self.pools.verifiers, groups)
 
-    def _scores(self, batch: Batch) -> Float32[np.ndarray, "samples"] | None:
+    def _scores(self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]) -> Float32[np.ndarray, "samples"] | None:
         """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when self-rewarding is off."""
         if self.config.self_reward.token is None:
             return None
-        return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(self._c_refs(batch)), self.config.loss.beta_v).numpy()
+        return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref), self.config.loss.beta_v).numpy()
 
     def _c_refs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
-        """log pi_ref(z_c) for each sample: one number for all, the reference model's own, or 0 when self-rewarding is off."""
-        if self.c_ref is not None or self.config.self_reward.token is None:
+        """log pi_ref(z_c) for each sample: one number for all, or the reference model's own; 0 when self-rewarding is off."""
+        if self.config.loss.c_ref != "exact" or self.config.self_reward.token is None:
             return np.full(len(batch.rewards), self.c_ref or 0.0, np.float32)
         settings = self.config.learning
         plan = plan_micro_batches(batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
@@ -170,15 +171,14 @@ class Trainer:
         loss, token = self.config.loss, self.config.self_reward.token
         if token is None:
             return None
-        if loss.c_ref == "exact":
-            return None
-        if loss.c_ref == "calibrate":
+        if isinstance(loss.c_ref, float):
+            c_ref = loss.c_ref
+        else:
+            # Also for `exact`: the assumption is checked on it, and whoever uses the model later has no reference model.
             calibration = self._calibrate()
             c_ref = calibration.c_ref
             measured = f"over {calibration.n} solutions of the initial model, spread {calibration.std:.3f}"
             self.progress.say(f"c_ref = {c_ref:.3f}: log pi_ref({token}) {measured}")
-        else:
-            c_ref = float(loss.c_ref)
         check = check_c_ref(c_ref, loss.beta_v)
         if check.level == "refuse":
             raise RunError("loss.c_ref: " + " ".join(check.messages))
@@ -210,7 +210,8 @@ class Trainer:
             settings.temperature,
             EVALUATION_SEED,
         )
-        scores = self._scores(batch)
+        # As a service will score it: from the model and its one c_ref alone.
+        scores = self._scores(batch, np.full(len(batch.rewards), self.c_ref or 0.0, np.float32))
         evaluation = summarise(batch, scores)
         figure = None
         if scores is not None and batch.scored.any():
