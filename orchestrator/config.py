@@ -407,8 +407,10 @@ def changed_settings(saved: Path, config: Section) -> dict[str, str]:
     Raises:
         ConfigError: The saved settings are of another command or version.
     """
-    before = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), str(saved)))
-    return {key: f"{before.get(key)!r} before, {now!r} now" for key, now in flat_settings(config).items() if before.get(key) != now}
+    before, now = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), str(saved))), flat_settings(config)
+    # Pass-through settings come and go: a key may be in either.
+    changed = [key for key in now | before if before.get(key) != now.get(key)]
+    return {key: f"{before.get(key)!r} before, {now.get(key)!r} now" for key in changed}
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings, known_keys, load_config
+from orchestrator.config import RunConfig, SFTConfig, changed_settings, dump_config, flat_settings, known_keys, load_config
 from orchestrator.errors import ConfigError
 
 SMALLEST = {
@@ -235,6 +235,16 @@ def test_the_resolved_configuration_loads_to_the_same(load, tmp_path):
     file = tmp_path / "resolved.yaml"
     file.write_text(dump_config(config))
     assert load_config(file, [], RunConfig) == config
+
+
+def test_changed_settings_name_also_what_was_taken_out(load, tmp_path):
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(dump_config(load("rollout.engine_args={a: 1, b: 2}")))
+    assert changed_settings(saved, load("rollout.engine_args={a: 1}", "loss.alpha=0.5")) == {
+        "loss.alpha": "0.1 before, 0.5 now",
+        "rollout.engine_args.b": "2 before, None now",
+    }
+    assert changed_settings(saved, load("rollout.engine_args={a: 1, b: 2}")) == {}
 
 
 def test_flat_settings_hold_every_key_as_plain_values(load):
