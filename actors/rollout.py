@@ -5,6 +5,7 @@ packed `Trajectories` and decoded texts (they stay in the object store) and a `G
 """
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -56,11 +57,7 @@ class _Group:
 
 
 class Engine:
-    """A vLLM engine stepped by its owner. `generate` and `load_weights` are for one event loop; a thread decodes.
-
-    Raises:
-        RuntimeError: From `generate`, when the engine fails while the group is in flight.
-    """
+    """A vLLM engine that a thread of its process decodes with. An engine that fails in a decode step ends its process."""
 
     def __init__(self, settings: EngineSettings) -> None:
         from actors.last_token import LastTokenProcessor
@@ -169,9 +166,10 @@ class Engine:
                     outputs = self.engine.step() if self.engine.has_unfinished_requests() else []
                     if not outputs and not self.engine.has_unfinished_requests():
                         self._work.clear()
-            except Exception as error:
-                self._fail(error)
-                return
+            except Exception:
+                # An engine in an unknown state must not go on. The pool sees its process end, replaces it and gives its groups to others.
+                logging.getLogger(__name__).exception("the engine failed in a decode step")
+                os._exit(1)
             for output in outputs:
                 self._collect(output)
 
@@ -182,10 +180,6 @@ class Engine:
         group.missing -= 1
         if group.missing == 0:
             group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
-
-    def _fail(self, error: Exception) -> None:
-        for group in {id(group): group for group, _ in self._groups.values()}.values():
-            group.loop.call_soon_threadsafe(group.done.set_exception, RuntimeError(f"rollout engine failed: {error!r}"))
 
 
 def read_output(output: Any, settings: EngineSettings) -> Generated:

@@ -72,7 +72,11 @@ def connect() -> list[Resources]:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(address=address or "local", include_dashboard=None if address else False, log_to_driver=False, logging_level="WARNING")
+        if address:
+            ray.init(address=address, logging_level="WARNING")
+        else:
+            cpus = int(local_nodes()[0]["CPU"])
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 

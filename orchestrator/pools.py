@@ -38,7 +38,11 @@ class Pools:
             config.verification.num_workers,
             capacity=2,
         )
-        self.learners = start_ranks(config, config.model.path, tokens.z_token, lambda cls, rank, *a: self.placement.learner(cls, rank, *a))
+        try:
+            self.learners = start_ranks(config, config.model.path, tokens.z_token, self.placement.learner)
+        except BaseException:
+            self.stop()
+            raise
 
     def learn(self, batch: TrainBatch) -> list[StepSums]:
         return ray.get([rank.step.remote(batch) for rank in self.learners])
@@ -59,10 +63,7 @@ class Pools:
         return self.rollouts.restarts + self.verifiers.restarts
 
     def stop(self) -> None:
-        self.rollouts.stop()
-        self.verifiers.stop()
-        for rank in self.learners:
-            ray.kill(rank)
+        """Give everything back: the placement group takes its actors with it."""
         self.placement.remove()
 
     def _bring_up_to_date(self, engine: Any) -> Any:

@@ -110,7 +110,7 @@ def _summary_of_finished(config: RunConfig, state: TrainingState) -> dict[str, A
 def _refuse_other_settings(config: RunConfig) -> None:
     """A run's folder belongs to one set of settings: others would train something that no configuration describes."""
     path: Path = config.folder / "config.yaml"
-    if not path.exists() or not (config.folder / "checkpoints").exists():
+    if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
         return
     changed = [f"{key}: {change}" for key, change in changed_settings(path, config).items() if not key.startswith(MAY_CHANGE)]
     if changed:

@@ -17,6 +17,7 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayTrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
 from actors.supervised import ForwardReports, train_rank
@@ -66,6 +67,8 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
             progress.say(f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3")
             summary = _fit(config, demonstrations, tracker, progress)
             complete = True
+    except RayError as error:
+        raise RunError(f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew") from error
     except KeyboardInterrupt:
         raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
     finally:

@@ -101,7 +101,8 @@ def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft:
     """Writes train.jsonl and test.jsonl ({problem, answer, kind}) and sft.jsonl ({problem, solution})."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for part, count in (("test", test), ("train", train)):
+    parts: list[tuple[Part, int]] = [("test", test), ("train", train)]
+    for part, count in parts:
         drawn = draw_distinct(count, part, rng)
         write_jsonl(folder / f"{part}.jsonl", ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in drawn))
     shown = draw_distinct(sft, "sft", rng)

@@ -1,14 +1,16 @@
 """`laser train` as a user runs it, in a process of its own: real vLLM, math-verify, DeepSpeed and MLflow, killed and resumed."""
 
+import contextlib
 import json
+import math
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -53,10 +55,10 @@ def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
-        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
-        # A given c_ref near log(1/vocabulary) and a small beta_v, so that a random model passes the check of the assumption.
-        "loss": {"alpha": 1.0, "beta_v": 0.5, "c_ref": -6.0, "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
-        "self_reward": {"token": "<|self_reward|>"},
+        "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2},
+        # A random model's log pi(z_c) is near log(1 / 260): a large beta_v, so that it passes the check of the assumption.
+        "loss": {"alpha": 1.0, "beta_v": 0.5, "c_ref": "calibrate", "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
+        "self_reward": {"token": "<|self_reward|>", "calibration_samples": 100},
         "evaluation": {"samples_per_problem": 2},
     }  # fmt: skip
     path = runs / "tiny.yaml"
@@ -72,11 +74,13 @@ def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 240) -> N
         time.sleep(0.05)
 
 
-def kill_session(process: subprocess.Popen) -> None:
-    """kill -9 of the whole run: the driver, and Ray with all its actors."""
-    os.killpg(process.pid, signal.SIGKILL)
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9 of the whole run: the driver, and its Ray with all actors."""
+    driver = psutil.Process(process.pid)
+    for victim in [driver, *driver.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.wait()
-    subprocess.run([str(Path(sys.executable).parent / "ray"), "stop", "--force"], capture_output=True, check=False)
 
 
 def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
@@ -85,13 +89,11 @@ def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
 
 def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(config: Path) -> None:
     folder = config.parent / "tiny"
-    process = subprocess.Popen(
-        laser("train", str(config)), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
+    process = subprocess.Popen(laser("train", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     try:
         wait_for(folder / "checkpoints" / "step-000002", process)
     finally:
-        kill_session(process)
+        kill_all(process)
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
@@ -102,6 +104,7 @@ def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(c
     assert summary["steps"] == STEPS
     assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"], "a resumed run goes on in its MLflow run"
     assert summary["problems"] == 8
+    assert summary["c_ref"] == killed_at["c_ref"] == pytest.approx(-math.log(260), abs=0.5), "measured once, then kept"
     assert set(summary["base"]) == set(summary["trained"])
 
     client = MlflowClient(f"sqlite:///{config.parent / 'mlflow.db'}")
