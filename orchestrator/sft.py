@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayTrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
 from actors.supervised import ForwardReports, train_rank
