@@ -1,16 +1,12 @@
 """Real Ray, vLLM, DeepSpeed and MLflow on the quick-start's tiny model: fixtures shared by the end-to-end tests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from experiments.quickstart.task import write_data, write_untrained
-
-Z = "<|self_reward|>"
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +33,3 @@ def models(task: Path) -> dict[str, Path]:
         model.save_pretrained(folders[name])
         tokenizer.save_pretrained(folders[name])
     return folders
-
-
-@pytest.fixture(scope="package")
-def cluster() -> Iterator[None]:
-    """A Ray of this machine's cores, without a dashboard."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
-    yield
-    ray.shutdown()

@@ -14,7 +14,7 @@ from actors.rollout import EngineSettings, GroupRequest, RolloutWorker
 from actors.weight_chunks import pack_chunks
 from orchestrator.trajectories import Trajectories
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 TOLERANCE = 1e-4
 MAX_RESPONSE = 24

@@ -18,7 +18,7 @@ from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config import RunConfig
 from orchestrator.trajectories import Generated, Trajectories, pack
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 Z_TOKEN, EOS, GROUPS, SAMPLES, C_REF = 3, 2, 3, 4, -6.0
 

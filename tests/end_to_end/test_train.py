@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.trajectories import read_groups
 
+REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 STEP_METRICS = {
     "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward",
@@ -36,7 +36,9 @@ def laser(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(laser(*arguments), capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False)
+    return subprocess.run(
+        laser(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False
+    )
 
 
 def environment() -> dict[str, str]:
@@ -48,16 +50,15 @@ def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     tree = {
         "run": {"name": "tiny", "dir": str(runs), "steps": STEPS, "save_every": 2, "save_rollouts_every": 2, "eval_every": 4},
-        "model": {"path": str(task / "untrained")},
+        "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 24, "cpus": 0.5,
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
             "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
         "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2},
-        # A random model's log pi(z_c) is near log(1 / 260): a large beta_v, so that it passes the check of the assumption.
-        "loss": {"alpha": 1.0, "beta_v": 0.5, "c_ref": "calibrate", "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
+        "loss": {"alpha": 1.0, "c_ref": "calibrate", "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 100},
         "evaluation": {"samples_per_problem": 2},
     }  # fmt: skip
@@ -76,10 +77,11 @@ def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 240) -> N
 
 def kill_all(process: subprocess.Popen) -> None:
     """kill -9 of the whole run: the driver, and its Ray with all actors."""
-    driver = psutil.Process(process.pid)
-    for victim in [driver, *driver.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        driver = psutil.Process(process.pid)
+        for victim in [driver, *driver.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
     process.wait()
 
 
@@ -87,9 +89,11 @@ def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run_id, key)]
 
 
-def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(config: Path) -> None:
+def test_a_killed_run_continues_outlives_its_engine_and_says_when_it_is_finished(config: Path) -> None:
     folder = config.parent / "tiny"
-    process = subprocess.Popen(laser("train", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    process = subprocess.Popen(
+        laser("train", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY, env=environment()
+    )
     try:
         wait_for(folder / "checkpoints" / "step-000002", process)
     finally:
@@ -97,14 +101,22 @@ def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(c
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
-    resumed = run("train", str(config))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "continuing from" in resumed.stdout
+    # The same command again; this time only the engine is killed, and the pool replaces it.
+    resumed = subprocess.Popen(laser("train", str(config)), stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment())
+    try:
+        wait_for(folder / "checkpoints" / "step-000004", resumed)
+        (engine,) = [p for p in psutil.Process(resumed.pid).children(recursive=True) if "ray::RolloutWorker" in " ".join(p.cmdline())]
+        engine.kill()
+        stdout, _ = resumed.communicate(timeout=240)
+    finally:
+        kill_all(resumed)
+    assert resumed.returncode == 0, stdout
+    assert "continuing from" in stdout
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"], "a resumed run goes on in its MLflow run"
     assert summary["problems"] == 8
-    assert summary["c_ref"] == killed_at["c_ref"] == pytest.approx(-math.log(260), abs=0.5), "measured once, then kept"
+    assert summary["c_ref"] == killed_at["c_ref"] < -10, "measured once, then kept"
     assert set(summary["base"]) == set(summary["trained"])
 
     client = MlflowClient(f"sqlite:///{config.parent / 'mlflow.db'}")
@@ -117,11 +129,14 @@ def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(c
     assert series(client, summary["mlflow_run_id"], "eval/test/accuracy") == [0, 4, STEPS]
     stored = client.get_run(summary["mlflow_run_id"])
     assert stored.info.status == "FINISHED"
-    assert stored.data.params["loss.beta_v"] == "0.5"
+    assert stored.data.params["loss.beta_v"] == "0.1"
     mismatch = client.get_metric_history(summary["mlflow_run_id"], "policy/mismatch_max")
     assert max(point.value for point in mismatch) < 1e-3, "engine and learner have the same weights in every step"
     z_mismatch = client.get_metric_history(summary["mlflow_run_id"], "self_reward/mismatch_max")
     assert max(point.value for point in z_mismatch) < 1e-3
+
+    restarts = client.get_metric_history(summary["mlflow_run_id"], "pool/restarts")
+    assert restarts[-1].value == 1, "the killed engine was replaced, and the run ended with all its steps"
 
     problems = [pq.read_table(path).column("problem_id").to_pylist() for path in sorted((folder / "rollouts").glob("*.parquet"))]
     assert len(problems) == STEPS // 2
@@ -130,6 +145,7 @@ def test_a_killed_run_continues_from_its_checkpoint_and_a_finished_one_says_so(c
     assert [len(group) for group in groups] == [4] * 4
     assert {group.versions.max() for group in groups} == {STEPS - 1}, "on-policy: step n samples with version n - 1"
     assert set(table.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
+    assert "correct" in table.column("status").to_pylist()
     finished = np.array(table.column("finished").to_pylist())
     assert np.isnan(np.array(table.column("score").to_pylist(), dtype=float)[~finished]).all()
 
