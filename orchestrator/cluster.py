@@ -4,7 +4,6 @@ In: the sizes of the pools. Out: a `Placement` that starts actors in their bundl
 is there, before anything is started.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,8 @@ class Bundles:
     learners: list[Resources]
     engines: list[Resources]
     verifiers: list[Resources]
+    ranks_per_learner: int
+    """Learner ranks in each learner bundle; the last one may hold fewer."""
 
     @property
     def all(self) -> list[Resources]:
@@ -50,7 +51,8 @@ def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
     for start in range(0, learning.num_ranks, per_node):
         count = min(per_node, learning.num_ranks - start)
         learners.append({name: amount * count for name, amount in rank.items()})
-    bundles = Bundles(learners, [engine] * rollout.num_engines, [_resources(verification.cpus, 0.0)] * verification.num_workers)
+    verifier = _resources(verification.cpus, 0.0)
+    bundles = Bundles(learners, [engine] * rollout.num_engines, [verifier] * verification.num_workers, ranks_per_learner=per_node)
     _refuse_what_cannot_fit(config, bundles, nodes)
     return bundles
 
@@ -68,12 +70,21 @@ def local_nodes() -> list[Resources]:
 
 
 def connect() -> list[Resources]:
-    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Returns the nodes' resources."""
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Returns the nodes' resources.
+
+    Raises:
+        ConfigError: No cluster answers at RAY_ADDRESS.
+    """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if address:
-            ray.init(address=address, logging_level="WARNING")
+            try:
+                ray.init(address=address, logging_level="WARNING")
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(
+                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS to use this machine"
+                ) from error
         else:
             cpus = int(local_nodes()[0]["CPU"])
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
@@ -92,8 +103,7 @@ class Placement:
 
     def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
         settings = self.config.learning
-        ranks_per_bundle = math.ceil(settings.num_ranks / len(self.bundles.learners))
-        return self._spawn(cls, rank // ranks_per_bundle, settings.cpus_per_rank, settings.gpus_per_rank, 1, arguments)
+        return self._spawn(cls, rank // self.bundles.ranks_per_learner, settings.cpus_per_rank, settings.gpus_per_rank, 1, arguments)
 
     def engine(self, cls: type, index: int, *arguments: Any) -> Any:
         settings = self.config.rollout
