@@ -56,6 +56,16 @@ def test_ranks_are_split_over_nodes_by_what_a_node_holds():
     assert engines == [{"CPU": 1.0, "GPU": 2.0}]  # an engine with all its tensor-parallel ranks
 
 
+@pytest.mark.parametrize("num_ranks", [1, 4, 5, 6, 7, 9])
+def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
+    config = configure(learning={"num_ranks": num_ranks, "gpus_per_rank": 1})
+    placement = object.__new__(Placement)  # without the placement group, which needs a cluster
+    placement.config, placement.bundles = config, bundles_for(config, [{"CPU": 16.0, "GPU": 4.0}] * 3)
+    monkeypatch.setattr(placement, "_spawn", lambda cls, bundle, *arguments: bundle)
+    chosen = [placement.learner(object, rank) for rank in range(num_ranks)]
+    assert [float(chosen.count(bundle)) for bundle in range(max(chosen) + 1)] == [bundle["GPU"] for bundle in placement.bundles.learners]
+
+
 @pytest.mark.parametrize(
     ("nodes", "sections", "start"),
     [
