@@ -176,10 +176,9 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
 
     config_file = os.path.join(model, "config.json") if local_model else model
     attempt("model.path", config_file, local_model, load_tokens, model, config.self_reward.token)
-    fields = data.problem_field, data.answer_field
-    attempt("data.train", data.train, _is_file_name(data.train), load_problems, data.train, *fields)
+    attempt("data.train", data.train, _is_file_name(data.train), load_problems, data.train, data.problem_field, data.answer_field)
     if data.eval is not None:
-        attempt("data.eval", data.eval, _is_file_name(data.eval), load_problems, data.eval, *fields, "test")
+        attempt("data.eval", data.eval, _is_file_name(data.eval), load_problems, data.eval, *data.eval_fields, "test")
     return absent
 
 

@@ -51,6 +51,11 @@ class DataConfig(Section):
     instruction: str = r"Please reason step by step, and put your final answer within \boxed{}."
     """Text after each problem, in training, evaluation and service alike. Empty for none."""
 
+    @property
+    def eval_fields(self) -> tuple[str, str]:
+        """Fields of problem and answer in the held-out problems."""
+        return self.eval_problem_field or self.problem_field, self.eval_answer_field or self.answer_field
+
 
 class RolloutConfig(Section):
     num_engines: PositiveInt = 1

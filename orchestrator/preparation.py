@@ -62,8 +62,7 @@ def prepare(config: RunConfig) -> Prepared:
     problems = load_problems(data.train, data.problem_field, data.answer_field)
     eval_problems = None
     if data.eval is not None:
-        fields = (data.eval_problem_field or data.problem_field, data.eval_answer_field or data.answer_field)
-        eval_problems = load_problems(data.eval, *fields, split="test")
+        eval_problems = load_problems(data.eval, *data.eval_fields, split="test")
     tokens = load_tokens(config.model.path, config.self_reward.token)
     if tokens.z_token in tokens.eos_tokens:
         raise ConfigError(

@@ -243,6 +243,16 @@ def test_an_absent_model_is_noted_and_refused_with_strict(problems, laser_check)
     assert "nowhere/model/folder is no model folder" in printed
 
 
+def test_held_out_data_with_fields_of_its_own_is_no_fault_of_an_absent_model(problems, tmp_path, laser_check):
+    held_out = tmp_path / "test.jsonl"
+    held_out.write_text(json.dumps({"question": "1+1", "final": "2"}) + "\n")
+    tree = settings("nowhere/model/folder", problems)
+    tree["data"] |= {"eval": str(held_out), "eval_problem_field": "question", "eval_answer_field": "final"}
+    status, printed = laser_check(tree)
+    assert status == 0
+    assert "absent here: model.path" in printed
+
+
 def test_absent_data_is_noted_and_refused_with_strict(untrained, tmp_path, laser_check):
     tree = settings(untrained, tmp_path / "nowhere.jsonl")
     status, printed = laser_check(tree)
