@@ -86,21 +86,34 @@ class Checkpoints:
         write(partial)
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         if final.exists():
-            shutil.rmtree(final)
+            self._delete(final)
         partial.rename(final)
-        self._link_export(final / "export")
+        self.link_export()
         for old in self._complete()[: -self.keep]:
-            shutil.rmtree(old)
+            self._delete(old)
         return final
+
+    def link_export(self) -> None:
+        """Let `export` lead to the newest checkpoint's, which a crash right after it was completed may have prevented."""
+        link, temporary = self.run_folder / "export", self.run_folder / ".export-new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
+        temporary.replace(link)
 
     def _complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         steps = {path: _NAME.fullmatch(path.name) for path in self.folder.glob("step-*")}
         return sorted((path for path, name in steps.items() if name), key=lambda path: int(path.name.removeprefix("step-")))
 
-    def _link_export(self, target: Path) -> None:
-        link = self.run_folder / "export"
-        temporary = self.run_folder / ".export-new"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(target, self.run_folder))
-        temporary.replace(link)
+    def _delete(self, checkpoint: Path) -> None:
+        """Take a checkpoint's name from it first, so that a crash in between leaves no half one under a final name."""
+        doomed = self.folder / f".partial-old-{checkpoint.name}"
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

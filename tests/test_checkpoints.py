@@ -96,6 +96,30 @@ def test_what_a_crash_left_behind_is_removed_by_the_next_save(checkpoints):
     assert not (checkpoints.run_folder / ".export-new").is_symlink()
 
 
+def test_a_crash_while_an_older_one_is_pruned_leaves_no_half_checkpoint(checkpoints, monkeypatch):
+    save(checkpoints, 1, 2)
+
+    def die(folder):
+        (folder / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as crash:
+        crash.setattr("orchestrator.checkpoints.shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, 3)
+    assert [name for name in names(checkpoints) if not name.startswith(".")] == ["step-000002", "step-000003"]
+    save(checkpoints, 4)
+    assert names(checkpoints) == ["step-000003", "step-000004"]
+
+
+def test_export_can_be_led_to_the_newest_after_a_crash_before_that(checkpoints):
+    save(checkpoints, 1, 2)
+    (checkpoints.run_folder / "export").unlink()
+    (checkpoints.run_folder / "export").symlink_to("checkpoints/step-000001/export")
+    checkpoints.link_export()
+    assert exported_step(checkpoints) == "step-000002"
+
+
 def test_nothing_else_in_the_folder_counts_as_a_checkpoint(checkpoints):
     save(checkpoints, 1)
     (checkpoints.folder / "step-000009.bak").mkdir()
