@@ -3,8 +3,9 @@
 MLflow's history is append-only, so a step that was logged before a crash and is trained again after it is not logged twice.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LaserError, RunError
 
 PARAM_VALUE_LIMIT = 6000
 
@@ -41,41 +42,50 @@ class Tracker:
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=self.uri)
-        try:
+        with self._server(ConfigError, "refused the run"):
             if run_id is None:
                 self.run_id = self._start(config)
             else:
                 self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
                 self.run_id = run_id
-        except MlflowException as error:
-            raise ConfigError(f"tracking: MLflow at {self.uri} refused the run: {error}") from error
-        history = self.client.get_metric_history(self.run_id, "time/step") if run_id else []
-        self.last_step = max((point.step for point in history), default=-1)
-        self.last_evaluation = self._last_evaluation() if run_id else -1
+        self.last_step = self._last_step_of("time/step") if run_id else -1
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of a training step, once."""
+        """Metrics of a training step, once. Raises RunError when the server fails, as the other methods do."""
         if step > self.last_step:
             self._log(step, values)
             self.last_step = step
 
     def log_evaluation(self, name: str, step: int, values: Mapping[str, float], table: dict[str, list], figure: Any) -> None:
         """Figures `eval/<name>/...`, a table of sampled solutions and a plot of score distributions, once a step."""
-        if step <= self.last_evaluation:
+        figures = {f"eval/{name}/{key}": value for key, value in values.items()}
+        if step <= max(map(self._last_step_of, figures)):
             return
-        self._log(step, {f"eval/{name}/{key}": value for key, value in values.items()})
-        self.client.log_table(self.run_id, table, f"samples/{name}-{step:06d}.json")
-        if figure is not None:
-            self.client.log_figure(self.run_id, figure, f"scores/{name}-{step:06d}.png")
-        self.client.set_tag(self.run_id, "laser.last_evaluation", str(step))
-        self.last_evaluation = step
+        with self._server():
+            # The figures last, since they tell a resumed run that all is there; MLflow appends to a table that it has.
+            samples = f"samples/{name}-{step:06d}.json"
+            if samples not in {artifact.path for artifact in self.client.list_artifacts(self.run_id, "samples")}:
+                self.client.log_table(self.run_id, table, samples)
+            if figure is not None:
+                self.client.log_figure(self.run_id, figure, f"scores/{name}-{step:06d}.png")
+        self._log(step, figures)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self.client.log_dict(self.run_id, dict(summary), "summary.json")
+        with self._server():
+            self.client.log_dict(self.run_id, dict(summary), "summary.json")
 
     def finish(self, failed: bool = False) -> None:
         status = RunStatus.FAILED if failed else RunStatus.FINISHED
-        self.client.set_terminated(self.run_id, status=RunStatus.to_string(status))
+        with self._server():
+            self.client.set_terminated(self.run_id, status=RunStatus.to_string(status))
+
+    @contextlib.contextmanager
+    def _server(self, kind: type[LaserError] = RunError, failure: str = "failed") -> Iterator[None]:
+        """Turn MLflow's exceptions (a server that is gone, a database that is locked or full) into one message."""
+        try:
+            yield
+        except MlflowException as error:
+            raise kind(f"tracking: MLflow at {self.uri} {failure}: {error}") from error
 
     def _start(self, config: RunConfig | SFTConfig) -> str:
         experiment = self.client.get_experiment_by_name(config.tracking.experiment)
@@ -88,14 +98,17 @@ class Tracker:
         self.client.log_text(run.info.run_id, dump_config(config), "config.yaml")
         return run.info.run_id
 
-    def _last_evaluation(self) -> int:
-        return int(self.client.get_run(self.run_id).data.tags.get("laser.last_evaluation", -1))
+    def _last_step_of(self, key: str) -> int:
+        """The last step that has a value of this metric; -1 without one."""
+        with self._server():
+            return max((point.step for point in self.client.get_metric_history(self.run_id, key)), default=-1)
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         now = get_current_time_millis()
         # NaN says that a step does not define the value, such as the accuracy of an empty class: no point in the curve.
         points = [Metric(key, float(value), now, step) for key, value in values.items() if not np.isnan(value)]
-        self.client.log_batch(self.run_id, metrics=points)
+        with self._server():
+            self.client.log_batch(self.run_id, metrics=points)
 
 
 def score_figure(scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"], title: str) -> Any:

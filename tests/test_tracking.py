@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from orchestrator.config import RunConfig, flat_settings, validate
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RunError
 from orchestrator.tracking import Tracker, score_figure, tracking_uri
 
 
@@ -109,6 +110,30 @@ def test_an_evaluation_logs_figures_a_table_and_a_plot_once(tracker, resume):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
     resume().log_evaluation("test", 10, {"accuracy": 0.75}, table, None)
     assert history(tracker, "eval/test/accuracy") == [(0, 0.5), (10, 0.75)]
+
+
+def test_an_evaluation_that_a_crash_cut_short_is_completed_and_nothing_is_there_twice(tracker, resume, monkeypatch):
+    table = {"problem": ["1+1="], "score": [0.9]}
+
+    def die(step, values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracker, "_log", die)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.log_evaluation("test", 4, {"accuracy": 0.5}, table, None)
+    resume().log_evaluation("test", 4, {"accuracy": 0.5}, table, None)
+    assert history(tracker, "eval/test/accuracy") == [(4, 0.5)]
+    with open(artifact(tracker, "samples/test-000004.json")) as file:
+        assert json.load(file)["data"] == [["1+1=", 0.9]]
+
+
+def test_a_server_that_fails_is_one_message(tracker, monkeypatch):
+    def locked(*arguments, **settings):
+        raise MlflowException("database is locked")
+
+    monkeypatch.setattr(tracker.client, "log_batch", locked)
+    with pytest.raises(RunError, match=f"^tracking: MLflow at {tracker.uri} failed: database is locked$"):
+        tracker.log_step(1, {"time/step": 1.0})
 
 
 @pytest.mark.parametrize("correct", [True, False])
