@@ -1,25 +1,34 @@
 """A training run from its configuration to its summary: prepare, claim its folder, start or resume, train, clean up."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError
 
 from actors.verification import load_verifier
-from orchestrator.checkpoints import Checkpoints, TrainingState
+from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
 from orchestrator.cluster import bundles_for, connect, local_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
-from orchestrator.errors import ConfigError, RunError
-from orchestrator.preparation import prepare
+from orchestrator.errors import ConfigError, LaserError, RunError
+from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
 
-MAY_CHANGE = ("run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "run.dir", "rollout.cpus",
-              "rollout.num_engines", "learning.cpus_per_rank", "verification.", "evaluation.", "tracking.")  # fmt: skip
-"""Settings that a resumed run may have changed: none of them changes what has been learnt so far."""
+if TYPE_CHECKING:
+    from orchestrator.tracking import Tracker
 
+MAY_CHANGE = (
+    "run.dir", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "tracking.",
+    "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.tensor_parallel", "rollout.kv_cache_gib", "rollout.sync_chunk_mib",
+    "rollout.engine_args", "verification.num_workers", "verification.cpus", "verification.timeout_s", "learning.cpus_per_rank",
+    "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
+)  # fmt: skip
+"""Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what it learns."""
 
 LOGS = "/tmp/ray/session_latest/logs"
 
@@ -56,17 +65,30 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
     else:
         bundles_for(config, connect())
 
-    # Seconds of imports that no refusal above has to wait for.
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with _claimed(config.folder):
+        return _train(config, checkpoints, newest, prepared, progress)
+
+
+def _train(
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    newest: tuple[Path, TrainingState] | None,
+    prepared: Prepared,
+    progress: RunProgress | None,
+) -> Outcome:
+    # Seconds of imports that no refusal has to wait for.
     from orchestrator.pools import Pools
-    from orchestrator.tracking import Tracker
     from orchestrator.trainer import Trainer
 
-    config.folder.mkdir(parents=True, exist_ok=True)
-    (config.folder / "config.yaml").write_text(dump_config(config))
-    tracker = Tracker(config, newest[1].mlflow_run_id if newest else None)
+    tracker = _tracker(config, newest[1] if newest else None)
+    write_atomically(config.folder / "config.yaml", dump_config(config))
+    if newest:
+        checkpoints.link_export()
     progress = progress or RunProgress(config.run.name, config.run.steps, newest[1].step if newest else 0)
-    if prepared.train.dropped:
-        progress.say(f"{prepared.train.dropped} training problems are longer than rollout.max_prompt_tokens and were left out")
+    for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
+        if problems is not None and problems.dropped:
+            progress.say(f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out")
     pools: Pools | None = None
     complete = False
     try:
@@ -88,10 +110,39 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
         ) from error
     finally:
         if not complete:
-            tracker.finish(failed=True)
+            with contextlib.suppress(LaserError):  # of the two failures, the first is to be told
+                tracker.finish(failed=True)
         if pools is not None:
             pools.stop()
     return Outcome(summary, already_finished=False)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against a second process; the kernel gives it back when this one ends, however it ends."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another process is training this run; wait for it, stop it, or choose another run.name") from None
+        yield
+
+
+def _tracker(config: RunConfig, state: TrainingState | None) -> "Tracker":
+    """The run's MLflow run: its checkpoint's, or that of an attempt with the same settings that ended before its first checkpoint."""
+    from orchestrator.tracking import Tracker
+
+    if state is not None:
+        return Tracker(config, state.mlflow_run_id)
+    saved, run_id = config.folder / "config.yaml", config.folder / "mlflow_run_id"
+    tracker = None
+    if saved.exists() and run_id.exists():
+        with contextlib.suppress(ConfigError):  # the attempt was another version's, or the server has forgotten it
+            if not changed_settings(saved, config):
+                tracker = Tracker(config, run_id.read_text())
+    tracker = tracker or Tracker(config, None)
+    write_atomically(run_id, tracker.run_id)
+    return tracker
 
 
 def _last_step(checkpoints: Checkpoints) -> int:
