@@ -93,7 +93,7 @@ class Rank:
             config.model.path, ds_config, dtype=settings.dtype, gradient_checkpointing=settings.gradient_checkpointing
         )
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=on_gpu
         )
         self.engine, *_ = deepspeed.initialize(model=self.model, optimizer=self.optimizer, config=ds_config)
         self.engine.train()

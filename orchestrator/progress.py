@@ -1,5 +1,8 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
+import re
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,9 +114,29 @@ def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, co
             known = base is not None and trained is not None
             table.add_row(label.format(k=k), _figure(base), _figure(trained), f"{trained - base:+.3f}" if known else "")
         console.print(table)
-    console.print(f"results   {folder}/summary.json   model and its score   {folder}/export", soft_wrap=True)
-    console.print(f"curves    mlflow ui --backend-store-uri {tracking_uri}", soft_wrap=True)
-    console.print("next      laser check experiments/qwen2.5-7b.yaml   explains a recipe for one node of 8 GPUs", soft_wrap=True)
+    is_server = tracking_uri.startswith(("http://", "https://"))
+    curves = (
+        _without_password(tracking_uri) if is_server else f"{_program('mlflow')} ui --backend-store-uri {_without_password(tracking_uri)}"
+    )
+    check = f"{_program('laser')} check experiments/qwen2.5-7b.yaml"
+    for line in (
+        f"results   {folder}/summary.json   model and its score   {folder}/export",
+        f"curves    {curves}",
+        f"next      {check}   explains a recipe for one node of 8 GPUs",
+    ):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _program(name: str) -> str:
+    """A command of this environment as one can type it here, whether or not the environment is activated."""
+    program = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not program.exists():
+        return name
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def _figure(value: float | None) -> str:
