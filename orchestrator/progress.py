@@ -114,10 +114,9 @@ def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, co
             known = base is not None and trained is not None
             table.add_row(label.format(k=k), _figure(base), _figure(trained), f"{trained - base:+.3f}" if known else "")
         console.print(table)
-    is_server = tracking_uri.startswith(("http://", "https://"))
-    curves = (
-        _without_password(tracking_uri) if is_server else f"{_program('mlflow')} ui --backend-store-uri {_without_password(tracking_uri)}"
-    )
+    curves = _without_password(tracking_uri)
+    if not tracking_uri.startswith(("http://", "https://")):
+        curves = f"{_program('mlflow')} ui --backend-store-uri {curves}"
     check = f"{_program('laser')} check experiments/qwen2.5-7b.yaml"
     for line in (
         f"results   {folder}/summary.json   model and its score   {folder}/export",
