@@ -10,7 +10,7 @@ from actors.rollout import EngineSettings, RolloutWorker
 from actors.verification import VerificationWorker
 from orchestrator.cluster import Placement, Resources, bundles_for
 from orchestrator.config import RunConfig
-from orchestrator.preparation import ModelTokens
+from orchestrator.preparation import ModelTokens, absolute_path
 
 START_TIMEOUT_S = 1800.0
 
@@ -39,7 +39,7 @@ class Pools:
             capacity=2,
         )
         try:
-            self.learners = start_ranks(config, config.model.path, tokens.z_token, self.placement.learner)
+            self.learners = start_ranks(config, absolute_path(config.model.path), tokens.z_token, self.placement.learner)
         except BaseException:
             self.stop()
             raise
@@ -73,7 +73,7 @@ class Pools:
 def engine_settings(config: RunConfig, tokens: ModelTokens) -> EngineSettings:
     rollout = config.rollout
     return EngineSettings(
-        model_path=config.model.path,
+        model_path=absolute_path(config.model.path),
         eos_tokens=tokens.eos_tokens,
         z_token=tokens.z_token,
         max_prompt_tokens=rollout.max_prompt_tokens,

@@ -86,3 +86,8 @@ def prepare(config: RunConfig) -> Prepared:
 def looks_local(model_path: str) -> bool:
     """Whether a model path means a folder and not a hub name: it exists, or no hub name could look so."""
     return Path(model_path).exists() or model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
+
+
+def absolute_path(model_path: str) -> str:
+    """A model path for actors, whose working directory may be another one; hub names stay as they are."""
+    return str(Path(model_path).expanduser().resolve()) if looks_local(model_path) else model_path

@@ -22,7 +22,7 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.estimation import estimate_advantages, make_train_batch
 from orchestrator.groups import Batch, Group, to_batch
-from orchestrator.preparation import load_tokens
+from orchestrator.preparation import absolute_path, load_tokens
 from orchestrator.prompts import Problem
 from orchestrator.trajectories import read_groups
 
@@ -83,7 +83,7 @@ def replay(config: RunConfig, path: Path) -> Replay:
 
             scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
         train_batch = make_train_batch(config, batch, estimate_advantages(config, batch, scores, step), c_refs, step)
-        ranks = start_ranks(config, config.model.path, tokens.z_token, placement.learner)
+        ranks = start_ranks(config, absolute_path(config.model.path), tokens.z_token, placement.learner)
         sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
     finally:
         for rank in ranks:

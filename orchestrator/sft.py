@@ -9,7 +9,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from orchestrator.cluster import Resources, connect, local_nodes
 from orchestrator.config import SFTConfig, changed_settings, dump_config
 from orchestrator.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.preparation import load_tokens, looks_local
+from orchestrator.preparation import absolute_path, load_tokens
 from orchestrator.progress import RunProgress
 from orchestrator.run import Outcome
 from orchestrator.tracking import Tracker
@@ -139,10 +138,7 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
 
 def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTrainer:
     settings = config.learning
-    model_path = config.model.path
-    if looks_local(model_path):  # workers have a working directory of their own
-        model_path = str(Path(model_path).expanduser().resolve())
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": model_path})})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})})
     threads = str(max(1, int(settings.cpus_per_rank)))
     return TorchTrainer(
         train_rank,
