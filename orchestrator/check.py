@@ -273,7 +273,8 @@ def explain_c_ref(loss: LossConfig) -> tuple[list[str], list[str]]:
     if loss.c_ref == "exact":
         return [
             "exact: a reference model computes log pi_ref(z_c) for each sample (its memory is in the plan below)",
-            f"the method assumes values far below -1 / beta_v = {-1 / beta_v:.4g}; `calibrate` measures and checks them",
+            f"their mean is measured before the first step, and the run refused if it is {-1 / beta_v:.4g} (-1 / beta_v) or more; "
+            "evaluation and service score with it",
         ], []
     warned = min(-1 / beta_v + math.log(0.05), -1.3 / beta_v)
     return [
