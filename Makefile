@@ -1,15 +1,17 @@
-# `make quickstart` and `make test` set up all they need. Other machines: EXTRAS=gpu,dev make install
+# `make quickstart` and `make test` set up all they need. With a GPU, first: EXTRAS=gpu,dev make install
 VENV ?= .venv
-EXTRAS ?= cpu,dev
-READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+# What the environment was made with, so that `make test` keeps a GPU environment.
+EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
+READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install quickstart quickstart-seeds quickstart-base test lint clean
+.PHONY: install quickstart quickstart-seeds quickstart-base test lint
 
 install: $(READY)
 
 $(READY): pyproject.toml requirements.lock scripts/install
 	@scripts/install $(VENV) $(EXTRAS)
+	@rm -f $(VENV)/.installed-* && echo $(EXTRAS) > $(VENV)/.extras
 	@touch $@
 
 quickstart: $(READY)  ## train the quick-start: base model against trained model

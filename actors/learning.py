@@ -117,7 +117,7 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
     The last position is read whether or not there is a `z_token`, so that self-rewarding changes no other number.
     """
     if not samples:
-        # A rank without samples runs two tokens through the model, because its peers gather weights with it.
+        # A rank without samples runs a padding token through the model, because its peers gather weights with it.
         samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)]
     prompts = [len(s.prompt_ids) for s in samples]
     responses = [len(s.response_ids) for s in samples]

@@ -5,10 +5,12 @@ packed `Trajectories` and decoded texts (they stay in the object store) and a `G
 """
 
 import asyncio
+import concurrent.futures
 import logging
 import os
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,50 +94,74 @@ class Engine:
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments | settings.engine_args))
         self.version = -1
-        self.tokens_generated = 0
         self._groups: dict[str, tuple[_Group, int]] = {}
         self._requests = 0
-        self._lock = threading.Lock()
-        self._work = threading.Event()
+        self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = queue.SimpleQueue()
         threading.Thread(target=self._decode, name="decode", daemon=True).start()
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
         """Sample a group; texts leave out special tokens. Returns when its last sample has ended."""
         loop = asyncio.get_running_loop()
         group = _Group(request, loop.create_future(), loop, request.num_samples, [None] * request.num_samples)
-        await asyncio.to_thread(self._add, group)
+        await self._between_steps(lambda: self._add(group))
         samples = await group.done
         trajectories = pack(request.prompt_ids, samples)
         texts = self.tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
         return trajectories, texts, trajectories.summary()
 
-    async def load_weights(self, version: int, chunks: "Sequence[WeightChunk]") -> int:
+    async def load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
         """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`."""
-        await asyncio.to_thread(self._load_weights, version, chunks)
+        await self._between_steps(lambda: self._load_weights(version, chunks))
         return version
 
-    def _load_weights(self, version: int, chunks: "Sequence[WeightChunk]") -> None:
-        with self._lock:
-            self.engine.collective_rpc("start_weight_update")
-            for chunk in chunks:
-                self.engine.collective_rpc("update_weights", args=(vars(chunk),))
-            self.engine.collective_rpc("finish_weight_update")
-            self.version = version
-            self.engine.set_weight_version(str(version))
-            # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
-            if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
-                raise RuntimeError(f"vLLM kept cached prefixes of older weights after the update to version {version}")
+    async def _between_steps(self, action: Callable[[], None]) -> None:
+        """Have the decoding thread, which alone touches the engine, run `action`; raises what it raises."""
+        done: concurrent.futures.Future = concurrent.futures.Future()
+        self._commands.put((action, done))
+        await asyncio.wrap_future(done)
+
+    def _decode(self) -> None:
+        while True:
+            self._run_commands(wait=not self.engine.has_unfinished_requests())
+            try:
+                for output in self.engine.step() if self.engine.has_unfinished_requests() else []:
+                    self._collect(output)
+            except Exception:
+                # An engine in an unknown state must not go on. The pool sees its process end, replaces it and gives its groups to others.
+                logging.getLogger(__name__).exception("the engine failed in a decode step")
+                os._exit(1)
+
+    def _run_commands(self, wait: bool) -> None:
+        """Run all that wait; with `wait`, at least one."""
+        while wait or not self._commands.empty():
+            action, done = self._commands.get()
+            wait = False
+            try:
+                action()
+            except Exception as error:  # it belongs to whoever asked for the action
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> None:
+        self.engine.collective_rpc("start_weight_update")
+        for chunk in chunks:
+            self.engine.collective_rpc("update_weights", args=(vars(chunk),))
+        self.engine.collective_rpc("finish_weight_update")
+        self.version = version
+        self.engine.set_weight_version(str(version))
+        # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
+        if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
+            raise RuntimeError(f"vLLM kept cached prefixes of older weights after the update to version {version}")
 
     def _add(self, group: _Group) -> None:
-        with self._lock:
-            request = group.request
-            prompt = {"prompt_token_ids": list(request.prompt_ids), "cache_salt": f"v{self.version}"}
-            for index in range(request.num_samples):
-                name = f"{self._requests}"
-                self._requests += 1
-                self._groups[name] = (group, index)
-                self.engine.add_request(name, prompt, self._sampling(request, request.seed + index))
-        self._work.set()
+        request = group.request
+        prompt = {"prompt_token_ids": list(request.prompt_ids), "cache_salt": f"v{self.version}"}
+        for index in range(request.num_samples):
+            name = f"{self._requests}"
+            self._requests += 1
+            self._groups[name] = (group, index)
+            self.engine.add_request(name, prompt, self._sampling(request, request.seed + index))
 
     def _sampling(self, request: GroupRequest, seed: int) -> Any:
         from vllm import SamplingParams
@@ -158,25 +184,9 @@ class Engine:
             extra_args=sampling_extra_args(settings.z_token, list(settings.eos_tokens)) if settings.z_token is not None else None,
         )
 
-    def _decode(self) -> None:
-        while True:
-            self._work.wait()
-            try:
-                with self._lock:
-                    outputs = self.engine.step() if self.engine.has_unfinished_requests() else []
-                    if not outputs and not self.engine.has_unfinished_requests():
-                        self._work.clear()
-            except Exception:
-                # An engine in an unknown state must not go on. The pool sees its process end, replaces it and gives its groups to others.
-                logging.getLogger(__name__).exception("the engine failed in a decode step")
-                os._exit(1)
-            for output in outputs:
-                self._collect(output)
-
     def _collect(self, output: Any) -> None:
         group, index = self._groups.pop(output.request_id)
         group.samples[index] = read_output(output.outputs[0], self.settings)
-        self.tokens_generated += len(output.outputs[0].token_ids)
         group.missing -= 1
         if group.missing == 0:
             group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
@@ -206,11 +216,10 @@ class RolloutWorker:
         return await self.engine.generate(request)
 
     async def load_weights(self, version: int, chunk_refs: list) -> int:
-        """`chunk_refs` is a list of ObjectRefs, so that each chunk is mapped only while it is loaded."""
+        """`chunk_refs` are ObjectRefs; each chunk is mapped from the object store only when its turn to be loaded comes."""
         import ray
 
-        chunks = await asyncio.to_thread(ray.get, chunk_refs)
-        return await self.engine.load_weights(version, chunks)
+        return await self.engine.load_weights(version, (ray.get(ref) for ref in chunk_refs))
 
     async def ping(self) -> int:
         """The version of the weights in place; -1 before the first `load_weights`."""

@@ -115,6 +115,8 @@ def zero3_config(*, dtype: str, grad_clip: float, offload: str, on_gpu: bool, ex
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip,
         "bf16": {"enabled": dtype == "bfloat16"},
+        # Micro-batches are added up in float32, so that their number changes no more than rounding.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
+from ray.exceptions import RayError
 
 from actors.learning import StepSums, start_ranks
 from actors.rollout import GroupRequest
 from actors.verification import Status, Verdict
 from orchestrator.algorithm.self_reward import self_reward_score
-from orchestrator.cluster import Placement, bundles_for, connect
+from orchestrator.cluster import connect
 from orchestrator.config import RunConfig
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.estimation import estimate_advantages, make_train_batch
 from orchestrator.groups import Batch, Group, to_batch
 from orchestrator.preparation import absolute_path, load_tokens
@@ -62,33 +64,39 @@ def load_batch(path: Path) -> tuple[Batch, int]:
 
 
 def replay(config: RunConfig, path: Path) -> Replay:
-    """Losses and gradients of `config.model.path` on the stored step.
+    """Losses and gradients of `config.model.path` on the stored step, by one learner rank.
 
     Raises:
-        ConfigError: `loss.c_ref` is no number and the rollouts' run did not keep one; or as `laser train`.
+        ConfigError: The configuration asks for several ranks or mini-batches, or its c_ref is not known.
+        DataError: As `load_batch`.
+        RunError: The rank failed.
     """
-    if config.learning.mini_batches > 1 or config.learning.num_ranks > 1:
+    settings = config.learning
+    if settings.mini_batches > 1 or settings.num_ranks > 1:
         raise ConfigError("replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1")
     tokens = load_tokens(config.model.path, config.self_reward.token)
     c_ref = _c_ref(config, path)
-    nodes = connect()
-    placement = Placement(config, bundles_for(config, nodes))
+    connect()
+    batch, step = load_batch(path)
+    scores = None
+    if config.self_reward.token is not None:
+        scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
+    advantages = estimate_advantages(config, batch, scores, step)
+    train_batch = make_train_batch(config, batch, advantages, np.full(len(batch.rewards), c_ref, np.float32), step)
     ranks: list[Any] = []
-    try:
-        batch, step = load_batch(path)
-        c_refs = np.full(len(batch.rewards), c_ref, np.float32)
-        scores = None
-        if config.self_reward.token is not None:
-            import torch
 
-            scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
-        train_batch = make_train_batch(config, batch, estimate_advantages(config, batch, scores, step), c_refs, step)
-        ranks = start_ranks(config, absolute_path(config.model.path), tokens.z_token, placement.learner)
+    def spawn(cls: type, rank: int, *arguments: Any) -> Any:
+        ranks.append(ray.remote(cls).options(num_cpus=settings.cpus_per_rank, num_gpus=settings.gpus_per_rank).remote(*arguments))
+        return ranks[-1]
+
+    try:
+        start_ranks(config, absolute_path(config.model.path), tokens.z_token, spawn)
         sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
+    except RayError as error:
+        raise RunError(f"the learner rank failed: {str(error).strip()}") from error
     finally:
         for rank in ranks:
             ray.kill(rank)
-        placement.remove()
     return Replay(step, len(batch.rewards), sums, gradients)
 
 
@@ -97,6 +105,8 @@ def _c_ref(config: RunConfig, path: Path) -> float:
         return 0.0
     if isinstance(config.loss.c_ref, float):
         return config.loss.c_ref
+    if config.loss.c_ref == "exact":
+        raise ConfigError("loss.c_ref=exact needs a reference model, which replay does not run: give a number, or use calibrate")
     card = path.parent.parent / "export" / "self_reward.json"
     if not card.exists():
         raise ConfigError(f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5")

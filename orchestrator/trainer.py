@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 from jaxtyping import Float32
+from rich.markup import escape
 
 from actors.learning import StepSums
 from actors.rollout import GroupRequest
@@ -22,7 +23,7 @@ from actors.verification import Status
 from orchestrator.algorithm.metrics import self_verification
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, self_reward_score
-from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
+from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash, write_atomically
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunError
 from orchestrator.estimation import estimate_advantages, make_train_batch
@@ -69,6 +70,7 @@ class Trainer:
             # L = L_policy + alpha * mean(m * w * (score - r_v)^2)
             sums = self.pools.learn(make_train_batch(self.config, batch, advantages, c_ref, step))
             learned = time.perf_counter()
+            staleness = float((self.pools.version - batch.versions).mean())
             self.pools.publish(step)
             synced = time.perf_counter()
             self.step = step
@@ -76,6 +78,7 @@ class Trainer:
                 "time/learn": max(rank.seconds for rank in sums),
                 "time/sync": synced - learned,
                 "time/step": synced - began,
+                "rollout/staleness": staleness,
             }
             self.tracker.log_step(step, metrics)
             self.progress.step(step, metrics)
@@ -133,12 +136,11 @@ class Trainer:
             "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
             "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
             "policy/grad_norm": sums[0].grad_norm,
-            "policy/kl": sum(rank.kl for rank in sums),
+            "policy/kl": sum(rank.kl for rank in sums),  # 0 without a reference model
             "time/rollout": times.rollout,
             "time/verify": times.verify,
             "throughput/samples_per_s": len(batch.rewards) / seconds,
             "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds,
-            "rollout/staleness": float((self.pools.version - 1 - batch.versions).mean()),
             "verify/timeouts": float(batch.count(Status.TIMEOUT)),
             "verify/errors": float(batch.count(Status.ERROR)),
             "pool/restarts": float(self.pools.restarts),
@@ -178,7 +180,7 @@ class Trainer:
             calibration = self._calibrate()
             c_ref = calibration.c_ref
             measured = f"over {calibration.n} solutions of the initial model, spread {calibration.std:.3f}"
-            self.progress.say(f"c_ref = {c_ref:.3f}: log pi_ref({token}) {measured}")
+            self.progress.say(f"c_ref = {c_ref:.3f}: log pi_ref({escape(token)}) {measured}")
         check = check_c_ref(c_ref, loss.beta_v)
         if check.level == "refuse":
             raise RunError("loss.c_ref: " + " ".join(check.messages))
@@ -196,7 +198,10 @@ class Trainer:
             for position, index in enumerate(PromptOrder(len(prompts), self.config.run.seed).next(count))
         ]
         batch, _ = collect(self.pools.rollouts, self.pools.verifiers, groups)
-        return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
+        try:
+            return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
+        except ValueError as error:
+            raise RunError(f"loss.c_ref: {error}") from error
 
     def _evaluate(self) -> dict[str, float] | None:
         if self.prepared.eval is None:
@@ -261,9 +266,7 @@ class Trainer:
             "seconds": round(self._seconds(), 1),
             "mlflow_run_id": self.tracker.run_id,
         }
-        path = self.config.folder / "summary.json"
-        path.with_suffix(".partial").write_text(json.dumps(summary, indent=2) + "\n")
-        path.with_suffix(".partial").replace(path)
+        write_atomically(self.config.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.tracker.log_summary(summary)
         self.tracker.finish()
         return summary

@@ -77,3 +77,14 @@ def test_class_weights_are_the_whole_batchs_and_counts_the_mini_batchs(batch):
     dealt = [sorted(index for rank in mini.plan for micro in rank for index in micro) for mini in made.mini_batches]
     assert dealt == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert made.groups == ["ref 0", "ref 1"]
+
+
+def test_without_weights_the_learner_is_handed_the_same_batch_as_with_self_rewarding_switched_off(batch):
+    on = configure(alpha=0.0, tau=0.0)
+    off = on.model_copy(update={"self_reward": on.self_reward.model_copy(update={"token": None})})
+    c_ref = np.full(8, -20.0, np.float32)
+    with_scores = make_train_batch(on, batch, estimate_advantages(on, batch, SCORES, step=9), c_ref, step=9)
+    without = make_train_batch(off, batch, estimate_advantages(off, batch, None, step=9), np.zeros(8, np.float32), step=9)
+    np.testing.assert_array_equal(with_scores.advantages, without.advantages)
+    assert with_scores.mini_batches == without.mini_batches
+    assert with_scores.alpha == without.alpha == 0.0

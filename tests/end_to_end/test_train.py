@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def environment() -> dict[str, str]:
 def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     tree = {
-        "run": {"name": "tiny", "dir": str(runs), "steps": STEPS, "save_every": 2, "save_rollouts_every": 2, "eval_every": 4},
+        "run": {"name": "tiny", "dir": str(runs), "steps": STEPS, "save_every": 1, "save_rollouts_every": 2, "eval_every": 4},
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
         "rollout": {
@@ -149,7 +150,14 @@ def test_a_killed_run_continues_outlives_its_engine_and_says_when_it_is_finished
     finished = np.array(table.column("finished").to_pylist())
     assert np.isnan(np.array(table.column("score").to_pylist(), dtype=float)[~finished]).all()
 
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+    replayed = run(
+        "replay", str(folder / "rollouts" / "step-000006.parquet"), str(config), "learning.num_ranks=1", "learning.mini_batches=1",
+        f"model.path={folder / 'checkpoints' / 'step-000005' / 'export'}",
+    )  # fmt: skip
+    assert replayed.returncode == 0, replayed.stderr
+    mismatch = float(re.search(r"log-prob ([0-9.]+)", replayed.stdout)[1])
+    assert mismatch < 1e-3, "the exported policy of step 5 gives the stored tokens of step 6 the log-probs they were sampled with"
     card = json.loads((folder / "export" / "self_reward.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder / "export")
     assert tokenizer.convert_tokens_to_ids(card["token"]) == card["token_id"]
