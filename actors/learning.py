@@ -167,6 +167,9 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
+    def ping(self) -> int:
+        return self.rank
+
     def setup(self, address: str, port: int) -> int:
         """Join the process group and load the model into shards. Returns the number of parameters."""
         zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu)

@@ -18,6 +18,9 @@ from orchestrator.errors import PoolError
 
 CHECK_EVERY_S = 30.0
 
+MAX_RESTARTS = 10
+"""Deaths over a run that a pool makes good; one more ends the run."""
+
 
 class WorkerState(StrEnum):
     STARTING = "starting"
@@ -70,7 +73,7 @@ class Pool:
         size: int,
         capacity: int,
         refresh: Callable[[Any], Any] = lambda actor: None,
-        max_restarts: int = 10,
+        max_restarts: int = MAX_RESTARTS,
         start_timeout_s: float = 1800.0,
     ) -> None:
         self.name, self.spawn, self.capacity, self.refresh = name, spawn, capacity, refresh

@@ -1,25 +1,29 @@
 """The run's three pools in one placement group, and the weights' way from the learner to the engines."""
 
+import contextlib
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.learning import StepSums, TrainBatch, start_ranks
-from actors.pool import Pool
+from actors.pool import MAX_RESTARTS, Pool
 from actors.rollout import EngineSettings, RolloutWorker
 from actors.verification import VerificationWorker
 from orchestrator.cluster import Placement, Resources, bundles_for
 from orchestrator.config import RunConfig
+from orchestrator.errors import PoolError
 from orchestrator.preparation import ModelTokens, absolute_path
 
 START_TIMEOUT_S = 1800.0
+PING_TIMEOUT_S = 5.0
 
 
 class Pools:
     """The run's three pools in one placement group."""
 
     def __init__(self, config: RunConfig, tokens: ModelTokens, nodes: list[Resources]) -> None:
-        self.config = config
+        self.config, self.z_token = config, tokens.z_token
         self.chunks: list[Any] = []
         self.version = -1
         self.placement = Placement(config, bundles_for(config, nodes))
@@ -38,20 +42,39 @@ class Pools:
             config.verification.num_workers,
             capacity=2,
         )
+        self.learner_restarts = 0
         try:
-            self.learners = start_ranks(config, absolute_path(config.model.path), tokens.z_token, self.placement.learner)
+            self.learners = self._start_learners()
         except BaseException:
             self.stop()
             raise
 
     def learn(self, batch: TrainBatch) -> list[StepSums]:
-        return ray.get([rank.step.remote(batch) for rank in self.learners])
+        """One update by all ranks.
+
+        Raises:
+            RayActorError: A rank died.
+        """
+        return self._on_all_ranks("step", batch)
+
+    def restart_learners(self, error: RayActorError) -> None:
+        """Replace all ranks after one has died: they hold shards of one model, so the others are of no use without it.
+
+        Raises:
+            PoolError: They died more often than a pool may.
+        """
+        self.learner_restarts += 1
+        if self.learner_restarts > MAX_RESTARTS:
+            raise PoolError(f"learner ranks died {self.learner_restarts} times; the last one said: {error}") from error
+        for rank in self.learners:
+            ray.kill(rank)
+        self.learners = self._start_learners()
 
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
         rollout = self.config.rollout
-        refs = [rank.publish.remote(self.config.engine_dtype, rollout.sync_chunk_mib * 2**20) for rank in self.learners]
-        self.chunks, self.version = ray.get(refs)[0], version
+        refs = self._on_all_ranks("publish", self.config.engine_dtype, rollout.sync_chunk_mib * 2**20)
+        self.chunks, self.version = refs[0], version
         self.rollouts.broadcast("load_weights", version, self.chunks)
 
     def wait_ready(self) -> None:
@@ -60,11 +83,24 @@ class Pools:
 
     @property
     def restarts(self) -> int:
-        return self.rollouts.restarts + self.verifiers.restarts
+        return self.rollouts.restarts + self.verifiers.restarts + self.learner_restarts
 
     def stop(self) -> None:
         """Give everything back: the placement group takes its actors with it."""
         self.placement.remove()
+
+    def _on_all_ranks(self, method: str, *arguments: Any) -> list[Any]:
+        try:
+            return ray.get([getattr(rank, method).remote(*arguments) for rank in self.learners])
+        except RayTaskError:
+            # A rank fails in a collective when its peer has died: then the death is what is to be told.
+            for rank in self.learners:
+                with contextlib.suppress(GetTimeoutError):
+                    ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
+            raise
+
+    def _start_learners(self) -> list[Any]:
+        return start_ranks(self.config, absolute_path(self.config.model.path), self.z_token, self.placement.learner)
 
     def _bring_up_to_date(self, engine: Any) -> Any:
         return engine.load_weights.remote(self.version, self.chunks) if self.chunks else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
@@ -20,7 +20,9 @@ from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
 
 if TYPE_CHECKING:
+    from orchestrator.pools import Pools
     from orchestrator.tracking import Tracker
+    from orchestrator.trainer import Trainer
 
 MAY_CHANGE = (
     "run.dir", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "tracking.",
@@ -99,7 +101,7 @@ def _train(
             if newest:
                 trainer.restore(*newest)
                 progress.say(f"continuing from {newest[0]}")
-            summary = trainer.run()
+            summary = _run_to_the_end(trainer, pools, checkpoints, progress)
             complete = True
     except ConfigError as error:
         raise RunError(str(error)) from error
@@ -115,6 +117,20 @@ def _train(
         if pools is not None:
             pools.stop()
     return Outcome(summary, already_finished=False)
+
+
+def _run_to_the_end(trainer: "Trainer", pools: "Pools", checkpoints: Checkpoints, progress: RunProgress) -> dict[str, Any]:
+    """Train; when a learner rank dies, replace the ranks and go back to the newest checkpoint. The other pools mend themselves."""
+    while True:
+        try:
+            return trainer.run()
+        except RayActorError as error:
+            progress.say(f"a learner rank died after step {trainer.step}: starting the ranks again")
+            pools.restart_learners(error)
+            if newest := checkpoints.newest():
+                trainer.restore(*newest)
+            else:
+                trainer.start_over()
 
 
 @contextlib.contextmanager

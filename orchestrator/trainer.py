@@ -85,6 +85,11 @@ class Trainer:
             self._keep(batch, scores, advantages)
         return self._finish()
 
+    def start_over(self) -> None:
+        """Begin again at the first step: the learner holds the initial model."""
+        self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
+        self.step = 0
+
     def restore(self, folder: Path, state: TrainingState) -> None:
         """Continue from a checkpoint: learner, problem order, c_ref and base evaluation."""
         ray.get([rank.load.remote(str(folder / "learner")) for rank in self.pools.learners])

@@ -86,11 +86,17 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def kill_actor(process: subprocess.Popen, name: str) -> None:
+    """kill -9 of one actor of a run."""
+    actors = [p for p in psutil.Process(process.pid).children(recursive=True) if any(name in part for part in p.cmdline())]
+    actors[-1].kill()
+
+
 def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run_id, key)]
 
 
-def test_a_killed_run_continues_outlives_its_engine_and_says_when_it_is_finished(config: Path) -> None:
+def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished(config: Path) -> None:
     folder = config.parent / "tiny"
     process = subprocess.Popen(
         laser("train", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY, env=environment()
@@ -102,12 +108,13 @@ def test_a_killed_run_continues_outlives_its_engine_and_says_when_it_is_finished
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
-    # The same command again; this time only the engine is killed, and the pool replaces it.
+    # The same command again; this time a learner rank is killed, and then the engine: both are replaced.
     resumed = subprocess.Popen(laser("train", str(config)), stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment())
     try:
+        wait_for(folder / "checkpoints" / "step-000003", resumed)
+        kill_actor(resumed, "ray::LearnerRank")
         wait_for(folder / "checkpoints" / "step-000004", resumed)
-        (engine,) = [p for p in psutil.Process(resumed.pid).children(recursive=True) if "ray::RolloutWorker" in " ".join(p.cmdline())]
-        engine.kill()
+        kill_actor(resumed, "ray::RolloutWorker")
         stdout, _ = resumed.communicate(timeout=240)
     finally:
         kill_all(resumed)
@@ -137,7 +144,7 @@ def test_a_killed_run_continues_outlives_its_engine_and_says_when_it_is_finished
     assert max(point.value for point in z_mismatch) < 1e-3
 
     restarts = client.get_metric_history(summary["mlflow_run_id"], "pool/restarts")
-    assert restarts[-1].value == 1, "the killed engine was replaced, and the run ended with all its steps"
+    assert restarts[-1].value == 2, "rank and engine were replaced, and the run ended with all its steps"
 
     problems = [pq.read_table(path).column("problem_id").to_pylist() for path in sorted((folder / "rollouts").glob("*.parquet"))]
     assert len(problems) == STEPS // 2
