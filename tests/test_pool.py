@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from actors import pool as pool_module
 from actors.pool import Pool, WorkerState, finished
@@ -165,7 +165,11 @@ def test_a_worker_that_dies_is_replaced_and_its_tasks_are_done_elsewhere(make_po
 def test_a_worker_that_died_while_idle_is_replaced_when_there_is_work(make_pool):
     pool = make_pool(1)
     pool.wait_ready(60)
-    ray.kill(pool.workers[0].actor)
+    idle = pool.workers[0].actor
+    ray.kill(idle)
+    with pytest.raises(RayActorError):  # the kill takes a moment, in which the actor would still answer
+        while True:
+            ray.get(idle.ping.remote())
     pool.submit("work", 5)
     assert [number for _, number in values(pool)] == [5]
     assert pool.restarts == 1
