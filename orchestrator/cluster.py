@@ -4,6 +4,7 @@ In: the sizes of the pools. Out: a `Placement` that starts actors in their bundl
 is there, before anything is started.
 """
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,8 @@ def connect() -> list[Resources]:
                     f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS to use this machine"
                 ) from error
         else:
+            # A Ray of our own has a token of its own, and nobody needs to be told.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             cpus = int(local_nodes()[0]["CPU"])
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

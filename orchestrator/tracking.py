@@ -4,6 +4,7 @@ MLflow's history is append-only, so a step that was logged before a crash and is
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ class Tracker:
         self.uri = tracking_uri(config.tracking.uri, config.run.dir)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # not how it makes the tables of a new database
         self.client = MlflowClient(tracking_uri=self.uri)
         with self._server(ConfigError, "refused the run"):
             if run_id is None:
