@@ -37,6 +37,8 @@ from orchestrator.tracking import Tracker, score_figure
 
 EVALUATION_SEED = 2**40
 CALIBRATION_SEED = 2**41
+C_REF_TOLERANCE = 0.25
+"""Error of the score, at which a c_ref that was given and not measured is worth a warning."""
 
 
 class Trainer:
@@ -178,14 +180,17 @@ class Trainer:
         loss, token = self.config.loss, self.config.self_reward.token
         if token is None:
             return None
+        # Measured also for `exact` and for a number: the assumption is checked on it, a number is compared with it, and whoever uses
+        # the model later has no reference model.
+        calibration = self._calibrate()
+        measured = f"log pi_ref({escape(token)}) = {calibration.c_ref:.3f} over {calibration.n} solutions of the initial model"
         if isinstance(loss.c_ref, float):
             c_ref = loss.c_ref
+            if abs(c_ref - calibration.c_ref) > C_REF_TOLERANCE / loss.beta_v:
+                self.progress.say(f"[yellow]warning[/yellow] loss.c_ref={c_ref:g}, but {measured}: scores will be off; use calibrate")
         else:
-            # Also for `exact`: the assumption is checked on it, and whoever uses the model later has no reference model.
-            calibration = self._calibrate()
             c_ref = calibration.c_ref
-            measured = f"over {calibration.n} solutions of the initial model, spread {calibration.std:.3f}"
-            self.progress.say(f"c_ref = {c_ref:.3f}: log pi_ref({escape(token)}) {measured}")
+            self.progress.say(f"c_ref: {measured}, spread {calibration.std:.3f}")
         check = check_c_ref(c_ref, loss.beta_v)
         if check.level == "refuse":
             raise RunError("loss.c_ref: " + " ".join(check.messages))
