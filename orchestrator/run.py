@@ -110,6 +110,8 @@ def _train(
             f"{str(error).strip()}\nAn actor failed after step {_last_step(checkpoints)} was saved. Its log is in {LOGS}; the same "
             "command continues from the last checkpoint."
         ) from error
+    except OSError as error:
+        raise RunError(f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint.") from error
     finally:
         if not complete:
             with contextlib.suppress(LaserError):  # of the two failures, the first is to be told
