@@ -43,7 +43,8 @@ class TrainingState:
     num_ranks: int
     prompt_order: dict[str, Any]
     c_ref: float | None
-    mlflow_run_id: str
+    mlflow_run_id: str | None
+    """None while MLflow has not been reached."""
     seconds: float
     """Training time so far, all sessions together."""
     base: dict[str, float] | None

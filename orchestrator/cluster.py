@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.config import RunConfig
@@ -95,14 +95,23 @@ def connect() -> list[Resources]:
 
 
 class Placement:
-    """The run's placement group; `spawn` starts an actor in the bundle of its pool."""
+    """The run's one placement group; its methods start an actor in the bundle of its pool.
+
+    Inside a placement group of just that shape, as a trial of a sweep is, the run uses that one: a second would reserve everything twice.
+    """
 
     def __init__(self, config: RunConfig, bundles: Bundles) -> None:
         self.config, self.bundles = config, bundles
-        self.group: PlacementGroup = placement_group(bundles.all, strategy="PACK")
+        self.actors: list[Any] = []
+        around = get_current_placement_group()
+        self.owned = around is None or around.bundle_specs != bundles.all
+        if not self.owned:
+            self.group: PlacementGroup = around
+            return
+        self.group = placement_group(bundles.all, strategy="PACK")
         if not self.group.wait(timeout_seconds=120):
             remove_placement_group(self.group)
-            raise ConfigError(f"the cluster is busy: it could not free {_demand(bundles)} within 120 s; stop other jobs or try again later")
+            raise ConfigError(f"the cluster is busy: it could not free {demand(bundles)} within 120 s; stop other jobs or try again later")
 
     def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
         settings = self.config.learning
@@ -118,11 +127,16 @@ class Placement:
         return self._spawn(cls, bundle, self.config.verification.cpus, 0.0, 2, arguments)
 
     def remove(self) -> None:
-        remove_placement_group(self.group)
+        """Give everything back: a group of our own takes its actors with it, in another's only the actors are ours."""
+        if self.owned:
+            remove_placement_group(self.group)
+            return
+        for actor in self.actors:
+            ray.kill(actor)
 
     def _spawn(self, cls: type, bundle: int, cpus: float, gpus: float, concurrency: int, arguments: tuple) -> Any:
         threads = str(max(1, int(cpus)))
-        return (
+        actor = (
             ray.remote(cls)
             .options(
                 num_cpus=cpus,
@@ -134,13 +148,16 @@ class Placement:
             )
             .remote(*arguments)
         )
+        self.actors.append(actor)
+        return actor
 
 
 def _resources(cpus: float, gpus: float) -> Resources:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
-def _demand(bundles: Bundles) -> str:
+def demand(bundles: Bundles) -> str:
+    """For a message: `1 CPUs, 2 GPUs`."""
     return ", ".join(f"{bundles.total(name):g} {name}s" for name in ("CPU", "GPU") if bundles.total(name))
 
 

@@ -203,8 +203,8 @@ class RunSection(Section):
     """Name of the run: its folder under `run.dir` and its MLflow run name."""
     dir: Path = Path("runs")
     """Folder of all runs."""
-    steps: PositiveInt
-    """Training steps."""
+    steps: StepCount
+    """Training steps; 0 only measures the initial model: its c_ref and its evaluation."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of problem order and sampling."""
     eval_every: StepCount = 0
@@ -388,6 +388,18 @@ def validate(tree: dict[str, Any], schema: type[C], source: str) -> C:
         raise ConfigError(f"{source}: " + "\n  ".join([f"{count} refused", *lines])) from error
 
 
+def with_settings(config: C, settings: typing.Mapping[str, Any], source: str = "settings") -> C:
+    """A copy with other values, `{"loss.alpha": 0.5}`, validated again; `source` names them in the error.
+
+    Raises:
+        ConfigError: A key is unknown or a value refused.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        _assign(tree, key, value, source)
+    return validate(tree, type(config), source)
+
+
 def dump_config(config: Section) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -426,6 +438,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    _assign(tree, key, value, f"override {override!r}")
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set the value at a dotted key."""
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
@@ -433,7 +450,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             node[parent] = {}
         node = node[parent]
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+            raise ConfigError(f"{source}: {parent} is a value, not a section")
     node[leaf] = value
 
 

@@ -17,7 +17,7 @@ from actors.pool import Pool, finished
 from actors.rollout import GroupRequest
 from actors.verification import Status, Verdict
 from orchestrator.prompts import Problem
-from orchestrator.trajectories import GroupSummary, Trajectories, to_table
+from orchestrator.trajectories import GroupSummary, to_table
 
 
 @dataclass
@@ -116,27 +116,48 @@ def save_rollouts(
     path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"] | None, advantages: Float32[np.ndarray, "samples"]
 ) -> None:
     """Write a batch as parquet, a row a sample, from a task: the tokens do not pass through the driver."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = [group.trajectories for group in batch.groups]
+    _write(path, batch, sample_columns(batch, scores) | {"reward": batch.rewards, "advantage": advantages.astype(np.float32)}, packed)
+
+
+def save_samples(path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> None:
+    """Write the solutions of an evaluation as parquet, a row a sample, without their tokens."""
     problems = [batch.groups[number].problem for number in batch.group]
     columns = {
+        "kind": [problem.kind for problem in problems],
+        "sample": np.concatenate([np.arange(len(group.verdicts), dtype=np.int32) for group in batch.groups]),
+        "finished": batch.finished,
+        "tokens": batch.lengths,
+    }
+    _write(path, batch, sample_columns(batch, scores) | columns, None)
+
+
+def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> dict[str, Any]:
+    """Problem, verdict and score of each sample; the score is NaN where there is none."""
+    problems = [batch.groups[number].problem for number in batch.group]
+    return {
         "problem_id": [problem.id for problem in problems],
         "problem": [problem.text for problem in problems],
         "reference": [problem.answer for problem in problems],
         "status": [str(verdict.status) for verdict in batch.verdicts],
         "answer": [verdict.answer for verdict in batch.verdicts],
-        "reward": batch.rewards,
         "score": np.full(len(batch.rewards), np.nan, np.float32) if scores is None else scores,
-        "advantage": advantages.astype(np.float32),
     }
-    trajectories, texts = [group.trajectories for group in batch.groups], [group.texts for group in batch.groups]
+
+
+def _write(path: Path, batch: Batch, columns: dict[str, Any], trajectories: list | None) -> None:
+    """Write columns, responses and, where given, trajectories, from a task: no text passes through the driver."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = [group.texts for group in batch.groups]
     ray.get(ray.remote(_write_table).options(num_cpus=0).remote(str(path.resolve()), trajectories, texts, columns))
 
 
-def _write_table(path: str, trajectory_refs: list, text_refs: list, columns: dict[str, Any]) -> None:
+def _write_table(path: str, trajectory_refs: list | None, text_refs: list, columns: dict[str, Any]) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    groups: list[Trajectories] = ray.get(trajectory_refs)
-    texts = [text for group in ray.get(text_refs) for text in group]
+    columns["response"] = [text for group in ray.get(text_refs) for text in group]
+    table = pa.table(columns) if trajectory_refs is None else to_table(ray.get(trajectory_refs), columns)
     partial = Path(path).with_suffix(".partial")
-    pq.write_table(to_table(groups, columns | {"response": texts}), partial)
+    pq.write_table(table, partial, compression="zstd")
     partial.replace(path)

@@ -10,7 +10,7 @@ from actors.learning import StepSums, TrainBatch, start_ranks
 from actors.pool import MAX_RESTARTS, Pool
 from actors.rollout import EngineSettings, RolloutWorker
 from actors.verification import VerificationWorker
-from orchestrator.cluster import Placement, Resources, bundles_for
+from orchestrator.cluster import Bundles, Placement
 from orchestrator.config import RunConfig
 from orchestrator.errors import PoolError
 from orchestrator.preparation import ModelTokens, absolute_path
@@ -22,11 +22,11 @@ PING_TIMEOUT_S = 5.0
 class Pools:
     """The run's three pools in one placement group."""
 
-    def __init__(self, config: RunConfig, tokens: ModelTokens, nodes: list[Resources]) -> None:
+    def __init__(self, config: RunConfig, tokens: ModelTokens, bundles: Bundles) -> None:
         self.config, self.z_token = config, tokens.z_token
         self.chunks: list[Any] = []
         self.version = -1
-        self.placement = Placement(config, bundles_for(config, nodes))
+        self.placement = Placement(config, bundles)
         settings = engine_settings(config, tokens)
         self.rollouts = Pool(
             "rollout",

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -56,6 +57,10 @@ class RunProgress:
         """A line that stays."""
         self.console.print(message)
 
+    def say_plainly(self, message: str) -> None:
+        """A line of another program's words, in which brackets are no markup."""
+        self.say(escape(message))
+
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Step `step` is done, with these metrics."""
         self.values = values
@@ -73,7 +78,7 @@ class RunProgress:
         if self.first_step_at is None:
             self.first_step_at, self.first = now, step
         done = step - self.first
-        return _clock((now - self.first_step_at) / done * (self.total - step)) if done else "-"
+        return clock((now - self.first_step_at) / done * (self.total - step)) if done else "-"
 
     def _panel(self) -> Table:
         figures = Table(box=None, padding=(0, 2, 0, 0))
@@ -104,26 +109,27 @@ def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, co
     console = console or Console(highlight=False)
     if summary["base"] and summary["trained"]:
         k = summary["samples_per_problem"]
-        table = Table(
-            title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {_clock(summary['seconds'])}"
-        )
+        table = Table(title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {clock(summary['seconds'])}")
         for name in ("", "base", "trained", "change"):
             table.add_column(name, justify="left" if not name else "right")
         for key, label in SUMMARY_ROWS.items():
             base, trained = summary["base"][key], summary["trained"][key]
             known = base is not None and trained is not None
-            table.add_row(label.format(k=k), _figure(base), _figure(trained), f"{trained - base:+.3f}" if known else "")
+            table.add_row(label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else "")
         console.print(table)
-    curves = _without_password(tracking_uri)
-    if not tracking_uri.startswith(("http://", "https://")):
-        curves = f"{_program('mlflow')} ui --backend-store-uri {curves}"
     check = f"{_program('laser')} check experiments/qwen2.5-7b.yaml"
     for line in (
         f"results   {folder}/summary.json   model and its score   {folder}/export",
-        f"curves    {curves}",
+        f"curves    {tracking_command(tracking_uri)}",
         f"next      {check}   explains a recipe for one node of 8 GPUs",
     ):
         console.print(line, soft_wrap=True, markup=False)
+
+
+def tracking_command(tracking_uri: str) -> str:
+    """Where the curves are: a server's address, or the command that shows a database."""
+    place = _without_password(tracking_uri)
+    return place if place.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {place}"
 
 
 def _program(name: str) -> str:
@@ -138,7 +144,8 @@ def _without_password(uri: str) -> str:
     return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A figure for a table; a dash where it is not defined."""
     return "-" if value is None else f"{value:.3f}"
 
 
@@ -146,7 +153,8 @@ def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

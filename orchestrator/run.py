@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
 from orchestrator.cluster import bundles_for, connect, local_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
-from orchestrator.errors import ConfigError, LaserError, RunError
+from orchestrator.errors import ConfigError, RunError
+from orchestrator.journal import forget
 from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
+from orchestrator.sweeps.role import SweepRole
 
 if TYPE_CHECKING:
     from orchestrator.pools import Pools
-    from orchestrator.tracking import Tracker
     from orchestrator.trainer import Trainer
 
 MAY_CHANGE = (
@@ -31,6 +33,9 @@ MAY_CHANGE = (
     "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
 )  # fmt: skip
 """Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what it learns."""
+
+TRIAL_PATIENCE_S = 60.0
+"""How long a trial waits for the process of a killed sweep to let go of its folder."""
 
 LOGS = "/tmp/ray/session_latest/logs"
 
@@ -43,8 +48,12 @@ class Outcome:
     already_finished: bool
 
 
-def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
+def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRole | None = None) -> Outcome:
     """Train, or go on training, the run that `config` names.
+
+    Args:
+        progress: Where the run is shown; the terminal unless given.
+        role: What the run is to the sweep that it belongs to.
 
     Raises:
         ConfigError, DataError: Before anything is started.
@@ -54,6 +63,10 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
     newest = checkpoints.newest()
     _refuse_other_settings(config)
     if newest and (summary := _summary_of_finished(config, newest[1])):
+        from orchestrator.tracking import deliver_leftovers
+
+        with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
+            deliver_leftovers(config, progress.say_plainly if progress else print)
         return Outcome(summary, already_finished=True)
     if newest and newest[1].num_ranks != config.learning.num_ranks:
         raise ConfigError(
@@ -62,14 +75,12 @@ def train(config: RunConfig, progress: RunProgress | None = None) -> Outcome:
         )
     load_verifier(config.verification.verifier)
     prepared = prepare(config)
-    if not os.environ.get("RAY_ADDRESS"):
-        bundles_for(config, local_nodes())
-    else:
-        bundles_for(config, connect())
+    if role is None:
+        bundles_for(config, connect() if os.environ.get("RAY_ADDRESS") else local_nodes())
 
     config.folder.mkdir(parents=True, exist_ok=True)
-    with _claimed(config.folder):
-        return _train(config, checkpoints, newest, prepared, progress)
+    with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
+        return _train(config, checkpoints, newest, prepared, progress, role)
 
 
 def _train(
@@ -78,16 +89,20 @@ def _train(
     newest: tuple[Path, TrainingState] | None,
     prepared: Prepared,
     progress: RunProgress | None,
+    role: SweepRole | None,
 ) -> Outcome:
     # Seconds of imports that no refusal has to wait for.
     from orchestrator.pools import Pools
+    from orchestrator.tracking import Tracker
     from orchestrator.trainer import Trainer
 
-    tracker = _tracker(config, newest[1] if newest else None)
-    write_atomically(config.folder / "config.yaml", dump_config(config))
+    progress = progress or RunProgress(config.run.name, config.run.steps, newest[1].step if newest else 0)
     if newest:
         checkpoints.link_export()
-    progress = progress or RunProgress(config.run.name, config.run.steps, newest[1].step if newest else 0)
+    else:
+        _forget_other_attempt(config)
+    tracker = Tracker(config, progress.say_plainly, role.tags if role else {})
+    write_atomically(config.folder / "config.yaml", dump_config(config))
     for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
         if problems is not None and problems.dropped:
             progress.say(f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out")
@@ -96,12 +111,11 @@ def _train(
     try:
         with progress:
             progress.say("starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)")
-            pools = Pools(config, prepared.tokens, connect())
-            trainer = Trainer(config, prepared, pools, tracker, progress)
-            if newest:
-                trainer.restore(*newest)
-                progress.say(f"continuing from {newest[0]}")
-            summary = _run_to_the_end(trainer, pools, checkpoints, progress)
+            nodes = connect()
+            pools = Pools(config, prepared.tokens, role.bundles if role else bundles_for(config, nodes))
+            trainer = Trainer(config, prepared, pools, tracker, progress, role)
+            trainer.rewind()
+            summary = _run_to_the_end(trainer, pools, progress)
             complete = True
     except ConfigError as error:
         raise RunError(str(error)) from error
@@ -113,15 +127,13 @@ def _train(
     except OSError as error:
         raise RunError(f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint.") from error
     finally:
-        if not complete:
-            with contextlib.suppress(LaserError):  # of the two failures, the first is to be told
-                tracker.finish(failed=True)
         if pools is not None:
             pools.stop()
+        tracker.finish(failed=not complete)
     return Outcome(summary, already_finished=False)
 
 
-def _run_to_the_end(trainer: "Trainer", pools: "Pools", checkpoints: Checkpoints, progress: RunProgress) -> dict[str, Any]:
+def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -> dict[str, Any]:
     """Train; when a learner rank dies, replace the ranks and go back to the newest checkpoint. The other pools mend themselves."""
     while True:
         try:
@@ -129,38 +141,36 @@ def _run_to_the_end(trainer: "Trainer", pools: "Pools", checkpoints: Checkpoints
         except RayActorError as error:
             progress.say(f"a learner rank died after step {trainer.step}: starting the ranks again")
             pools.restart_learners(error)
-            if newest := checkpoints.newest():
-                trainer.restore(*newest)
-            else:
-                trainer.start_over()
+            trainer.rewind()
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against a second process; the kernel gives it back when this one ends, however it ends."""
+def claimed(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """The folder is this process's alone; the system gives it back when this one ends, however it ends."""
+    deadline = time.monotonic() + patience_s
     with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another process is training this run; wait for it, stop it, or choose another run.name") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{folder}: another process is training this run; wait for it, stop it, or choose another run.name"
+                    ) from None
+                time.sleep(0.5)
         yield
 
 
-def _tracker(config: RunConfig, state: TrainingState | None) -> "Tracker":
-    """The run's MLflow run: its checkpoint's, or that of an attempt with the same settings that ended before its first checkpoint."""
-    from orchestrator.tracking import Tracker
-
-    if state is not None:
-        return Tracker(config, state.mlflow_run_id)
-    saved, run_id = config.folder / "config.yaml", config.folder / "mlflow_run_id"
-    tracker = None
-    if saved.exists() and run_id.exists():
-        with contextlib.suppress(ConfigError):  # the attempt was another version's, or the server has forgotten it
-            if not changed_settings(saved, config):
-                tracker = Tracker(config, run_id.read_text())
-    tracker = tracker or Tracker(config, None)
-    write_atomically(run_id, tracker.run_id)
-    return tracker
+def _forget_other_attempt(config: RunConfig) -> None:
+    """Delete what an attempt has logged that ended before its first checkpoint, unless it had these very settings."""
+    saved = config.folder / "config.yaml"
+    if not saved.exists():
+        return
+    with contextlib.suppress(ConfigError):  # the attempt was another version's
+        if not changed_settings(saved, config):
+            return
+    forget(config.folder)
 
 
 def _last_step(checkpoints: Checkpoints) -> int:

@@ -24,6 +24,7 @@ from orchestrator.cluster import Resources, connect, local_nodes
 from orchestrator.config import SFTConfig, changed_settings, dump_config
 from orchestrator.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.journal import forget
 from orchestrator.preparation import absolute_path, load_tokens
 from orchestrator.progress import RunProgress
 from orchestrator.run import Outcome
@@ -55,9 +56,10 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
 
     config.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(config.folder / STORAGE, ignore_errors=True)  # an earlier attempt's: Ray Train would take it for one to continue
+    forget(config.folder)  # a cold start is not resumed
     (config.folder / "config.yaml").write_text(dump_config(config))
-    tracker = Tracker(config, None)
     progress = progress or RunProgress(config.run.name, config.run.steps, 0)
+    tracker = Tracker(config, progress.say_plainly)
     complete = False
     try:
         with progress:
@@ -71,8 +73,7 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
     except KeyboardInterrupt:
         raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
     finally:
-        if not complete:
-            tracker.finish(failed=True)
+        tracker.finish(failed=not complete)
     return Outcome(summary, already_finished=False)
 
 
@@ -102,10 +103,6 @@ def _fit(config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, pr
         "mlflow_run_id": tracker.run_id,
     }
     tracker.log_summary(summary)
-    tracker.finish()
-    path = config.folder / "summary.json"
-    path.with_suffix(".partial").write_text(json.dumps(summary, indent=2) + "\n")
-    path.with_suffix(".partial").replace(path)
     return summary
 
 

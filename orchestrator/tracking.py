@@ -1,26 +1,37 @@
-"""MLflow: one run a training run, resumed with it. Parameters, metrics by step, sampled solutions and score distributions.
+"""What a run reports: to its journal on disk at once, from there to MLflow as soon as a server is there.
 
-MLflow's history is append-only, so a step that was logged before a crash and is trained again after it is not logged twice.
+In: metrics by step, evaluations, the summary. Out: `metrics.jsonl`, `samples/`, `scores/`, `summary.json`, and one MLflow run, resumed with
+the training run. Training neither waits for MLflow nor dies of it. A sweep's parent run has no journal: `SweepTracker`.
 """
 
-import contextlib
-import logging
+import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
+from orchestrator.checkpoints import write_atomically
 from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings
-from orchestrator.errors import ConfigError, LaserError, RunError
+from orchestrator.delivery import PARAM_VALUE_LIMIT, Delivery, RunCard
+from orchestrator.errors import ConfigError, RunError
+from orchestrator.journal import RUN_ID, Journal, saved_run_id
+from orchestrator.mlflow_server import Server, may_pass, without_password
 
-PARAM_VALUE_LIMIT = 6000
+FIRST_ANSWER_S = 5.0
+NEW_DATABASE_S = 60.0
+"""Seconds that a start waits for a server's first answer; sqlite always answers, but a new database takes its time."""
+LAST_EVENTS_S = 30.0
+"""Seconds that the end of a run waits for its last events to arrive."""
+ATTEMPTS = 4
+"""Of a request about a sweep's parent run, with pauses of 1, 2 and 4 s."""
 
 
 def tracking_uri(config_uri: str | None, runs_folder: Path) -> str:
@@ -29,88 +40,224 @@ def tracking_uri(config_uri: str | None, runs_folder: Path) -> str:
 
 
 class Tracker:
-    """The MLflow run of a training run.
+    """The record of a training run, gone on with if its folder has a journal. One process may hold it at a time.
 
     Args:
-        run_id: The run to go on with; None starts a new one.
+        say: Gets a line when MLflow goes away, comes back or refuses; also from another thread.
+        tags: Of the MLflow run, when it is created.
 
     Raises:
-        ConfigError: The server cannot be reached, or does not know `run_id`.
+        ConfigError: The URI is none of an MLflow server, or a server answered and refused, as without the right password. One that does
+            not answer is no error. The other methods raise RunError, when the disk is full.
     """
 
-    def __init__(self, config: RunConfig | SFTConfig, run_id: str | None) -> None:
-        self.uri = tracking_uri(config.tracking.uri, config.run.dir)
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # not how it makes the tables of a new database
-        self.client = MlflowClient(tracking_uri=self.uri)
-        with self._server(ConfigError, "refused the run"):
-            if run_id is None:
-                self.run_id = self._start(config)
-            else:
-                self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-                self.run_id = run_id
-        self.last_step = self._last_step_of("time/step") if run_id else -1
+    def __init__(
+        self,
+        config: RunConfig | SFTConfig,
+        say: Callable[[str], None] = print,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.say = config.folder, say
+        server = Server(tracking_uri(config.tracking.uri, config.run.dir))
+        self.journal = Journal(self.folder)
+        if not len(self.journal):
+            self.journal.start(config.run.name)
+        elif self.journal.status != "RUNNING":
+            self.journal.set_status("RUNNING")
+        self._delivery = Delivery(server, self.journal, _card(config, tags or {}), say)
+        self._delivery.start()
+        patience = NEW_DATABASE_S if server.is_sqlite else FIRST_ANSWER_S
+        if not self._delivery.settled.wait(patience):
+            self._delivery.tell_away(f"no answer within {patience:g} s")
+        if self._delivery.refusal:
+            raise ConfigError(
+                f"tracking: MLflow at {server.shown} refused the run: {self._delivery.refusal}. Look at tracking.uri, tracking.experiment, "
+                "MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and _PASSWORD or _TOKEN"
+            )
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run; None until the server has been reached once."""
+        return self._delivery.run_id
+
+    @property
+    def undelivered(self) -> int:
+        """Number of events that wait for MLflow."""
+        return self._delivery.undelivered
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Metrics of a training step, once. Raises RunError when the server fails, as the other methods do."""
-        if step > self.last_step:
-            self._log(step, values)
-            self.last_step = step
+        """Metrics of a training step, once: a step that was logged before a crash and is trained again after it changes nothing."""
+        if step > self.journal.last_step:
+            self.journal.step(step, values)
+            self._delivery.notify()
 
-    def log_evaluation(self, name: str, step: int, values: Mapping[str, float], table: dict[str, list], figure: Any) -> None:
-        """Figures `eval/<name>/...`, a table of sampled solutions and a plot of score distributions, once a step."""
-        figures = {f"eval/{name}/{key}": value for key, value in values.items()}
-        if step <= max(map(self._last_step_of, figures)):
+    def log_evaluation(self, name: str, step: int, values: Mapping[str, float], table: Mapping[str, list], figure: Any) -> None:
+        """Figures `eval/<name>/...`, a table of sampled solutions (columns by name) and a plot of score distributions, once a step."""
+        if (name, step) in self.journal.evaluations:
             return
-        with self._server():
-            # The figures last, since they tell a resumed run that all is there; MLflow appends to a table that it has.
-            samples = f"samples/{name}-{step:06d}.json"
-            if samples not in {artifact.path for artifact in self.client.list_artifacts(self.run_id, "samples")}:
-                self.client.log_table(self.run_id, table, samples)
-            if figure is not None:
-                self.client.log_figure(self.run_id, figure, f"scores/{name}-{step:06d}.png")
-        self._log(step, figures)
+        samples, scores = f"samples/{name}-{step:06d}.json", f"scores/{name}-{step:06d}.png" if figure is not None else None
+        try:
+            (self.folder / samples).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / samples, _table_text(table))
+            if scores is not None:
+                _save_figure(self.folder / scores, figure)
+        except OSError as error:
+            raise RunError(f"{self.folder}: an evaluation cannot be written ({error.strerror}). Is the disk full?") from error
+        self.journal.evaluation(name, step, {f"eval/{name}/{key}": value for key, value in values.items()}, samples, scores)
+        self._delivery.notify()
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        with self._server():
-            self.client.log_dict(self.run_id, dict(summary), "summary.json")
+        """Write `summary.json` and log it."""
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.journal.summary()
+        self._delivery.notify()
+
+    def finish(self, failed: bool = False, timeout_s: float = LAST_EVENTS_S) -> None:
+        """Log the run's end, and give the last events `timeout_s` seconds to arrive. After a first call it does nothing."""
+        if self.journal.status in ("FINISHED", "FAILED"):
+            return
+        try:
+            self.journal.set_status("FAILED" if failed else "FINISHED")
+        finally:
+            self._delivery.close(timeout_s)
+        if self.undelivered:
+            reason = f" ({self._delivery.refusal})" if self._delivery.refusal else ""
+            self.say(
+                f"MLflow at {self._delivery.server.shown} has not got everything{reason}: {self.undelivered} events wait in {self.folder}; "
+                "the same command sends them"
+            )
+
+
+def deliver_leftovers(config: RunConfig | SFTConfig, say: Callable[[str], None] = print) -> int:
+    """Send what a finished run could not deliver; returns the number of events sent. Waits for as long as the server takes them.
+
+    The caller holds the run's folder. Raises ConfigError as `Tracker` does for a URI; a server that is away or refuses is told.
+    """
+    journal = Journal(config.folder)
+    waiting = len(journal) - journal.sent
+    if not waiting:
+        return 0
+    delivery = Delivery(Server(tracking_uri(config.tracking.uri, config.run.dir)), journal, _card(config, {}), say)
+    say(f"sending {waiting} events of {config.folder} to MLflow at {delivery.server.shown}")
+    delivery.start()
+    while delivery.is_alive() and not delivery.away and delivery.undelivered:
+        delivery.join(0.1)
+    delivery.close(timeout_s=0.0 if delivery.away else 5.0)
+    if delivery.undelivered:
+        say(f"{delivery.undelivered} events still wait{f' ({delivery.refusal})' if delivery.refusal else ''}")
+    return waiting - delivery.undelivered
+
+
+class SweepTracker:
+    """The MLflow run of a sweep, the parent of its trials' runs. The server has to be there when it starts.
+
+    Args:
+        folder: Of the sweep; `mlflow_run_id` in it names the run to go on with.
+
+    Raises:
+        ConfigError: The server cannot be reached, or refuses. Later failures are said, and no error.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        name: str,
+        folder: Path,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.server, self.say = Server(uri), say
+        try:
+            self.run_id = self._resume(folder) or self._start(experiment, name, folder, params, tags)
+        except Exception as error:  # database drivers raise errors of their own kinds
+            what = "cannot be reached" if may_pass(error) else "refused the sweep"
+            raise ConfigError(
+                f"tracking: MLflow at {self.server.shown} {what}: {self.server.explain(error)}. A sweep needs a server that answers when "
+                "it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
+            ) from error
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """The newest values of the sweep's own metrics."""
+        now = get_current_time_millis()
+        metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)]
+        self._send("metrics", lambda: self.server.client.log_batch(self.run_id, metrics=metrics, synchronous=True))
+
+    def tag_child(self, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
+        """Tags of a trial's run, and its status (such as KILLED for one that was pruned)."""
+
+        def tag() -> None:
+            self.server.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            if status is not None:
+                self.server.client.set_terminated(run_id, status)
+
+        self._send(f"tags of run {run_id}", tag)
+
+    def log_artifact(self, path: Path) -> None:
+        """A file, under its own name."""
+        self._send(path.name, lambda: self.server.client.log_artifact(self.run_id, str(path)))
 
     def finish(self, failed: bool = False) -> None:
-        status = RunStatus.FAILED if failed else RunStatus.FINISHED
-        with self._server():
-            self.client.set_terminated(self.run_id, status=RunStatus.to_string(status))
+        self._send("the end", lambda: self.server.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED"))
 
-    @contextlib.contextmanager
-    def _server(self, kind: type[LaserError] = RunError, failure: str = "failed") -> Iterator[None]:
-        """Turn MLflow's exceptions (a server that is gone, a database that is locked or full) into one message."""
+    def _resume(self, folder: Path) -> str | None:
+        run_id = saved_run_id(folder)
+        if run_id is None:
+            return None
         try:
-            yield
+            if self.server.client.get_run(run_id).info.lifecycle_stage != "active":
+                return None
         except MlflowException as error:
-            raise kind(f"tracking: MLflow at {self.uri} {failure}: {error}") from error
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        self.server.client.update_run(run_id, status="RUNNING")
+        return run_id
 
-    def _start(self, config: RunConfig | SFTConfig) -> str:
-        experiment = self.client.get_experiment_by_name(config.tracking.experiment)
-        # Beside the database; a server has its own artifact store.
-        artifacts = (config.run.dir / "mlartifacts").resolve().as_uri() if self.uri.startswith("sqlite:") else None
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(config.tracking.experiment, artifacts)
-        run = self.client.create_run(experiment_id, run_name=config.run.name)
-        params = [Param(key, str(value)[:PARAM_VALUE_LIMIT]) for key, value in flat_settings(config).items()]
-        self.client.log_batch(run.info.run_id, params=params)
-        self.client.log_text(run.info.run_id, dump_config(config), "config.yaml")
+    def _start(self, experiment: str, name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        run = self.server.client.create_run(self.server.experiment_id(experiment), tags=dict(tags), run_name=name)
+        entries = [Param(key, str(value)[:PARAM_VALUE_LIMIT]) for key, value in params.items()]
+        self.server.client.log_batch(run.info.run_id, params=entries)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / RUN_ID, run.info.run_id)
         return run.info.run_id
 
-    def _last_step_of(self, key: str) -> int:
-        """The last step that has a value of this metric; -1 without one."""
-        with self._server():
-            return max((point.step for point in self.client.get_metric_history(self.run_id, key)), default=-1)
+    def _send(self, what: str, request: Callable[[], object]) -> None:
+        """Try some times; the sweep is worth more than its page in MLflow."""
+        for attempt in range(ATTEMPTS):
+            try:
+                request()
+                return
+            except Exception as error:  # artifact stores raise errors of their own kinds; told below
+                reason = self.server.explain(error)
+                if not may_pass(error):
+                    break
+            if attempt < ATTEMPTS - 1:
+                time.sleep(2.0**attempt)
+        self.say(f"MLflow at {self.server.shown} has not got the sweep's {what}: {reason}")
 
-    def _log(self, step: int, values: Mapping[str, float]) -> None:
-        now = get_current_time_millis()
-        # NaN says that a step does not define the value, such as the accuracy of an empty class: no point in the curve.
-        points = [Metric(key, float(value), now, step) for key, value in values.items() if not np.isnan(value)]
-        with self._server():
-            self.client.log_batch(self.run_id, metrics=points)
+
+def _card(config: RunConfig | SFTConfig, tags: Mapping[str, str]) -> RunCard:
+    """The run as MLflow may show it to others: without the password of its server."""
+    uri = config.tracking.uri
+    public = config.model_copy(
+        update={"tracking": config.tracking.model_copy(update={"uri": without_password(uri) if uri is not None else None})}
+    )
+    params = {key: str(value) for key, value in flat_settings(public).items()}
+    return RunCard(config.tracking.experiment, config.run.name, params, dump_config(public), dict(tags))
+
+
+def _table_text(table: Mapping[str, list]) -> str:
+    """The file that MLflow shows as a table, as pandas' `orient="split"` writes it."""
+    return json.dumps({"columns": list(table), "data": [list(row) for row in zip(*table.values(), strict=True)]}) + "\n"
+
+
+def _save_figure(path: Path, figure: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
 
 
 def score_figure(scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"], title: str) -> Any:

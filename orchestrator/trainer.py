@@ -4,10 +4,10 @@ In: a configuration. Out: a trained model with its self-reward card, checkpoints
 refs and per-sample scalars; tokens and weights go from pool to pool through the Ray object store.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,17 @@ from actors.verification import Status
 from orchestrator.algorithm.metrics import self_verification
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, self_reward_score
-from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash, write_atomically
+from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunError
 from orchestrator.estimation import estimate_advantages, make_train_batch
 from orchestrator.evaluation import describe, evaluate, sampled_solutions, summarise
-from orchestrator.groups import Batch, CollectTimes, Group, collect, save_rollouts
+from orchestrator.groups import Batch, CollectTimes, Group, collect, save_rollouts, save_samples
 from orchestrator.pools import Pools
 from orchestrator.preparation import Prepared
 from orchestrator.progress import RunProgress
 from orchestrator.prompts import PromptOrder
+from orchestrator.sweeps.role import SweepRole
 from orchestrator.tracking import Tracker, score_figure
 
 EVALUATION_SEED = 2**40
@@ -44,11 +45,16 @@ C_REF_TOLERANCE = 0.25
 class Trainer:
     """One run, from its start or its newest checkpoint to its last step."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared, pools: Pools, tracker: Tracker, progress: RunProgress) -> None:
+    def __init__(
+        self, config: RunConfig, prepared: Prepared, pools: Pools, tracker: Tracker, progress: RunProgress, role: SweepRole | None = None
+    ) -> None:
         self.config, self.prepared, self.pools, self.tracker, self.progress = config, prepared, pools, tracker, progress
+        self.role = role
+        self.is_trunk = role is not None and role.is_trunk
         self.order = PromptOrder(len(prepared.train), config.run.seed)
         self.checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
         self.step = 0
+        self.at_start = True
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         self.seconds_before = 0.0
@@ -58,7 +64,7 @@ class Trainer:
         """Train to the last step; returns the summary."""
         self.pools.publish(self.step)
         self.pools.wait_ready()
-        if self.step == 0:
+        if self.at_start:
             self.c_ref = self._choose_c_ref()
             self.base = self._evaluate()
         for step in range(self.step + 1, self.config.run.steps + 1):
@@ -87,16 +93,33 @@ class Trainer:
             self._keep(batch, scores, advantages)
         return self._finish()
 
-    def start_over(self) -> None:
-        """Begin again at the first step: the learner holds the initial model."""
-        self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
-        self.step = 0
+    def rewind(self) -> None:
+        """Go to the run's newest checkpoint, else to the end of the trunk that it branches from, else to the first step."""
+        if newest := self.checkpoints.newest():
+            self._restore(*newest)
+            self.progress.say(f"continuing from {newest[0]}")
+        elif self.role is not None and self.role.trunk is not None:
+            folder, state = self._trunk_end(self.role.trunk)
+            self._restore(folder, replace(state, seconds=0.0))
+            self._check_c_ref(state.c_ref)  # the trunk has measured it, for any beta_v
+            self.progress.say(f"branching from {folder}")
+        else:
+            self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
+            self.step, self.at_start = 0, True
 
-    def restore(self, folder: Path, state: TrainingState) -> None:
-        """Continue from a checkpoint: learner, problem order, c_ref and base evaluation."""
-        ray.get([rank.load.remote(str(folder / "learner")) for rank in self.pools.learners])
+    def _restore(self, folder: Path, state: TrainingState) -> None:
+        """Learner, problem order, c_ref and base evaluation of a checkpoint."""
+        ray.get([rank.load.remote(str((folder / "learner").resolve())) for rank in self.pools.learners])
         self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
         self.step, self.c_ref, self.base, self.seconds_before = state.step, state.c_ref, state.base, state.seconds
+        self.at_start, self.started = False, time.monotonic()
+
+    def _trunk_end(self, trunk: Path) -> tuple[Path, TrainingState]:
+        """The checkpoint that a trunk ended with."""
+        end = Checkpoints(trunk, keep=1).newest()
+        if end is None:
+            raise RunError(f"{trunk}: holds no checkpoint to branch from; the sweep trains it again when this folder is deleted")
+        return end
 
     def _collect(self, step: int) -> tuple[Batch, CollectTimes]:
         rollout = self.config.rollout
@@ -109,8 +132,8 @@ class Trainer:
         return collect(self.pools.rollouts, self.pools.verifiers, groups)
 
     def _scores(self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]) -> Float32[np.ndarray, "samples"] | None:
-        """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when self-rewarding is off."""
-        if self.config.self_reward.token is None:
+        """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when there is none."""
+        if self.config.self_reward.token is None or self.is_trunk:
             return None
         return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref), self.config.loss.beta_v).numpy()
 
@@ -191,12 +214,19 @@ class Trainer:
         else:
             c_ref = calibration.c_ref
             self.progress.say(f"c_ref: {measured}, spread {calibration.std:.3f}")
-        check = check_c_ref(c_ref, loss.beta_v)
+        if not self.is_trunk:
+            self._check_c_ref(c_ref)
+        return c_ref
+
+    def _check_c_ref(self, c_ref: float | None) -> None:
+        """The method's assumption, which depends on beta_v."""
+        if c_ref is None:
+            return
+        check = check_c_ref(c_ref, self.config.loss.beta_v)
         if check.level == "refuse":
             raise RunError("loss.c_ref: " + " ".join(check.messages))
         for message in check.messages:
             self.progress.say(f"[yellow]warning[/yellow] loss.c_ref: {message}")
-        return c_ref
 
     def _calibrate(self) -> Calibration:
         """Mean log pi_ref(z_c) over the initial model's own solutions."""
@@ -231,9 +261,12 @@ class Trainer:
         figure = None
         if scores is not None and batch.scored.any():
             figure = score_figure(scores[batch.scored], batch.rewards[batch.scored] > 0, f"{name}, step {self.step}")
+        save_samples(self.config.folder / "evaluations" / f"{name}-{self.step:06d}.parquet", batch, scores)
         table = sampled_solutions(batch, scores, self.config.tracking.sampled_solutions)
         self.tracker.log_evaluation(name, self.step, evaluation.metrics(), table, figure)
         self.progress.say(describe(f"step {self.step} on {name}", evaluation))
+        if self.role is not None and 0 < self.step < self.config.run.steps:
+            self.role.report(self.step, evaluation.metrics())
         return evaluation.metrics()
 
     def _save(self) -> None:
@@ -253,6 +286,8 @@ class Trainer:
         ray.get([rank.save.remote(learner) for rank in self.pools.learners])
         ray.get([rank.export.remote(str(export)) for rank in self.pools.learners])
         config, tokens = self.config, self.prepared.tokens
+        if self.is_trunk:
+            return  # its score has no beta_v yet
         if config.self_reward.token is not None and tokens.z_token is not None and self.c_ref is not None:
             SelfRewardCard(
                 token=config.self_reward.token,
@@ -265,7 +300,9 @@ class Trainer:
             ).write(export)
 
     def _finish(self) -> dict[str, Any]:
-        trained = self._evaluate()
+        if self.step == 0:
+            self._save()
+        trained = self.base if self.step == 0 else self._evaluate()
         summary = {
             "base": _json_values(self.base),
             "trained": _json_values(trained),
@@ -276,9 +313,7 @@ class Trainer:
             "seconds": round(self._seconds(), 1),
             "mlflow_run_id": self.tracker.run_id,
         }
-        write_atomically(self.config.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         self.tracker.log_summary(summary)
-        self.tracker.finish()
         return summary
 
     def _seconds(self) -> float:

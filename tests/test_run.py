@@ -4,7 +4,8 @@ import pytest
 
 from orchestrator.config import RunConfig, dump_config, validate
 from orchestrator.errors import ConfigError
-from orchestrator.run import _claimed, _refuse_other_settings, _tracker
+from orchestrator.journal import Journal
+from orchestrator.run import _forget_other_attempt, _refuse_other_settings, claimed
 
 
 @pytest.fixture
@@ -22,27 +23,23 @@ def configure(tmp_path):
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
-    with _claimed(tmp_path), pytest.raises(ConfigError, match="another process is training this run"), _claimed(tmp_path):
+    with claimed(tmp_path), pytest.raises(ConfigError, match="another process is training this run"), claimed(tmp_path):
         pass
-    with _claimed(tmp_path):
+    with claimed(tmp_path):
         pass
 
 
-def test_an_attempt_that_ended_before_its_first_checkpoint_goes_on_in_the_same_mlflow_run(configure):
+def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it_had_these_settings(configure):
     config = configure()
-    config.folder.mkdir(parents=True)
+    journal = Journal(config.folder)
+    journal.start("trial")
+    journal.step(1, {"loss/total": 0.5})
+    (config.folder / "config.yaml").write_text(dump_config(config))
 
-    def attempt(config):
-        tracker = _tracker(config, None)
-        (config.folder / "config.yaml").write_text(dump_config(config))
-        return tracker.run_id
-
-    first = attempt(config)
-    assert attempt(config) == first
-    other = attempt(configure(loss={"alpha": 0.5}))
-    assert other != first, "another configuration is another MLflow run"
-    (config.folder / "mlflow_run_id").write_text("0" * 32)
-    assert attempt(configure(loss={"alpha": 0.5})) not in (first, other), "a run that the server has forgotten is no obstacle"
+    _forget_other_attempt(config)
+    assert Journal(config.folder).last_step == 1
+    _forget_other_attempt(configure(loss={"alpha": 0.5}))
+    assert Journal(config.folder).last_step == -1, "another configuration is another run in MLflow, from its first step"
 
 
 @pytest.mark.parametrize(

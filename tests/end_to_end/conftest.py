@@ -1,7 +1,13 @@
 """Real Ray, vLLM, DeepSpeed and MLflow on the quick-start's tiny model: fixtures shared by the end-to-end tests."""
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
@@ -33,3 +39,55 @@ def models(task: Path) -> dict[str, Path]:
         model.save_pretrained(folders[name])
         tokenizer.save_pretrained(folders[name])
     return folders
+
+
+class Laser:
+    """The `laser` command as a user runs it, in a process of its own, and what can befall it."""
+
+    repository = Path(__file__).parents[2]
+    program = str(Path(sys.executable).parent / "laser")
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+
+    def run(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, *arguments],
+            cwd=self.repository, capture_output=True, text=True, timeout=timeout_s, env=self.environment, check=False,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def started(self, *arguments: str):
+        """The running command; whatever is left of it at the end is killed."""
+        process = subprocess.Popen(
+            [self.program, *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.repository, env=self.environment,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            self.kill_all(process)
+
+    def wait_for(self, path: Path, process: subprocess.Popen, timeout_s: float = 240) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not path.exists():
+            assert process.poll() is None, f"the command ended before it wrote {path}: {process.stdout.read()}"
+            assert time.monotonic() < deadline, f"no {path} within {timeout_s} s"
+            time.sleep(0.05)
+
+    def kill_all(self, process: subprocess.Popen) -> None:
+        """kill -9 of the whole command: the driver, and its Ray with all actors."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver = psutil.Process(process.pid)
+            for victim in [driver, *driver.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+        process.wait()
+
+    def kill_actor(self, process: subprocess.Popen, name: str) -> None:
+        """kill -9 of one actor."""
+        actors = [p for p in psutil.Process(process.pid).children(recursive=True) if any(name in part for part in p.cmdline())]
+        actors[-1].kill()
+
+
+@pytest.fixture(scope="session")
+def laser() -> Laser:
+    return Laser()

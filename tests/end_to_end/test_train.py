@@ -1,16 +1,10 @@
 """`laser train` as a user runs it, in a process of its own: real vLLM, math-verify, DeepSpeed and MLflow, killed and resumed."""
 
-import contextlib
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.trajectories import read_groups
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 6
 STEP_METRICS = {
     "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward",
@@ -30,20 +23,6 @@ STEP_METRICS = {
 
 # Not defined in a step without a finished solution of that class.
 SCORE_METRICS = {"self_reward/accuracy_wrong", "self_reward/score_wrong"}
-
-
-def laser(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).parent / "laser"), *arguments]
-
-
-def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        laser(*arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False
-    )
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -68,56 +47,24 @@ def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def wait_for(path: Path, process: subprocess.Popen, timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        assert process.poll() is None, f"the run ended before it wrote {path}"
-        assert time.monotonic() < deadline, f"no {path} within {timeout_s} s"
-        time.sleep(0.05)
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """kill -9 of the whole run: the driver, and its Ray with all actors."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        driver = psutil.Process(process.pid)
-        for victim in [driver, *driver.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-    process.wait()
-
-
-def kill_actor(process: subprocess.Popen, name: str) -> None:
-    """kill -9 of one actor of a run."""
-    actors = [p for p in psutil.Process(process.pid).children(recursive=True) if any(name in part for part in p.cmdline())]
-    actors[-1].kill()
-
-
 def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
     return [point.step for point in client.get_metric_history(run_id, key)]
 
 
-def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished(config: Path) -> None:
+def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished(laser, config: Path) -> None:
     folder = config.parent / "tiny"
-    process = subprocess.Popen(
-        laser("train", str(config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY, env=environment()
-    )
-    try:
-        wait_for(folder / "checkpoints" / "step-000002", process)
-    finally:
-        kill_all(process)
+    with laser.started("train", str(config)) as process:
+        laser.wait_for(folder / "checkpoints" / "step-000002", process)
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
     # The same command again; this time a learner rank is killed, and then the engine: both are replaced.
-    resumed = subprocess.Popen(laser("train", str(config)), stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment())
-    try:
-        wait_for(folder / "checkpoints" / "step-000003", resumed)
-        kill_actor(resumed, "ray::LearnerRank")
-        wait_for(folder / "checkpoints" / "step-000004", resumed)
-        kill_actor(resumed, "ray::RolloutWorker")
+    with laser.started("train", str(config)) as resumed:
+        laser.wait_for(folder / "checkpoints" / "step-000003", resumed)
+        laser.kill_actor(resumed, "ray::LearnerRank")
+        laser.wait_for(folder / "checkpoints" / "step-000004", resumed)
+        laser.kill_actor(resumed, "ray::RolloutWorker")
         stdout, _ = resumed.communicate(timeout=240)
-    finally:
-        kill_all(resumed)
     assert resumed.returncode == 0, stdout
     assert "continuing from" in stdout
     summary = json.loads((folder / "summary.json").read_text())
@@ -158,7 +105,7 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     assert np.isnan(np.array(table.column("score").to_pylist(), dtype=float)[~finished]).all()
 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
-    replayed = run(
+    replayed = laser.run(
         "replay", str(folder / "rollouts" / "step-000006.parquet"), str(config), "learning.num_ranks=1", "learning.mini_batches=1",
         f"model.path={folder / 'checkpoints' / 'step-000005' / 'export'}",
     )  # fmt: skip
@@ -170,10 +117,10 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     assert tokenizer.convert_tokens_to_ids(card["token"]) == card["token_id"]
     assert AutoModelForCausalLM.from_pretrained(folder / "export").num_parameters() > 1e5
 
-    again = run("train", str(config))
+    again = laser.run("train", str(config))
     assert again.returncode == 0, again.stderr
     assert "finished" in again.stdout
-    other = run("train", str(config), "loss.alpha=0.5")
+    other = laser.run("train", str(config), "loss.alpha=0.5")
     assert other.returncode == 2
     assert "loss.alpha: 1.0 before, 0.5 now" in other.stderr
     assert "Traceback" not in other.stderr
