@@ -6,6 +6,7 @@ Exit status: 0 done, 2 refused before anything was started, 1 failed while runni
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from orchestrator.errors import LaserError, RunError
 
@@ -46,8 +47,6 @@ def _replay(options: argparse.Namespace) -> int:
     from orchestrator.config import RunConfig, load_config
 
     config = load_config(options.config, options.overrides, RunConfig)
-    from pathlib import Path
-
     from orchestrator.replay import replay
 
     replayed = replay(config, Path(options.rollouts))
@@ -68,6 +67,38 @@ def _sft(options: argparse.Namespace) -> int:
     state = "is finished" if outcome.already_finished else "done"
     print(f"{config.folder} {state}: loss {outcome.summary['loss']:.3f}. Start training with model.path={config.folder / 'export'}")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from orchestrator.sweeps.settings import base_config, load_sweep
+
+    config = load_sweep(options.config, options.overrides)
+    base = base_config(config)
+    from orchestrator.progress import tracking_command
+    from orchestrator.sweeps.progress import show_outcome
+    from orchestrator.sweeps.sweep import sweep
+    from orchestrator.tracking import tracking_uri
+
+    outcome = sweep(config)
+    show_outcome(outcome, list(config.space), tracking_command(tracking_uri(base.tracking.uri, base.run.dir)))
+    if not outcome.failed:
+        return 0
+    print(f"laser sweep: {len(outcome.failed)} of {len(outcome.trials)} trials failed; the same command tries them again", file=sys.stderr)
+    return 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from dashboards.report import write_report
+
+    write_report([run_folder(run) for run in options.runs], Path(options.output), options.title)
+    print(f"{options.output} written: open it in a browser")
+    return 0
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run or sweep, given as a folder, or by its name in `runs/`."""
+    folder = Path(run)
+    return folder if folder.exists() or not Path("runs", run).exists() else Path("runs", run)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -102,6 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     sft = add("sft", _sft, "cold start: train on worked solutions before reinforcement learning")
     sft.add_argument("config", metavar="CONFIG", help="YAML configuration")
     sft.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as run.steps=500")
+
+    sweep = add("sweep", _sweep, "train the points of a search space and find the best; the same command again continues")
+    sweep.add_argument("config", metavar="SWEEP", help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml")
+    sweep.add_argument("overrides", metavar="key=value", nargs="*", help="such as concurrency=1 or settings.run.steps=50")
+
+    report = add("report", _report, "compare runs or show a sweep as one HTML page")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/")
+    report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page to write (report.html)")
+    report.add_argument("--title", help="its title; the runs' names unless given")
 
     check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")

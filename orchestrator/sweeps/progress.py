@@ -1,0 +1,155 @@
+"""What a person sees while a sweep goes on: its trials, the best so far and the time left; and its answer as a table."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.progress import clock, figure
+from orchestrator.sweeps.results import OVER, Ledger, State, Trial, Trunk, Work
+
+if TYPE_CHECKING:
+    from orchestrator.sweeps.sweep import SweepOutcome
+
+ROWS = 20
+"""Trials that the live table shows at most: the running ones and the best."""
+
+COLOURS = {State.RUNNING: "cyan", State.FINISHED: "green", State.PRUNED: "yellow", State.FAILED: "red", State.PENDING: "dim"}
+
+
+class SweepProgress:
+    """A live table in a terminal, a line for each event elsewhere."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title, self.console = title, console or Console(highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.began = time.monotonic()
+        self.steps_at_start: int | None = None
+
+    def __enter__(self) -> "SweepProgress":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(message, soft_wrap=True)
+
+    def say_plainly(self, message: str) -> None:
+        """A line of another program's words, in which brackets are no markup."""
+        self.say(escape(message))
+
+    def evaluated(self, trial: Trial) -> None:
+        """A trial has an evaluation."""
+        if not self.live:
+            self.say(f"{trial.name}: step {trial.step}/{trial.steps}  objective {figure(trial.objective)}")
+
+    def ended(self, run: Trial | Trunk) -> None:
+        """A run is over."""
+        colour = COLOURS[run.status]
+        objective = f"  objective {figure(run.objective)}" if isinstance(run, Trial) and run.objective is not None else ""
+        reason = f"  {escape(run.error)}" if run.error else ""
+        self.say(f"{run.name}: [{colour}]{run.status}[/{colour}] at step {run.step}/{run.steps}{objective}{reason}")
+
+    def show(self, ledger: Ledger) -> None:
+        """Bring the live table up to date."""
+        work = ledger.work()
+        if self.steps_at_start is None:
+            self.steps_at_start = work.steps_trained
+        if self.live:
+            self.live.update(Group(self._headline(ledger, work), trial_table(ledger.keys, _shown(list(ledger.trials.values())))))
+
+    def _headline(self, ledger: Ledger, work: Work) -> str:
+        runs: list[Trial | Trunk] = [*ledger.trunks.values(), *ledger.trials.values()]
+        over = sum(run.status in OVER for run in ledger.trials.values())
+        best = ledger.best()
+        parts = [f"[bold]{self.title}[/bold]  {over}/{len(ledger.trials)} trials"]
+        if running := [trunk.name for trunk in ledger.trunks.values() if trunk.status is State.RUNNING]:
+            steps = ", ".join(f"{name} {ledger.trunks[name].step}/{ledger.trunks[name].steps}" for name in running)
+            parts.append(f"training {steps}")
+        if best is not None:
+            point = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in best.point.items())
+            parts.append(f"best [green]{best.objective:.3f}[/green] {point}")
+        done = work.steps_trained - (self.steps_at_start or 0)
+        left = sum(_steps_left(run, ledger) for run in runs)
+        elapsed = time.monotonic() - self.began
+        parts.append(f"{clock(elapsed)}, " + (f"{clock(elapsed / done * left)} left" if done else "time left not known yet"))
+        return "   ".join(parts)
+
+
+def trial_table(keys: Sequence[str], trials: Sequence[Trial], title: str | None = None, best: str | None = None) -> Table:
+    """Trials with their points, states and figures; the row of the trial named `best` is marked."""
+    table = Table(title=title)
+    for key in keys:
+        table.add_column(key.rpartition(".")[2], justify="right")
+    for name in ("seed", "state", "step", "accuracy", "F1", "AUROC", "objective"):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for trial in trials:
+        values = [str(trial.point.get(key, "")) for key in keys]
+        figures = [figure(trial.metrics.get(name)) for name in ("accuracy", "self_verification_f1", "auroc")]
+        state = f"[{COLOURS[trial.status]}]{trial.status}[/]"
+        table.add_row(
+            *values,
+            str(trial.seed),
+            state,
+            f"{trial.step}/{trial.steps}",
+            *figures,
+            figure(trial.objective),
+            style="bold" if trial.name == best else None,
+        )
+    return table
+
+
+def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, console: Console | None = None) -> None:
+    """The sweep's answer: the table, the best point, the work that was saved, what failed, and where everything is."""
+    console = console or Console(highlight=False)
+    best = outcome.best
+    ranked = sorted(outcome.trials, key=_rank)
+    console.print(trial_table(keys, ranked, f"{len(ranked)} trials", None if best is None else best.trial))
+    for trial in outcome.failed:
+        console.print(f"[red]failed[/red]  {trial.name}: {escape(trial.error or '')}", soft_wrap=True)
+    if best is not None:
+        point = " ".join(f"{key}={value}" for key, value in best.point.items())
+        over = f" (mean over {best.seeds} seeds)" if best.seeds > 1 else ""
+        console.print(f"best      [bold]{point}[/bold]   objective {best.objective:.3f}{over}", soft_wrap=True)
+    work = outcome.work
+    console.print(
+        f"work      {work.steps_trained} training steps; {work.steps_independent} without shared trunks ({work.share:.2f} of them)",
+        soft_wrap=True,
+    )
+    lines = [f"report    {outcome.report}", f"results   {outcome.folder / 'results.json'}"]
+    if outcome.model is not None:
+        lines.append(f"model     {outcome.model}   in MLflow's registry")
+    for line in [*lines, f"curves    {tracking}"]:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _rank(trial: Trial) -> tuple[int, float]:
+    """Finished trials first, the best of them first."""
+    return ([State.FINISHED, State.PRUNED, State.RUNNING, State.PENDING, State.FAILED].index(trial.status), -(trial.objective or 0.0))
+
+
+def _shown(trials: list[Trial]) -> list[Trial]:
+    if len(trials) <= ROWS:
+        return trials
+    running = [trial for trial in trials if trial.status is State.RUNNING]
+    others = sorted((trial for trial in trials if trial.status is not State.RUNNING), key=_rank)
+    return running + others[: max(0, ROWS - len(running))]
+
+
+def _steps_left(run: Trial | Trunk, ledger: Ledger) -> int:
+    if run.status in OVER:
+        return 0
+    done = run.step
+    if isinstance(run, Trial) and run.trunk in ledger.trunks:
+        done = max(done, ledger.trunks[run.trunk].steps)
+    return max(0, run.steps - done)

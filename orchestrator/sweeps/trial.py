@@ -1,0 +1,100 @@
+"""A trial as Ray Tune runs it: a thin driver, in an actor without resources of its own, whose pools fill the trial's placement group.
+
+In: a plan and the run of it that is to be trained. Out: a report to Tune at each evaluation, the last one with `final`; everything
+else is in the run's folder, from which the same call continues.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from orchestrator.checkpoints import write_atomically
+from orchestrator.cluster import Resources, bundles_for
+from orchestrator.progress import RunProgress
+from orchestrator.run import train
+from orchestrator.sweeps.formula import Formula
+from orchestrator.sweeps.plan import Member, Plan, in_effect, rounded
+from orchestrator.sweeps.role import SweepRole
+
+NO_VALUE = -1e9
+"""What Tune is told where the metric is not defined: schedulers and searchers need a number, and nothing is worse."""
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Turns what Tune hands to a trial into a run, and trains it."""
+
+    plan: Plan
+    nodes: list[Resources]
+    """The cluster, as the placement group was asked for."""
+    tags: dict[str, str]
+    """Of every run's MLflow run: its parent and its sweep."""
+
+    def member(self, config: Mapping[str, Any]) -> Member:
+        """The run that Tune's `config` means: one of the plan by name, or a point that Optuna proposes."""
+        sweep = self.plan.sweep
+        if "member" in config:
+            return next(member for member in [*self.plan.trunks, *self.plan.trials] if member.name == config["member"])
+        proposed = {key: rounded(config[key], values) for key, values in sweep.space.items()}
+        return self.plan.trial(in_effect(sweep, self.plan.base, proposed), sweep.seeds[config.get("__trial_index__", 0)])
+
+    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        # The first bundle is the driver's own.
+        return tune.PlacementGroupFactory([{}, *bundles_for(self.member(config).config, self.nodes).all], strategy="PACK")
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        member = self.member(config)
+        folder = member.config.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        metric = Formula(self.plan.sweep.metric)
+
+        def report(step: int, figures: Mapping[str, float | None], final: bool = False) -> None:
+            figures = {name: math.nan if value is None else value for name, value in figures.items()}
+            objective = NO_VALUE
+            if not member.is_trunk and not math.isnan(value := metric.number(figures)):
+                objective = value
+            tune.report({"step": step, "objective": objective, "figures": figures, "final": final})
+
+        role = SweepRole(
+            tags=self._tags(member),
+            bundles=bundles_for(member.config, self.nodes),
+            is_trunk=member.is_trunk,
+            trunk=self._trunk_folder(member),
+            report=report,
+        )
+        if role.trunk is not None and not (folder / "checkpoints").exists():
+            self._note_branch(folder, role.trunk, member)
+        with (folder / "log.txt").open("a") as log:
+            console = Console(file=log, width=160, highlight=False)
+            outcome = train(member.config, RunProgress(member.name, member.config.run.steps, 0, console), role)
+        report(outcome.summary["steps"], outcome.summary["trained"] or {}, final=True)
+
+    def _trunk_folder(self, member: Member) -> Path | None:
+        return self.plan.folder / "trunks" / member.trunk if member.trunk else None
+
+    def _tags(self, member: Member) -> dict[str, str]:
+        tags = self.tags | {"laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
+        if member.trunk:
+            tags |= {"laser.trunk": member.trunk, "laser.branch_step": str(member.config.loss.reasoning_warmup_steps)}
+            tags |= {"laser.trunk_run_id": _mlflow_run_id(self._trunk_folder(member)) or "not known yet"}
+        return tags
+
+    def _note_branch(self, folder: Path, trunk: Path, member: Member) -> None:
+        branch = {
+            "trunk": os.path.relpath(trunk, folder),
+            "step": member.config.loss.reasoning_warmup_steps,
+            "trunk_run_id": _mlflow_run_id(trunk),
+        }
+        write_atomically(folder / "branch.json", json.dumps(branch, indent=2) + "\n")
+
+
+def _mlflow_run_id(folder: Path | None) -> str | None:
+    path = None if folder is None else folder / "mlflow_run_id"
+    return path.read_text().strip() if path is not None and path.exists() else None
