@@ -354,7 +354,15 @@ class SFTConfig(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C:
+@typing.overload
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig: ...
+
+
+@typing.overload
+def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C: ...
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = (), schema: type[Section] = RunConfig) -> Section:
     """Read `path`, apply `key.path=value` overrides (values are YAML), and validate.
 
     Raises:

@@ -108,7 +108,7 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
         ("loss.beta_v=0", "loss.beta_v: must be greater than 0, got 0."),
         ("loss.tau=1.1", "loss.tau: must be less than or equal to 1, got 1.1."),
         ("loss.tau=.nan", "loss.tau: must be a finite number, got nan."),
-        ("run.steps=0", "run.steps: must be greater than or equal to 1, got 0."),
+        ("run.steps=-1", "run.steps: must be greater than or equal to 0, got -1."),
         ("run.steps=two", "run.steps: must be a valid integer, got 'two'."),
         ("run.save_every=1.5", "run.save_every: must be a valid integer, got 1.5."),
         ("run.name=../elsewhere", "run.name: must match pattern "),
@@ -144,7 +144,8 @@ def test_missing_keys_are_named(tmp_path):
     file.write_text("run: {name: x}\nmodel: {path: m}\nself_reward: {token: z}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(file, [], RunConfig)
-    assert str(caught.value).split("\n  ") == [f"{file}: 2 settings refused", "run.steps: missing. Training steps.", "data: missing."]
+    steps = "run.steps: missing. Training steps; 0 only measures the initial model: its c_ref and its evaluation."
+    assert str(caught.value).split("\n  ") == [f"{file}: 2 settings refused", steps, "data: missing."]
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,10 @@ class Ledger:
         return Best(best_trial.point, means[key], most, best_trial.name)
 
     def work(self) -> Work:
-        """Steps trained so far, and what the trials would have taken alone."""
-        alone = sum(trial.step for trial in self.trials.values())
-        shared = sum(trial.step - trial.branch_step for trial in self.trials.values())
-        return Work(shared + sum(trunk.step for trunk in self.trunks.values()), alone)
+        """Steps trained so far, and what the trials would have taken alone; one that has trained nothing yet counts nowhere."""
+        trained = [trial for trial in self.trials.values() if trial.step > trial.branch_step]
+        shared = sum(trial.step - trial.branch_step for trial in trained)
+        return Work(shared + sum(trunk.step for trunk in self.trunks.values()), sum(trial.step for trial in trained))
 
     def save(self) -> None:
         best, work = self.best(), self.work()

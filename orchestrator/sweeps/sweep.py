@@ -303,7 +303,7 @@ class _Watch(Callback):
         self._ended(run)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.progress.say(f"{self._run(trial).name} failed and goes on from its last checkpoint: {_reason(trial)}")
+        self.progress.say(f"{self._run(trial).name} failed and tries again from its last checkpoint: {_reason(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = self._run(trial)
@@ -353,7 +353,9 @@ class _Watch(Callback):
 
 def _reason(trial: TuneTrial) -> str:
     """The first line of what made a trial fail, without the frames of Ray and Tune."""
-    error: Exception | None = trial.get_pickled_error() or trial.get_error()
+    # As Tune has just written it: its own getters look where it is copied later.
+    path = trial.pickled_error_file
+    error = ray.cloudpickle.loads(Path(path).read_bytes()) if path is not None else trial.get_error()
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, RayActorError):

@@ -95,7 +95,7 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     assert failed["error"].startswith("loss.c_ref: ")
     assert f"failed  {REFUSED}: loss.c_ref: " in stdout
     assert "1 of 5 trials failed; the same command tries them again" in stdout
-    assert "goes on from its last checkpoint" in stdout, "the trial whose driver was killed"
+    assert "failed and tries again from its last checkpoint: its driver died" in stdout, "the trial whose driver was killed"
 
     for trial in results["trials"]:
         if trial["status"] == "finished":
@@ -197,33 +197,47 @@ def assert_equal(ours: Any, scratch: Any, where: str) -> int:
     return 0
 
 
-def test_pruned_trials_give_everything_back_and_optuna_goes_on(task: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_a_pruned_trial_gives_everything_back(task: Path, ray_cluster: None, tmp_path: Path) -> None:
     path = write_sweep(
-        tmp_path / "found.yaml",
+        tmp_path / "pruned.yaml",
         task,
-        space={"loss.alpha": {"log_uniform": [0.1, 2.0]}, "learning.lr": {"log_uniform": [1e-5, 3e-3]}},
-        settings={"run": {"steps": 4}, "loss": {"reasoning_warmup_steps": 0}},
-        search={"algorithm": "optuna", "points": 3},
+        space={"learning.lr": {"grid": [1e-4, 3.0]}},  # the second destroys the model in its first step
+        settings={"run": {"steps": 4}, "learning": {"num_ranks": 1}},
+        concurrency=1,
+        metric="accuracy",
         asha={"grace_steps": 2, "reduction_factor": 2},
-        metric="accuracy + min(0, auroc)",
     )
     before = wait_until_free()
     outcome = sweep(load_sweep(path))
-    statuses = [trial.status for trial in outcome.trials]
-    assert len(statuses) == 3
-    assert "pruned" in statuses, "ASHA stops those that fall behind at step 2"
-    assert "finished" in statuses
-    pruned = next(trial for trial in outcome.trials if trial.status == "pruned")
-    assert pruned.step < 4
+    good, destroyed = outcome.trials
+    assert (good.status, good.step) == ("finished", 4)
+    assert (destroyed.status, destroyed.step) == ("pruned", 2)
+    assert outcome.best.trial == good.name
     assert wait_until_free() == before, "placement groups and actors of all trials are gone"
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    assert client.get_run(pruned.mlflow_run_id).info.status == "KILLED"
+    assert client.get_run(destroyed.mlflow_run_id).info.status == "KILLED"
+    assert [point.step for point in client.get_metric_history(destroyed.mlflow_run_id, "loss/total")] == [1, 2]
 
-    known = {trial.name for trial in outcome.trials}
-    again = sweep(load_sweep(path, ["search.points=4"]))
-    assert known < {trial.name for trial in again.trials}, "one point more, and the three as they were"
-    assert len(again.trials) == 4
-    samples = pq.read_table(sorted((again.folder / again.trials[-1].folder / "evaluations").glob("*.parquet"))[0])
+
+def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tmp_path: Path) -> None:
+    path = write_sweep(
+        tmp_path / "found.yaml",
+        task,
+        space={"loss.alpha": {"log_uniform": [0.1, 2.0]}, "loss.tau": {"choice": [0.1, 0.3], "when": "loss.alpha > 5"}},
+        settings={"run": {"steps": 2}, "loss": {"reasoning_warmup_steps": 0}, "learning": {"num_ranks": 1}},
+        search={"algorithm": "optuna", "points": 2},
+        metric="accuracy",
+    )
+    first = sweep(load_sweep(path))
+    assert [trial.status for trial in first.trials] == ["finished", "finished"]
+    assert all(0.1 <= trial.point["loss.alpha"] <= 2.0 and "loss.tau" not in trial.point for trial in first.trials)
+    assert first.work.steps_trained == first.work.steps_independent == 4, "a trunk of no steps: it shares c_ref and the base evaluation"
+
+    again = sweep(load_sweep(path, ["search.points=3"]))
+    assert len(again.trials) == 3
+    assert [trial.name for trial in again.trials[:2]] == [trial.name for trial in first.trials]
+    assert again.trials[2].status == "finished"
+    samples = pq.read_table(sorted((again.folder / again.trials[2].folder / "evaluations").glob("*.parquet"))[-1])
     assert set(samples.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert not all(math.isnan(score) for score in samples.column("score").to_pylist())
 
