@@ -74,6 +74,12 @@ def _sweep(options: argparse.Namespace) -> int:
 
     config = load_sweep(options.config, options.overrides)
     base = base_config(config)
+    if options.plan:
+        from orchestrator.sweeps.plan import Plan
+        from orchestrator.sweeps.progress import show_plan
+
+        show_plan(Plan(config, base))
+        return 0
     from orchestrator.progress import tracking_command
     from orchestrator.sweeps.progress import show_outcome
     from orchestrator.sweeps.sweep import sweep
@@ -137,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep = add("sweep", _sweep, "train the points of a search space and find the best; the same command again continues")
     sweep.add_argument("config", metavar="SWEEP", help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml")
     sweep.add_argument("overrides", metavar="key=value", nargs="*", help="such as concurrency=1 or settings.run.steps=50")
+
+    sweep.add_argument("--plan", action="store_true", help="list what would be trained, and stop")
 
     report = add("report", _report, "compare runs or show a sweep as one HTML page")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/")

@@ -70,6 +70,11 @@ def local_nodes() -> list[Resources]:
     return [node]
 
 
+def planned_nodes() -> list[Resources]:
+    """The cluster that a run would use: the one that this process is in or that RAY_ADDRESS names, else this machine. Starts nothing."""
+    return connect() if ray.is_initialized() or os.environ.get("RAY_ADDRESS") else local_nodes()
+
+
 def connect() -> list[Resources]:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine. Returns the nodes' resources.
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
-from orchestrator.cluster import bundles_for, connect, local_nodes
+from orchestrator.cluster import bundles_for, connect, planned_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.journal import forget
@@ -76,7 +75,7 @@ def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRol
     load_verifier(config.verification.verifier)
     prepared = prepare(config)
     if role is None:
-        bundles_for(config, connect() if os.environ.get("RAY_ADDRESS") else local_nodes())
+        bundles_for(config, planned_nodes())
 
     config.folder.mkdir(parents=True, exist_ok=True)
     with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):

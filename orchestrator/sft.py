@@ -4,7 +4,6 @@ In: an `SFTConfig`. Out: a Hugging Face folder `export/` to start `laser train` 
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -20,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from actors.supervised import ForwardReports, train_rank
-from orchestrator.cluster import Resources, connect, local_nodes
+from orchestrator.cluster import Resources, connect, planned_nodes
 from orchestrator.config import SFTConfig, changed_settings, dump_config
 from orchestrator.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.errors import ConfigError, RunError
@@ -52,7 +51,7 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
             f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only {len(demonstrations)} samples of at "
             f"most {config.data.max_tokens} tokens: use at most that many"
         )
-    _refuse_what_cannot_fit(config, connect() if os.environ.get("RAY_ADDRESS") else local_nodes())
+    _refuse_what_cannot_fit(config, planned_nodes())
 
     config.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(config.folder / STORAGE, ignore_errors=True)  # an earlier attempt's: Ray Train would take it for one to continue

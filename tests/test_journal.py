@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator import journal as journal_module
 from orchestrator.errors import RunError
-from orchestrator.journal import Journal, forget, read_events, saved_run_id
+from orchestrator.journal import Journal, forget, last_step, read_events, saved_run_id
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,16 @@ def test_a_folder_can_be_forgotten(journal):
     assert read_events(journal.folder) == []
     assert Journal(journal.folder).sent == 0
     forget(journal.folder)
+
+
+def test_the_last_step_is_read_from_the_end_of_a_long_journal(tmp_path):
+    assert last_step(tmp_path) == 0
+    journal = Journal(tmp_path)
+    journal.start("run")
+    assert last_step(tmp_path) == 0
+    for step in range(1, 400):
+        journal.step(step, {f"metric/{number}": 0.5 for number in range(20)})
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 2 * 2**16
+    journal.evaluation("test", 399, {"eval/test/accuracy": 0.5}, None, None)
+    journal.set_status("FINISHED")
+    assert last_step(tmp_path) == 399

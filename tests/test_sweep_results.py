@@ -69,13 +69,15 @@ def test_work_counts_a_trunk_once_and_each_trial_from_its_branch(ledger):
     assert work.share == pytest.approx(12 / 18)
 
 
-def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger):
+def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger, tmp_path):
     book = ledger()
     finish(book, "finished", 0.1, 0, 0.5)
     for name, status in (("pruned", State.PRUNED), ("failed", State.FAILED), ("running", State.RUNNING)):
         trial = book.add(member(name, {"loss.alpha": 0.2}))
         trial.status, trial.step, trial.error = status, 4, "why" if status is State.FAILED else None
     book.save()
+    (tmp_path / "trials" / "finished").mkdir(parents=True)
+    (tmp_path / "trials" / "finished" / "summary.json").write_text("{}")
 
     again = ledger("accuracy")
     found = {name: again.add(member(name, {"loss.alpha": 0.2})) for name in ("finished", "pruned", "failed", "running", "new")}
@@ -85,6 +87,8 @@ def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger):
     assert found["finished"].objective == 0.5, "another metric is computed anew from the figures that are kept"
     longer = ledger().add(member("finished", {"loss.alpha": 0.1}, steps=20))
     assert longer.status is State.PENDING, "a trial that is to train longer goes on"
+    (tmp_path / "trials" / "finished" / "summary.json").unlink()
+    assert ledger().add(member("finished", {"loss.alpha": 0.1})).status is State.PENDING, "its folder was deleted"
 
 
 def test_the_ledger_reads_steps_and_branch_from_the_runs_own_folder(ledger, tmp_path):

@@ -14,6 +14,7 @@ from orchestrator.progress import clock, figure
 from orchestrator.sweeps.results import OVER, Ledger, State, Trial, Trunk, Work
 
 if TYPE_CHECKING:
+    from orchestrator.sweeps.plan import Plan
     from orchestrator.sweeps.sweep import SweepOutcome
 
 ROWS = 20
@@ -90,9 +91,9 @@ def trial_table(keys: Sequence[str], trials: Sequence[Trial], title: str | None 
     """Trials with their points, states and figures; the row of the trial named `best` is marked."""
     table = Table(title=title)
     for key in keys:
-        table.add_column(key.rpartition(".")[2], justify="right")
+        table.add_column(key.rpartition(".")[2], justify="right", overflow="fold")
     for name in ("seed", "state", "step", "accuracy", "F1", "AUROC", "objective"):
-        table.add_column(name, justify="left" if name == "state" else "right")
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
     for trial in trials:
         values = [str(trial.point.get(key, "")) for key in keys]
         figures = [figure(trial.metrics.get(name)) for name in ("accuracy", "self_verification_f1", "auroc")]
@@ -107,6 +108,28 @@ def trial_table(keys: Sequence[str], trials: Sequence[Trial], title: str | None 
             style="bold" if trial.name == best else None,
         )
     return table
+
+
+def show_plan(plan: "Plan", console: Console | None = None) -> None:
+    """What a sweep would train, before it does."""
+    console = console or Console(highlight=False)
+    sweep, trials, trunks = plan.sweep, plan.trials, plan.trunks
+    for trunk in trunks:
+        shared = sum(trial.trunk == trunk.name for trial in trials) or (sweep.search.points or 0)
+        console.print(f"{trunk.name}: {trunk.config.run.steps} steps, shared by {shared} trials", soft_wrap=True)
+    for trial in trials:
+        own = trial.config.run.steps - (trial.config.loss.reasoning_warmup_steps if trial.trunk else 0)
+        console.print(f"{trial.name}: {own} steps" + (f" from the end of {trial.trunk}" if trial.trunk else ""), soft_wrap=True)
+    if not trials:
+        console.print(f"{sweep.search.points} points that Optuna is to propose, each with {len(sweep.seeds)} seed(s)")
+    alone = sum(trial.config.run.steps for trial in trials)
+    if alone:
+        saved = sum(trial.config.loss.reasoning_warmup_steps for trial in trials if trial.trunk)
+        work = Work(alone - saved + sum(trunk.config.run.steps for trunk in trunks), alone)
+        console.print(
+            f"{len(trials)} trials: {work.steps_trained} training steps; {work.steps_independent} without shared trunks "
+            f"({work.share:.2f} of them)"
+        )
 
 
 def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, console: Console | None = None) -> None:

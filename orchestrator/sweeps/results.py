@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import ConfigError
-from orchestrator.journal import read_events
+from orchestrator.journal import last_step, saved_run_id
 from orchestrator.sweeps.formula import Formula
 from orchestrator.sweeps.plan import Member
 
@@ -124,7 +124,8 @@ class Ledger:
             if key in known and key in kind.__dataclass_fields__:
                 setattr(run, key, known[key])
         run.status = State(run.status)
-        if run.status not in (State.FINISHED, State.PRUNED) or (run.status is State.FINISHED and run.step != steps):
+        finished = run.status is State.FINISHED and run.step == steps and (self.folder / folder / "summary.json").exists()
+        if run.status is not State.PRUNED and not finished:
             run.status, run.error = State.PENDING, None
         if isinstance(run, Trial):
             run.objective = self.objective(run.metrics)
@@ -147,10 +148,8 @@ class Ledger:
         folder = self.folder / run.folder
         if isinstance(run, Trial) and (folder / "branch.json").exists():
             run.branch_step = json.loads((folder / "branch.json").read_text())["step"]
-        steps = [event["step"] for event in read_events(folder) if event["event"] == "step"]
-        run.step = max([run.step, *steps, getattr(run, "branch_step", 0)])
-        if (folder / "mlflow_run_id").exists():
-            run.mlflow_run_id = (folder / "mlflow_run_id").read_text().strip() or None
+        run.step = max(run.step, last_step(folder), getattr(run, "branch_step", 0))
+        run.mlflow_run_id = saved_run_id(folder)
 
     def best(self) -> Best | None:
         """The best point: by the mean over its seeds, among the points with the most finished seeds."""

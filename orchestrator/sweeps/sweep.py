@@ -23,7 +23,7 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from dashboards.report import write_report
 from orchestrator.checkpoints import write_atomically
-from orchestrator.cluster import bundles_for, connect, demand, local_nodes
+from orchestrator.cluster import bundles_for, connect, demand, planned_nodes
 from orchestrator.config import changed_settings, dump_config, flat_settings
 from orchestrator.errors import ConfigError, LaserError, RunError
 from orchestrator.preparation import prepare
@@ -81,7 +81,7 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
     prepared = prepare(base)
     plan = Plan(config, base)
     _refuse_other_settings(plan)
-    nodes = connect() if os.environ.get("RAY_ADDRESS") else local_nodes()
+    nodes = planned_nodes()
     for member in [*plan.trunks, *plan.trials] or [plan.trial({}, config.seeds[0])]:
         try:
             bundles_for(member.config, nodes)
@@ -263,8 +263,11 @@ class _Sweep:
         member = self.members[trial.name]
         if not (member.config.folder / "metrics.jsonl").exists():
             return
-        with claimed(member.config.folder, patience_s=60.0):  # its driver may still be ending
-            deliver_leftovers(member.config, self.progress.say_plainly)
+        try:
+            with claimed(member.config.folder, patience_s=60.0):  # its driver may still be ending
+                deliver_leftovers(member.config, self.progress.say_plainly)
+        except LaserError as error:
+            self.progress.say_plainly(f"{trial.name}: not all that it measured has reached MLflow: {error}")
         self.ledger.look(trial)
         if trial.mlflow_run_id:
             status = "KILLED" if trial.status is State.PRUNED else "FAILED"
@@ -315,7 +318,8 @@ class _Watch(Callback):
         if any(trial.status == TuneTrial.RUNNING for trial in trials) or not trials:
             self.last_active, self.waiting_since = now, None
         elif now - self.last_active > BUSY_AFTER_S:
-            self._tell_what_is_missing(trials, now)
+            for pending in [trial for trial in trials if trial.status == TuneTrial.PENDING][:1]:
+                self._tell_what_is_missing(pending, now)
         if now - self.last_look > LOOK_EVERY_S:
             self.last_look = now
             for run in self.runs.values():
@@ -323,9 +327,8 @@ class _Watch(Callback):
                     self.ledger.look(run)
             self.progress.show(self.ledger)
 
-    def _tell_what_is_missing(self, trials: list[TuneTrial], now: float) -> None:
+    def _tell_what_is_missing(self, pending: TuneTrial, now: float) -> None:
         """Say once what the next trial needs and what is free; give up after `wait_s`."""
-        pending = next(trial for trial in trials if trial.status == TuneTrial.PENDING)
         free = ray.available_resources()
         needed = demand(bundles_for(self.sweep.runner.member(pending.config).config, self.sweep.runner.nodes))
         message = (

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from orchestrator.checkpoints import write_atomically
 from orchestrator.cluster import Resources, bundles_for
+from orchestrator.journal import saved_run_id
 from orchestrator.progress import RunProgress
 from orchestrator.run import train
 from orchestrator.sweeps.formula import Formula
@@ -83,18 +84,13 @@ class TrialRunner:
         tags = self.tags | {"laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
         if member.trunk:
             tags |= {"laser.trunk": member.trunk, "laser.branch_step": str(member.config.loss.reasoning_warmup_steps)}
-            tags |= {"laser.trunk_run_id": _mlflow_run_id(self._trunk_folder(member)) or "not known yet"}
+            tags |= {"laser.trunk_run_id": saved_run_id(self.plan.folder / "trunks" / member.trunk) or "not known yet"}
         return tags
 
     def _note_branch(self, folder: Path, trunk: Path, member: Member) -> None:
         branch = {
             "trunk": os.path.relpath(trunk, folder),
             "step": member.config.loss.reasoning_warmup_steps,
-            "trunk_run_id": _mlflow_run_id(trunk),
+            "trunk_run_id": saved_run_id(trunk),
         }
         write_atomically(folder / "branch.json", json.dumps(branch, indent=2) + "\n")
-
-
-def _mlflow_run_id(folder: Path | None) -> str | None:
-    path = None if folder is None else folder / "mlflow_run_id"
-    return path.read_text().strip() if path is not None and path.exists() else None
