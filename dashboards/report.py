@@ -48,16 +48,23 @@ COLUMNS = {
 }
 
 
-def write_report(folders: Sequence[Path], out: Path, title: str | None = None) -> None:
-    """Write one page on the runs and sweeps in `folders`.
+def write_report(runs: Sequence[Path | str], out: Path | str, title: str | None = None) -> None:
+    """Write one page on runs and sweeps, given as folders or by their names in `runs/`.
 
     Raises:
         ConfigError: A folder holds neither a run nor a sweep, or something in it cannot be read.
         RunError: A line of a journal is no event.
     """
-    report = load_runs(folders)
+    report = load_runs([run_folder(run) for run in runs])
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page(report, title))
+
+
+def run_folder(run: Path | str) -> Path:
+    """The folder of a run or sweep: itself, or the one of that name in `runs/`."""
+    named = Path("runs", run)
+    return named if named.exists() and not Path(run).exists() else Path(run)
 
 
 def page(report: Report, title: str | None = None) -> str:

@@ -96,15 +96,9 @@ def _sweep(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from dashboards.report import write_report
 
-    write_report([run_folder(run) for run in options.runs], Path(options.output), options.title)
+    write_report(options.runs, options.output, options.title)
     print(f"{options.output} written: open it in a browser")
     return 0
-
-
-def run_folder(run: str) -> Path:
-    """The folder of a run or sweep, given as a folder, or by its name in `runs/`."""
-    folder = Path(run)
-    return folder if folder.exists() or not Path("runs", run).exists() else Path("runs", run)
 
 
 def _check(options: argparse.Namespace) -> int:
