@@ -2,7 +2,8 @@
 
 A request opts in with `SamplingParams.extra_args = {"self_reward_token": z_c, "eos_token_ids": [...]}`. It must ignore EOS
 and stop at z_c: then the last sampled token of a finished response is z_c, and its raw log-probability, which vLLM takes
-before any logits processor, is log pi(z_c | x, y, EOS). It costs one decode step a sample.
+before any logits processor, is log pi(z_c | x, y, EOS). It costs one decode step a sample. With `"response_given": True` the
+prompt holds the response and its EOS already: z_c is all that is left from the first token on.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ class _Request:
     eos_tokens: frozenset[int]
     output_ids: list[int]
     """vLLM's own running list of sampled tokens, not a copy."""
+    response_given: bool = False
+    """The prompt ends in the response's EOS."""
 
 
 class LastTokenProcessor(LogitsProcessor):
@@ -39,7 +42,7 @@ class LastTokenProcessor(LogitsProcessor):
         ended: list[tuple[int, int]] = []
         running: list[tuple[int, int]] = []
         for row, request in self.requests.items():
-            at_end = bool(request.output_ids) and request.output_ids[-1] in request.eos_tokens
+            at_end = request.response_given or (bool(request.output_ids) and request.output_ids[-1] in request.eos_tokens)
             (ended if at_end else running).append((row, request.z_token))
         if running:
             rows, tokens = _index(running, logits.device)
@@ -51,16 +54,16 @@ class LastTokenProcessor(LogitsProcessor):
         return logits
 
 
-def sampling_extra_args(z_token: int, eos_tokens: list[int]) -> dict[str, Any]:
-    """The `extra_args` that switch the processor on for a request."""
-    return {"self_reward_token": z_token, "eos_token_ids": eos_tokens}
+def sampling_extra_args(z_token: int, eos_tokens: list[int], response_given: bool = False) -> dict[str, Any]:
+    """The `extra_args` that switch the processor on for a request; `response_given` when its prompt ends in the response's EOS."""
+    return {"self_reward_token": z_token, "eos_token_ids": eos_tokens, "response_given": response_given}
 
 
 def _request_state(params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request | None:
     extra = params.extra_args or {}
     if "self_reward_token" not in extra:
         return None
-    return _Request(extra["self_reward_token"], frozenset(extra["eos_token_ids"]), output_ids)
+    return _Request(extra["self_reward_token"], frozenset(extra["eos_token_ids"]), output_ids, extra["response_given"])
 
 
 def _index(pairs: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

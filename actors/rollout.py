@@ -1,17 +1,20 @@
 """Rollout pool: a vLLM engine in a Ray actor that samples groups of solutions and scores them in the same generation.
 
 In: `GroupRequest`s and, between two decode steps, weights with a version. Out, as soon as the last sample of a group ends: its
-packed `Trajectories` and decoded texts (they stay in the object store) and a `GroupSummary` (for the driver).
+packed `Trajectories` and decoded texts (they stay in the object store) and a `GroupSummary` (for the driver). A service takes single
+samples instead, as they are decoded (`Engine.sample`), and the score of given tokens (`Engine.score`).
 """
 
 import asyncio
 import concurrent.futures
+import contextlib
+import itertools
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.trajectories import Generated, GroupSummary, Trajectories, pack
@@ -47,6 +50,36 @@ class GroupRequest:
     num_samples: int
     seed: int
     temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Sample one solution. With `stream` its tokens are told of at every decode step, not only at the end."""
+
+    prompt_ids: Sequence[int]
+    seed: int
+    max_response_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stream: bool = False
+
+
+@dataclass
+class _Sample:
+    """A request of a service while it runs: the pieces of its response go to `pieces`, None after the last."""
+
+    pieces: asyncio.Queue[Generated | None]
+    loop: asyncio.AbstractEventLoop
+    room: int
+    """Tokens that the response may still have."""
+    last_token: int
+
+    def put(self, output: Any, settings: EngineSettings) -> None:
+        piece = read_output(output.outputs[0], replace(settings, max_response_tokens=self.room), self.last_token)
+        self.room -= len(piece.response_ids)
+        self.last_token = piece.response_ids[-1] if piece.response_ids else self.last_token
+        for item in (piece, None) if output.finished else (piece,):
+            self.loop.call_soon_threadsafe(self.pieces.put_nowait, item)
 
 
 @dataclass
@@ -95,7 +128,9 @@ class Engine:
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments | settings.engine_args))
         self.version = -1
         self._groups: dict[str, tuple[_Group, int]] = {}
+        self._samples: dict[str, _Sample] = {}
         self._requests = 0
+        self._sample_numbers = itertools.count()
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = queue.SimpleQueue()
         threading.Thread(target=self._decode, name="decode", daemon=True).start()
 
@@ -109,10 +144,63 @@ class Engine:
         texts = self.tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
         return trajectories, texts, trajectories.summary()
 
+    async def sample(self, request: SampleRequest) -> AsyncGenerator[Generated, None]:
+        """Sample one solution, in pieces: each holds what is new, and the last one tells whether it finished and its `z_logprob`.
+
+        Leaving the iteration early, or its cancellation, takes the request out of the engine.
+        """
+        params = self._sampling(GroupRequest(request.prompt_ids, 1, request.seed, request.temperature), request.seed)
+        params.top_p = request.top_p
+        params.max_tokens = request.max_response_tokens + int(self.settings.z_token is not None)
+        if request.stream:
+            params.output_kind = type(params.output_kind).DELTA
+        async with contextlib.aclosing(self._pieces(request.prompt_ids, params, request.max_response_tokens, last_token=-1)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def score(self, token_ids: Sequence[int]) -> float:
+        """Natural log pi(z_c | token_ids), by one prefill and one decode step. `token_ids` are prompt and response, EOS included."""
+        from actors.last_token import sampling_extra_args
+
+        settings = self.settings
+        if settings.z_token is None or token_ids[-1] not in settings.eos_tokens:
+            raise ValueError("only a response that ends in an EOS token has a score, and only of a model with a score token")
+        params = self._sampling(GroupRequest(token_ids, 1, seed=0), seed=0)
+        params.max_tokens = 1
+        params.extra_args = sampling_extra_args(settings.z_token, list(settings.eos_tokens), response_given=True)
+        pieces = [piece async for piece in self._pieces(token_ids, params, room=0, last_token=token_ids[-1])]
+        return pieces[-1].z_logprob
+
+    async def ping(self) -> int:
+        """Requests in the engine, told by the decoding thread itself: an answer means that it decodes."""
+        await self._between_steps(lambda: None)
+        return self.engine.get_num_unfinished_requests()
+
     async def load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
         """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`."""
         await self._between_steps(lambda: self._load_weights(version, chunks))
         return version
+
+    async def _pieces(self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int) -> AsyncGenerator[Generated, None]:
+        """The response to one request of a service, as the engine puts it out."""
+        sample = _Sample(asyncio.Queue(), asyncio.get_running_loop(), room, last_token)
+        name = f"sample-{next(self._sample_numbers)}"
+
+        def add() -> None:
+            self._samples[name] = sample
+            self.engine.add_request(name, self._prompt(prompt_ids), params)
+
+        try:
+            await self._between_steps(add)
+            while (piece := await sample.pieces.get()) is not None:
+                yield piece
+        finally:
+            # Not awaited: whoever is cancelled has no time. The thread adds before it takes out, so nothing stays behind.
+            self._commands.put((lambda: self._take_out(name), concurrent.futures.Future()))
+
+    def _take_out(self, name: str) -> None:
+        if self._samples.pop(name, None) is not None:
+            self.engine.abort_request([name])
 
     async def _between_steps(self, action: Callable[[], None]) -> None:
         """Have the decoding thread, which alone touches the engine, run `action`; raises what it raises."""
@@ -156,12 +244,15 @@ class Engine:
 
     def _add(self, group: _Group) -> None:
         request = group.request
-        prompt = {"prompt_token_ids": list(request.prompt_ids), "cache_salt": f"v{self.version}"}
+        prompt = self._prompt(request.prompt_ids)
         for index in range(request.num_samples):
             name = f"{self._requests}"
             self._requests += 1
             self._groups[name] = (group, index)
             self.engine.add_request(name, prompt, self._sampling(request, request.seed + index))
+
+    def _prompt(self, prompt_ids: Sequence[int]) -> dict[str, Any]:
+        return {"prompt_token_ids": list(prompt_ids), "cache_salt": f"v{self.version}"}
 
     def _sampling(self, request: GroupRequest, seed: int) -> Any:
         from vllm import SamplingParams
@@ -185,6 +276,13 @@ class Engine:
         )
 
     def _collect(self, output: Any) -> None:
+        if output.request_id.startswith("sample-"):
+            # One that was taken out may have had a token on its way.
+            if sample := self._samples.get(output.request_id):
+                sample.put(output, self.settings)
+                if output.finished:
+                    del self._samples[output.request_id]
+            return
         group, index = self._groups.pop(output.request_id)
         group.samples[index] = read_output(output.outputs[0], self.settings)
         group.missing -= 1
@@ -192,16 +290,16 @@ class Engine:
             group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
 
 
-def read_output(output: Any, settings: EngineSettings) -> Generated:
-    """Split what vLLM sampled into response, behaviour log-probs and the score's log-prob."""
+def read_output(output: Any, settings: EngineSettings, last_token: int = -1) -> Generated:
+    """Split what vLLM sampled into response, behaviour log-probs and the score's log-prob; `last_token` is what it sampled before."""
     token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
     z_logprob = float("nan")
-    if settings.z_token is not None and token_ids[-1] == settings.z_token:
+    if settings.z_token is not None and token_ids[-1:] == [settings.z_token]:
         token_ids.pop()
         z_logprob = logprobs.pop()
     # A request has one token more than a response may have: room for z_c. Without z_c there the token is not the response's.
     token_ids, logprobs = token_ids[: settings.max_response_tokens], logprobs[: settings.max_response_tokens]
-    finished = token_ids[-1] in settings.eos_tokens
+    finished = (token_ids[-1] if token_ids else last_token) in settings.eos_tokens
     versions = [int(span.version) for span in output.weight_versions or () if span.version != "default"]
     return Generated(token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1)))
 

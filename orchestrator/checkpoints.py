@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 
+SELF_REWARD = "self_reward.json"
 _NAME = re.compile(r"step-\d+")
 
 
@@ -32,7 +33,15 @@ class SelfRewardCard:
     chat_template_sha256: str
 
     def write(self, folder: Path) -> None:
-        (folder / "self_reward.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (folder / SELF_REWARD).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> "SelfRewardCard":
+        """The card in a file. Raises ConfigError when it is none."""
+        try:
+            return SelfRewardCard(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: is no card of a self-reward ({error}); export the model again, or delete the file") from error
 
 
 @dataclass(frozen=True)

@@ -57,35 +57,40 @@ class DataConfig(Section):
         return self.eval_problem_field or self.problem_field, self.eval_answer_field or self.answer_field
 
 
-class RolloutConfig(Section):
+class EngineConfig(Section):
+    """The vLLM engines of a training run or an evaluation."""
+
     num_engines: PositiveInt = 1
     """vLLM engines, each an actor."""
-    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
-    """Solutions sampled for each problem: the size of a group."""
-    prompts_per_step: PositiveInt = 128
-    """Problems a step."""
     max_prompt_tokens: PositiveInt = 2048
     """Longer prompts are dropped and counted."""
     max_response_tokens: PositiveInt = 8192
     """A response that has not ended by then is unfinished: it has no score."""
-    temperature: float = 1.0
-    """Sampling temperature of training rollouts; only 1 gives the policy's own log-probabilities."""
-    max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Weight versions that generation may lag behind the learner; 0 is on-policy."""
     tensor_parallel: PositiveInt = 1
     """GPUs (or CPU processes) that share one engine's weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the engine; `auto` is that of `learning.dtype`."""
+    """Precision of the engine; `auto` is that of `learning.dtype`, in an evaluation that of the model's folder."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
-    sync_chunk_mib: PositiveInt = 256
-    """Weights travel through the object store in chunks of at most this size."""
     cpus: Share = 1.0
     """CPUs an engine reserves; fractions share a CPU."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     engine_args: dict[str, Any] = {}
     """Passed through to vLLM's EngineArgs."""
+
+
+class RolloutConfig(EngineConfig):
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    """Solutions sampled for each problem: the size of a group."""
+    prompts_per_step: PositiveInt = 128
+    """Problems a step."""
+    temperature: float = 1.0
+    """Sampling temperature of training rollouts; only 1 gives the policy's own log-probabilities."""
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    """Weight versions that generation may lag behind the learner; 0 is on-policy."""
+    sync_chunk_mib: PositiveInt = 256
+    """Weights travel through the object store in chunks of at most this size."""
 
     @model_validator(mode="after")
     def _own_distribution(self) -> "RolloutConfig":

@@ -4,6 +4,7 @@ In: a batch of generated and verified groups with their scores. Out: `Evaluation
 LaSeR (arXiv 2510.14943), evaluation; unfinished samples are left out of everything that needs a score, and counted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,7 +15,7 @@ from jaxtyping import Float32
 from actors.pool import Pool
 from actors.rollout import GroupRequest
 from orchestrator.algorithm import metrics
-from orchestrator.algorithm.voting import maj_at_k
+from orchestrator.algorithm.voting import majority_vote
 from orchestrator.groups import Batch, Group, collect
 from orchestrator.prompts import PromptSet
 
@@ -123,16 +124,18 @@ def sampled_solutions(batch: Batch, scores: Float32[np.ndarray, "samples"] | Non
 
 
 def _vote(batch: Batch, answers: Sequence[str | None], weights: np.ndarray | None) -> float:
-    """Accuracy of the vote over the checked samples.
+    """Accuracy of the vote over the checked samples; a tie goes to the answer that came first.
 
     Answers that match the reference are one answer however they are written; others are told apart by text.
     """
     correct = batch.rewards > 0
     pooled = ["\0right" if right else answer for answer, right in zip(answers, correct, strict=True)]
+    number_of = {answer: number for number, answer in enumerate(dict.fromkeys(answer for answer in pooled if answer is not None))}
+    classes = np.array([-1 if answer is None else number_of[answer] for answer in pooled])
     checked = [np.flatnonzero((batch.group == number) & batch.verified) for number in range(len(batch.groups))]
-    by_problem = [samples for samples in checked if len(samples)]
-    return maj_at_k(
-        [[pooled[i] for i in samples] for samples in by_problem],
-        [[bool(correct[i]) for i in samples] for samples in by_problem],
-        None if weights is None else [[float(weights[i]) for i in samples] for samples in by_problem],
-    )
+    winners = [
+        majority_vote(classes[samples].tolist(), None if weights is None else weights[samples].tolist())
+        for samples in checked
+        if len(samples)
+    ]
+    return float(np.mean([winner is not None and winner == number_of.get("\0right") for winner in winners])) if winners else math.nan

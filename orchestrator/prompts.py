@@ -39,13 +39,17 @@ def load_problems(path: str, problem_field: str, answer_field: str, split: str =
     """The problems of a .jsonl, .json or .parquet file, or of a Hugging Face data set (folder, `name` or `name:config`).
 
     `split` is read of a data set and means nothing to a file. An id is the row's `id` field or else a hash of problem
-    and answer; repeated ones get their line appended. Raises DataError that names the file, the line and what to do.
+    and answer; repeated ones get their line appended. A list of answers is joined by commas. Raises DataError that names the file, the line
+    and what to do.
     """
     problems = []
     seen: set[str] = set()
     for source, row in data_rows(path, split):
         where = f"{path}, line {source}"
         text = field_text(row, problem_field, "data.problem_field", where)
+        answers = row.get(answer_field)
+        if isinstance(answers, list) and answers and all(isinstance(part, str) for part in answers):
+            row = {**row, answer_field: ", ".join(part.strip() for part in answers)}
         answer = field_text(row, answer_field, "data.answer_field", where)
         id_ = row.get("id")
         if id_ is None or id_ == "":

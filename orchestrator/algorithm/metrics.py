@@ -1,4 +1,4 @@
-"""How well the self-reward tells right from wrong solutions: self-verification F1, AUROC and calibration error.
+"""How well the self-reward tells right from wrong solutions: self-verification F1, AUROC and calibration error; errors over problems.
 
 A value that the samples do not define, such as an AUROC of one class, is NaN.
 """
@@ -84,6 +84,42 @@ def expected_calibration_error(scores: Float[Array, "samples"], correct: Bool[Ar
     # |sum of confidences - number correct| of a bin is its gap times its samples.
     gaps = np.abs(np.bincount(bin_of, weights=confidence) - np.bincount(bin_of, weights=correct))
     return float(gaps.sum() / len(confidence)) if len(confidence) else math.nan
+
+
+def bootstrap_interval(
+    values_by_problem: Float[np.ndarray, "problems"], level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over problems, which are drawn again with replacement; their samples are not.
+
+    Says how the figure would vary over other problems of the same kind. Raises ValueError without problems, on a NaN value, or
+    unless `level` is between 0 and 1. Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must be between 0 and 1, such as 0.95")
+    values = _problem_values(values_by_problem)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(a_by_problem: Float[np.ndarray, "problems"], b_by_problem: Float[np.ndarray, "problems"]) -> tuple[float, float]:
+    """Mean of a - b over the same problems and its standard error: a beats b where the mean is above twice the error.
+
+    The error is NaN for a single problem. Raises ValueError when the lengths differ, without problems, or on a NaN value.
+    """
+    a, b = _problem_values(a_by_problem), _problem_values(b_by_problem)
+    if len(a) != len(b):
+        raise ValueError(f"a has {len(a)} problems and b {len(b)}: a paired difference needs the same problems in the same order")
+    difference = a - b
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(a))) if len(a) > 1 else math.nan
+
+
+def _problem_values(values: Float[np.ndarray, "problems"]) -> Float[np.ndarray, "problems"]:
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values) or np.isnan(values).any():
+        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} problems have no value: leave those out, and keep at least one")
+    return values
 
 
 def _scores(scores: Float[Array, "samples"], finished: Bool[np.ndarray, "samples"] | None = None) -> Float[np.ndarray, "scored"]:

@@ -10,7 +10,9 @@ from orchestrator.algorithm.metrics import (
     auroc,
     auroc_problem_only,
     auroc_within_problem,
+    bootstrap_interval,
     expected_calibration_error,
+    paired_difference,
     self_verification,
 )
 
@@ -125,3 +127,41 @@ def test_nan_scores_are_refused():
     for metric in (auroc, expected_calibration_error):
         with pytest.raises(ValueError, match="1 of 2 scores are NaN: leave unfinished samples out"):
             metric(scores, correct)
+
+
+def test_bootstrap_interval_by_hand():
+    # The mean of n draws from {0, 1} is Binomial(n, share) / n. n = 3, share 2/3: P(0) = 1/27 is above 2.5 %, P(1) = 8/27.
+    assert bootstrap_interval(np.array([1.0, 1.0, 0.0])) == (0.0, 1.0)
+    # One tail of 10 %: P(0) = .037 is below it, P(at most 1/3) = 7/27 above.
+    assert bootstrap_interval(np.array([1.0, 1.0, 0.0]), level=0.8) == (pytest.approx(1 / 3), 1.0)
+    assert bootstrap_interval(np.array([0.25, 0.25])) == (0.25, 0.25)
+
+
+def test_bootstrap_interval_has_the_width_of_the_normal_one():
+    values = np.random.default_rng(0).random(400)
+    low, high = bootstrap_interval(values)
+    error = values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    assert bootstrap_interval(values, draws=50, seed=1) == bootstrap_interval(values, draws=50, seed=1)
+    assert bootstrap_interval(values, draws=50, seed=1) != bootstrap_interval(values, draws=50, seed=2)
+
+
+def test_paired_difference_by_hand():
+    # Differences 0.5, 0, 1: mean 0.5, unbiased std 0.5, over sqrt(3).
+    assert paired_difference(np.array([1.0, 0.5, 1.0]), np.array([0.5, 0.5, 0.0])) == (0.5, pytest.approx(0.5 / math.sqrt(3)))
+    mean, error = paired_difference(np.array([1.0]), np.array([0.25]))
+    assert mean == 0.75
+    assert math.isnan(error)
+
+
+def test_errors_over_problems_need_values():
+    for values, message in (([], "0 of 0 problems"), ([0.5, math.nan], "1 of 2 problems have no value")):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_interval(np.array(values))
+        with pytest.raises(ValueError, match=message):
+            paired_difference(np.array(values), np.array(values))
+    with pytest.raises(ValueError, match="a has 2 problems and b 1"):
+        paired_difference(np.array([0.0, 1.0]), np.array([0.0]))
+    with pytest.raises(ValueError, match=r"level is 95; it must be between 0 and 1"):
+        bootstrap_interval(np.array([0.5]), level=95)
