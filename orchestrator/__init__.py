@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from dashboards.report import write_report as report
     from orchestrator.config import RunConfig, load_config, with_settings
     from orchestrator.errors import ConfigError, DataError, LaserError, PoolError, RunError
+    from orchestrator.evaluations.run import evaluate
+    from orchestrator.evaluations.settings import EvalConfig
     from orchestrator.run import Outcome, train
     from orchestrator.sweeps.settings import SweepConfig, load_sweep
     from orchestrator.sweeps.sweep import SweepOutcome, sweep
 
 __all__ = [
-    "ConfigError", "DataError", "LaserError", "Outcome", "PoolError", "RunConfig", "RunError", "SweepConfig", "SweepOutcome",
-    "load_config", "load_sweep", "report", "sweep", "train", "with_settings",
+    "ConfigError", "DataError", "EvalConfig", "LaserError", "Outcome", "PoolError", "RunConfig", "RunError", "SweepConfig", "SweepOutcome",
+    "evaluate", "load_config", "load_sweep", "report", "sweep", "train", "with_settings",
 ]  # fmt: skip
 
 _HOMES = {
     "orchestrator.config": ("RunConfig", "load_config", "with_settings"),
-    "orchestrator.errors": ("ConfigError", "DataError", "LaserError", "PoolError", "RunError"),
+    "orchestrator.errors": ("ConfigError", "DataError", "EvalConfig", "LaserError", "PoolError", "RunError"),
+    "orchestrator.evaluations.run": ("evaluate",),
+    "orchestrator.evaluations.settings": ("EvalConfig",),
     "orchestrator.run": ("Outcome", "train"),
     "orchestrator.sweeps.settings": ("SweepConfig", "load_sweep"),
     "orchestrator.sweeps.sweep": ("SweepOutcome", "sweep"),

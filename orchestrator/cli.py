@@ -101,6 +101,31 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from orchestrator.serving.settings import serve_config
+
+    given = {"host": options.host, "port": options.port, "keys_file": options.keys_file, "follow": options.follow or None}
+    config = serve_config(options.model, {key: value for key, value in given.items() if value is not None}, options.overrides)
+    from orchestrator.serving.launch import Service
+
+    Service(config).run()
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from orchestrator.evaluations.run import evaluate, load_eval
+    from orchestrator.evaluations.show import show_results
+    from orchestrator.progress import tracking_command
+    from orchestrator.tracking import tracking_uri
+
+    given = {"model": options.model, "data": options.data, "samples": options.samples, "folder": options.output}
+    settings = {key: value for key, value in given.items() if value is not None}
+    config = load_eval(None if options.config is None else Path(options.config), settings, options.overrides)
+    show_results(evaluate(config))
+    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir))}")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from orchestrator.config import RunConfig, load_config
 
@@ -144,6 +169,25 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/")
     report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page to write (report.html)")
     report.add_argument("--title", help="its title; the runs' names unless given")
+
+    serve = add("serve", _serve, "serve models over HTTP: OpenAI's chat completions with self-rewards, and scores of given solutions")
+    model_help = "a folder or hub name, a run, a checkpoint, or models:/NAME@ALIAS; again for more models"
+    serve.add_argument("--model", metavar="[NAME=]MODEL", action="append", required=True, help=model_help)
+    serve.add_argument("--host", help="address to listen on (127.0.0.1); any that others can reach needs an API key")
+    serve.add_argument("--port", type=int, help="port to listen on (8000)")
+    serve.add_argument("--keys-file", metavar="FILE", help="API keys, one a line; LASER_API_KEY holds a key too")
+    serve.add_argument("--follow", action="store_true", help="serve new weights as they appear: a run's exports, or what an alias names")
+    serve.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as engine.replicas=2 or limits.queued=16")
+
+    evaluation = add("eval", _eval, "accuracy, self-verification F1, votes and adaptive sampling; the same command again continues")
+    evaluation.add_argument("--model", metavar="M", help="a Hugging Face folder or name, a run, checkpoint or sweep, or models:/NAME@ALIAS")
+    evaluation.add_argument(
+        "--data", metavar="D", action="append", help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench; D:16 draws 16"
+    )
+    evaluation.add_argument("--samples", metavar="FILE", help="check and score the samples.jsonl of an earlier evaluation again")
+    evaluation.add_argument("--config", metavar="CONFIG", help="YAML file of settings that options and overrides replace")
+    evaluation.add_argument("-o", "--output", metavar="FOLDER", help="where results go (runs/evaluations/MODEL-SETS)")
+    evaluation.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as rollout.num_engines=2 or seed=1")
 
     check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")

@@ -7,16 +7,26 @@ is there, before anything is started.
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.config import RunConfig
+from orchestrator.config import EngineConfig, LearningConfig, RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
 Resources = dict[str, float]
+
+
+class PoolsConfig(Protocol):
+    """Settings of what a placement group is made for: a training run, or an evaluation, which has no learner."""
+
+    @property
+    def rollout(self) -> EngineConfig: ...
+
+    @property
+    def verification(self) -> VerificationConfig: ...
 
 
 @dataclass(frozen=True)
@@ -43,18 +53,23 @@ def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
     Raises:
         ConfigError: The nodes together, or each alone, cannot hold them.
     """
-    learning, rollout, verification = config.learning, config.rollout, config.verification
+    learning = config.learning
     rank = _resources(learning.cpus_per_rank, learning.gpus_per_rank)
-    engine = _resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel)
     per_node = max((min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes), default=0)
     per_node = max(1, min(per_node, learning.num_ranks))
     learners = []
     for start in range(0, learning.num_ranks, per_node):
         count = min(per_node, learning.num_ranks - start)
         learners.append({name: amount * count for name, amount in rank.items()})
-    verifier = _resources(verification.cpus, 0.0)
-    bundles = Bundles(learners, [engine] * rollout.num_engines, [verifier] * verification.num_workers, ranks_per_learner=per_node)
-    _refuse_what_cannot_fit(config, bundles, nodes)
+    bundles = Bundles(learners, _engines(config), _verifiers(config), ranks_per_learner=per_node)
+    _refuse_what_cannot_fit(config, learning, bundles, nodes)
+    return bundles
+
+
+def bundles_without_learner(config: PoolsConfig, nodes: list[Resources], engines: bool = True) -> Bundles:
+    """The bundles of an evaluation, which needs no engine when its samples are stored already. Raises ConfigError as `bundles_for`."""
+    bundles = Bundles([], _engines(config) if engines else [], _verifiers(config), ranks_per_learner=0)
+    _refuse_what_cannot_fit(config, None, bundles, nodes)
     return bundles
 
 
@@ -102,15 +117,15 @@ def connect() -> list[Resources]:
 class Placement:
     """The run's one placement group; its methods start an actor in the bundle of its pool.
 
-    Inside a placement group of just that shape, as a trial of a sweep is, the run uses that one: a second would reserve everything twice.
+    In a trial of a sweep the run uses the group that is around it: a second one would reserve everything twice.
     """
 
-    def __init__(self, config: RunConfig, bundles: Bundles) -> None:
-        self.config, self.bundles = config, bundles
+    def __init__(self, config: PoolsConfig, bundles: Bundles, in_trial: bool = False) -> None:
+        self.config, self.bundles, self.owned = config, bundles, not in_trial
         self.actors: list[Any] = []
-        around = get_current_placement_group()
-        self.owned = around is None or around.bundle_specs != bundles.all
-        if not self.owned:
+        if in_trial:
+            around = get_current_placement_group()
+            assert around is not None, "Tune makes a trial's group before it starts the trial"
             self.group: PlacementGroup = around
             return
         self.group = placement_group(bundles.all, strategy="PACK")
@@ -119,6 +134,7 @@ class Placement:
             raise ConfigError(f"the cluster is busy: it could not free {demand(bundles)} within 120 s; stop other jobs or try again later")
 
     def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
+        assert isinstance(self.config, RunConfig), "an evaluation has no learner"
         settings = self.config.learning
         return self._spawn(cls, rank // self.bundles.ranks_per_learner, settings.cpus_per_rank, settings.gpus_per_rank, 1, arguments)
 
@@ -161,12 +177,21 @@ def _resources(cpus: float, gpus: float) -> Resources:
     return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
 
 
+def _engines(config: PoolsConfig) -> list[Resources]:
+    rollout = config.rollout
+    return [_resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel)] * rollout.num_engines
+
+
+def _verifiers(config: PoolsConfig) -> list[Resources]:
+    return [_resources(config.verification.cpus, 0.0)] * config.verification.num_workers
+
+
 def demand(bundles: Bundles) -> str:
     """For a message: `1 CPUs, 2 GPUs`."""
     return ", ".join(f"{bundles.total(name):g} {name}s" for name in ("CPU", "GPU") if bundles.total(name))
 
 
-def _refuse_what_cannot_fit(config: RunConfig, bundles: Bundles, nodes: list[Resources]) -> None:
+def _refuse_what_cannot_fit(config: PoolsConfig, learning: LearningConfig | None, bundles: Bundles, nodes: list[Resources]) -> None:
     problems = []
     for name in ("CPU", "GPU"):
         there, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
@@ -176,13 +201,16 @@ def _refuse_what_cannot_fit(config: RunConfig, bundles: Bundles, nodes: list[Res
         if not problems and not any(all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()) for node in nodes):
             problems.append(f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)")
     if problems:
-        learning, rollout, verification = config.learning, config.rollout, config.verification
-        each_rank = f"learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g}"
+        rollout, verification = config.rollout, config.verification
+        learners = ""
+        if learning is not None:
+            each_rank = f"learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g}"
+            learners = f"  learning      {learning.num_ranks} rank(s) x ({each_rank})\n"
         each_engine = f"rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel}"
         raise ConfigError(
             "; ".join(dict.fromkeys(problems)) + ":\n"
-            f"  learning      {learning.num_ranks} rank(s) x ({each_rank})\n"
-            f"  rollout       {rollout.num_engines} engine(s) x ({each_engine})\n"
+            f"{learners}"
+            f"  rollout       {len(bundles.engines)} engine(s) x ({each_engine})\n"
             f"  verification  {verification.num_workers} worker(s) x (verification.cpus={verification.cpus:g})\n"
             "Lower these (fractions share a CPU), or name a larger cluster in RAY_ADDRESS."
         )

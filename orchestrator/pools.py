@@ -20,13 +20,13 @@ PING_TIMEOUT_S = 5.0
 
 
 class Pools:
-    """The run's three pools in one placement group."""
+    """The run's three pools in one placement group, of their own or, `in_trial`, the one that Tune has made for the trial."""
 
-    def __init__(self, config: RunConfig, tokens: ModelTokens, bundles: Bundles) -> None:
+    def __init__(self, config: RunConfig, tokens: ModelTokens, bundles: Bundles, in_trial: bool = False) -> None:
         self.config, self.z_token = config, tokens.z_token
         self.chunks: list[Any] = []
         self.version = -1
-        self.placement = Placement(config, bundles)
+        self.placement = Placement(config, bundles, in_trial)
         settings = engine_settings(config, tokens)
         self.rollouts = Pool(
             "rollout",

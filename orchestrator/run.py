@@ -65,7 +65,8 @@ def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRol
         from orchestrator.tracking import deliver_leftovers
 
         with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
-            deliver_leftovers(config, progress.say_plainly if progress else print)
+            say = progress.say_plainly if progress else print
+            deliver_leftovers(config, say, role.tags if role else {}, finished=True)
         return Outcome(summary, already_finished=True)
     if newest and newest[1].num_ranks != config.learning.num_ranks:
         raise ConfigError(
@@ -101,17 +102,17 @@ def _train(
     else:
         _forget_other_attempt(config)
     tracker = Tracker(config, progress.say_plainly, role.tags if role else {})
-    write_atomically(config.folder / "config.yaml", dump_config(config))
     for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
         if problems is not None and problems.dropped:
             progress.say(f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out")
     pools: Pools | None = None
     complete = False
     try:
+        write_atomically(config.folder / "config.yaml", dump_config(config))
         with progress:
             progress.say("starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)")
             nodes = connect()
-            pools = Pools(config, prepared.tokens, role.bundles if role else bundles_for(config, nodes))
+            pools = Pools(config, prepared.tokens, role.bundles if role else bundles_for(config, nodes), in_trial=role is not None)
             trainer = Trainer(config, prepared, pools, tracker, progress, role)
             trainer.rewind()
             summary = _run_to_the_end(trainer, pools, progress)
@@ -126,9 +127,14 @@ def _train(
     except OSError as error:
         raise RunError(f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint.") from error
     finally:
-        if pools is not None:
-            pools.stop()
-        tracker.finish(failed=not complete)
+        try:
+            if pools is not None:
+                pools.stop()
+        finally:
+            with contextlib.ExitStack() as first_failure:
+                if not complete:
+                    first_failure.enter_context(contextlib.suppress(RunError))  # of two failures, the first is to be told
+                tracker.finish(failed=not complete)
     return Outcome(summary, already_finished=False)
 
 
@@ -144,8 +150,8 @@ def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
-    """The folder is this process's alone; the system gives it back when this one ends, however it ends."""
+def claimed(folder: Path, patience_s: float = 0.0, work: str = "training this run", key: str = "run.name") -> Iterator[None]:
+    """The folder is this process's alone; the system gives it back when this one ends, however it ends. `work` and `key` word the error."""
     deadline = time.monotonic() + patience_s
     with (folder / ".lock").open("w") as lock:
         while True:
@@ -154,9 +160,7 @@ def claimed(folder: Path, patience_s: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"{folder}: another process is training this run; wait for it, stop it, or choose another run.name"
-                    ) from None
+                    raise ConfigError(f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}") from None
                 time.sleep(0.5)
         yield
 

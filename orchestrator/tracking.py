@@ -128,16 +128,25 @@ class Tracker:
             )
 
 
-def deliver_leftovers(config: RunConfig | SFTConfig, say: Callable[[str], None] = print) -> int:
-    """Send what a finished run could not deliver; returns the number of events sent. Waits for as long as the server takes them.
+def deliver_leftovers(
+    config: RunConfig | SFTConfig, say: Callable[[str], None] = print, tags: Mapping[str, str] | None = None, finished: bool = False
+) -> int:
+    """Send what a run that is over could not deliver; returns the number of events sent. Waits for as long as the server takes them.
 
     The caller holds the run's folder. Raises ConfigError as `Tracker` does for a URI; a server that is away or refuses is told.
+
+    Args:
+        tags: Of the MLflow run, when it is only now created.
+        finished: The run came to its end, also where a kill has kept it from writing that down.
     """
     journal = Journal(config.folder)
+    if finished and journal.status != "FINISHED":
+        journal.summary()
+        journal.set_status("FINISHED")
     waiting = len(journal) - journal.sent
     if not waiting:
         return 0
-    delivery = Delivery(Server(tracking_uri(config.tracking.uri, config.run.dir)), journal, _card(config, {}), say)
+    delivery = Delivery(Server(tracking_uri(config.tracking.uri, config.run.dir)), journal, _card(config, tags or {}), say)
     say(f"sending {waiting} events of {config.folder} to MLflow at {delivery.server.shown}")
     delivery.start()
     while delivery.is_alive() and not delivery.away and delivery.undelivered:
@@ -149,10 +158,11 @@ def deliver_leftovers(config: RunConfig | SFTConfig, say: Callable[[str], None] 
 
 
 class SweepTracker:
-    """The MLflow run of a sweep, the parent of its trials' runs. The server has to be there when it starts.
+    """The MLflow run of a sweep, the parent of its trials' runs, or of an evaluation. The server has to be there when it starts.
 
     Args:
         folder: Of the sweep; `mlflow_run_id` in it names the run to go on with.
+        kind: What it is, for messages.
 
     Raises:
         ConfigError: The server cannot be reached, or refuses. Later failures are said, and no error.
@@ -167,15 +177,16 @@ class SweepTracker:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         say: Callable[[str], None] = print,
+        kind: str = "sweep",
     ) -> None:
-        self.server, self.say = Server(uri), say
+        self.server, self.say, self.kind = Server(uri), say, kind
         try:
             self.run_id = self._resume(folder) or self._start(experiment, name, folder, params, tags)
         except Exception as error:  # database drivers raise errors of their own kinds
-            what = "cannot be reached" if may_pass(error) else "refused the sweep"
+            what = "cannot be reached" if may_pass(error) else f"refused the {kind}"
             raise ConfigError(
-                f"tracking: MLflow at {self.server.shown} {what}: {self.server.explain(error)}. A sweep needs a server that answers when "
-                "it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
+                f"tracking: MLflow at {self.server.shown} {what}: {self.server.explain(error)}. The {kind} needs a server that answers "
+                "when it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
             ) from error
 
     def log(self, values: Mapping[str, float]) -> None:
@@ -235,7 +246,7 @@ class SweepTracker:
                     break
             if attempt < ATTEMPTS - 1:
                 time.sleep(2.0**attempt)
-        self.say(f"MLflow at {self.server.shown} has not got the sweep's {what}: {reason}")
+        self.say(f"MLflow at {self.server.shown} has not got the {self.kind}'s {what}: {reason}")
 
 
 def _card(config: RunConfig | SFTConfig, tags: Mapping[str, str]) -> RunCard:

@@ -116,9 +116,9 @@ class Trainer:
 
     def _trunk_end(self, trunk: Path) -> tuple[Path, TrainingState]:
         """The checkpoint that a trunk ended with."""
-        end = Checkpoints(trunk, keep=1).newest()
-        if end is None:
-            raise RunError(f"{trunk}: holds no checkpoint to branch from; the sweep trains it again when this folder is deleted")
+        end, steps = Checkpoints(trunk, keep=1).newest(), self.config.loss.reasoning_warmup_steps
+        if end is None or end[1].step != steps:
+            raise RunError(f"{trunk}: holds no checkpoint of step {steps} to branch from; delete it, and the sweep trains it again")
         return end
 
     def _collect(self, step: int) -> tuple[Batch, CollectTimes]:

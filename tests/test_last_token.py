@@ -57,6 +57,12 @@ def test_after_any_eos_only_z_c_is_left(processor, eos):
     assert allowed(processor, 1) == [AFTER_EOS]
 
 
+def test_after_a_given_response_z_c_is_left_from_the_first_token_on(processor):
+    given = SamplingParams(extra_args=sampling_extra_args(Z, [EOS], response_given=True))
+    update(processor, added=[(0, given, []), (1, scored(), [])])
+    assert allowed(processor, 2) == [AFTER_EOS, BEFORE_EOS]
+
+
 def test_z_c_is_left_even_where_another_processor_barred_it(processor):
     update(processor, added=[(0, scored(), [EOS])])
     logits = torch.full((1, VOCABULARY), -INF)
@@ -146,6 +152,16 @@ def test_a_truncated_response_has_no_score(settings):
     token_ids, finished, z_logprob = read([1, 2, 3, 4, 1], settings)
     assert (token_ids, finished) == ([1, 2, 3, 4], False)
     assert math.isnan(z_logprob)
+
+
+def test_a_response_in_pieces_is_read_like_a_whole_one(settings):
+    """As a stream gives it: z_c alone is the score of what ended in the piece before; without it nothing finished."""
+    last = read_output(output([Z]), settings, last_token=EOS)
+    assert (last.response_ids, last.finished, last.z_logprob) == ([], True, -1.0)
+    cut = read_output(output([EOS]), EngineSettings(**vars(settings) | {"max_response_tokens": 0}), last_token=1)
+    assert (cut.response_ids, cut.finished, math.isnan(cut.z_logprob)) == ([], False, True)
+    nothing = read_output(output([]), settings, last_token=1)
+    assert (nothing.response_ids, nothing.finished) == ([], False)
 
 
 @pytest.mark.parametrize(("token_ids", "finished"), [([1, EOS], True), ([1, 2, 3, 4], False), ([1, 2, 3, EOS], True), ([Z, EOS], True)])

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import yaml
+from ray.tune.search import Searcher
 
 from orchestrator.config import flat_settings
 from orchestrator.errors import ConfigError
+from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Plan, in_effect, member_name, points, rounded
+from orchestrator.sweeps.results import Ledger, State
 from orchestrator.sweeps.settings import SweepConfig, Values, base_config, load_sweep
 
 
@@ -134,11 +137,58 @@ def test_optuna_plans_trunks_before_it_proposes_points(plan):
     assert mattering.trial({"loss.alpha": 0.3, "learning.lr": 1e-4}, 0).trunk is None
 
 
-def test_names_tell_points_apart():
-    assert member_name({"loss.beta_v": 0.1, "loss.alpha": 2.0}, 0) == "beta_v-0.1_alpha-2_seed-0"
-    assert member_name({"loss.c_ref": "calibrate", "learning.lr": 1e-06}, 3) == "c_ref-calibrate_lr-1e-06_seed-3"
-    assert member_name({"rollout.cpus": 1.0, "verification.cpus": 0.5}, 0) == "rollout.cpus-1_verification.cpus-0.5_seed-0"
-    assert member_name({"loss.alpha": 0.1}, 0) != member_name({"loss.alpha": math.nextafter(0.1, 1)}, 0)
+def proposals(search: PointSearch, number: int) -> list[dict]:
+    """The next `number` points, each answered by its alpha as the metric."""
+    found = []
+    for index in range(number):
+        proposal = search.suggest(f"trial-{index}")
+        if proposal == Searcher.FINISHED:
+            break
+        found.append(proposal["point"])
+        search.on_trial_complete(f"trial-{index}", {"objective": proposal["point"].get("loss.alpha", 0.0)})
+    return found
+
+
+def test_optuna_proposes_no_point_twice_and_stops_when_the_space_is_searched_through(plan, tmp_path):
+    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}, "loss.tau": {"choice": [0.1, 0.2], "when": "loss.alpha > 0.25"}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 9})
+    found = proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 9)
+    assert sorted(found, key=str) == sorted(
+        [{"loss.alpha": 0.1}, {"loss.alpha": 0.2}, {"loss.alpha": 0.3, "loss.tau": 0.1}, {"loss.alpha": 0.3, "loss.tau": 0.2}], key=str
+    )
+
+
+def test_optuna_proposes_what_was_cut_off_first_and_never_what_is_over(plan, tmp_path):
+    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 3})
+    ledger = Ledger(tmp_path, "sweep", space, "accuracy", "test")
+    for alpha, status in ((0.3, State.FINISHED), (0.2, State.PENDING)):
+        trial = ledger.add(made.trial({"loss.alpha": alpha}, 0))
+        trial.status, trial.objective = status, 0.5
+    search = PointSearch(made, ledger)
+    assert search.left == 2
+    assert proposals(search, 3) == [{"loss.alpha": 0.2}, {"loss.alpha": 0.1}]
+
+
+def test_a_proposal_that_makes_no_configuration_is_not_trained(plan, tmp_path):
+    space = {"learning.mini_batches": {"choice": [1, 500]}}  # more than there are prompts in a step
+    made = plan(space=space, search={"algorithm": "optuna", "points": 2})
+    assert proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 2) == [{"learning.mini_batches": 1}]
+
+
+def named(point, seed=0):
+    return member_name(point, seed, point)
+
+
+def test_names_tell_points_apart(plan):
+    assert named({"loss.beta_v": 0.1, "loss.alpha": 2.0}) == "beta_v-0.1_alpha-2_seed-0"
+    assert named({"loss.c_ref": "calibrate", "learning.lr": 1e-06}, 3) == "c_ref-calibrate_lr-1e-06_seed-3"
+    assert named({"rollout.cpus": 1.0, "verification.cpus": 0.5}) == "rollout.cpus-1_verification.cpus-0.5_seed-0"
+    assert named({"loss.alpha": 0.1}) != named({"loss.alpha": math.nextafter(0.1, 1)})
+    # Two keys of one leaf, of which a point has only one in effect.
+    assert member_name({"rollout.cpus": 1.0}, 0, ["rollout.cpus", "verification.cpus"]) == "rollout.cpus-1_seed-0"
+    with pytest.raises(ConfigError, match="two points would be named enforce_eager-True_seed-0"):
+        plan(space={"rollout.engine_args.enforce_eager": {"grid": [True, "True"]}})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +204,7 @@ def test_names_tell_points_apart():
         ({"space": {"run.seed": {"grid": [0, 1]}}}, "run.seed is the sweep's own to give: list them as `seeds`"),
         ({"metric": "accuracy + f2"}, "metric: 'accuracy \\+ f2' cannot be computed: 'f2' is not defined"),
         ({"metric": "accuracy > 0.5"}, "gives False, not a number"),
+        ({"search": {"algorithm": "optuna", "points": 3}, "space": {"loss.alpha": {"choice": [0.1, -1]}}}, "loss.alpha: .*must be greater"),
         ({"where": ["loss.alpha >"]}, "where: 'loss.alpha >' is no formula"),
         ({"where": ["loss.alpha > 5"]}, "none of the 2 points meets loss.alpha > 5"),
         ({"where": ["loss.alfa > 5"]}, "where: 'loss.alfa > 5' cannot be computed"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,21 @@ def test_pruned_and_failed_trials_are_never_best_and_an_undefined_metric_is_none
     assert book.best() is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "figures", "value"),
+    [
+        ("accuracy / ece", {"accuracy": 0.5, "ece": 0.0}, None),
+        ("log(accuracy)", {"accuracy": 0.0}, None),
+        ("max(accuracy, f1)", {"accuracy": 0.5, "f1": None}, None),
+        ("max(f1, accuracy)", {"accuracy": 0.5, "f1": math.nan}, None),
+        ("accuracy", {"accuracy": 0.5, "f1": None}, 0.5),
+        ("accuracy - f1", {}, None),
+    ],
+)
+def test_a_metric_is_defined_where_all_that_it_uses_is(ledger, metric, figures, value):
+    assert ledger(metric).objective(figures) == value
+
+
 def test_work_counts_a_trunk_once_and_each_trial_from_its_branch(ledger):
     book = ledger()
     trunk = book.add(member("trunk", {}, steps=6, is_trunk=True))
@@ -76,7 +92,8 @@ def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger, tm
         trial = book.add(member(name, {"loss.alpha": 0.2}))
         trial.status, trial.step, trial.error = status, 4, "why" if status is State.FAILED else None
     book.save()
-    (tmp_path / "trials" / "finished").mkdir(parents=True)
+    for name in ("finished", "pruned", "failed", "running"):
+        Journal(tmp_path / "trials" / name).start(name)
     (tmp_path / "trials" / "finished" / "summary.json").write_text("{}")
 
     again = ledger("accuracy")
@@ -87,8 +104,9 @@ def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger, tm
     assert found["finished"].objective == 0.5, "another metric is computed anew from the figures that are kept"
     longer = ledger().add(member("finished", {"loss.alpha": 0.1}, steps=20))
     assert longer.status is State.PENDING, "a trial that is to train longer goes on"
-    (tmp_path / "trials" / "finished" / "summary.json").unlink()
-    assert ledger().add(member("finished", {"loss.alpha": 0.1})).status is State.PENDING, "its folder was deleted"
+    shutil.rmtree(tmp_path / "trials" / "finished")
+    deleted = ledger().add(member("finished", {"loss.alpha": 0.1}))
+    assert (deleted.status, deleted.step, deleted.metrics) == (State.PENDING, 0, {}), "its folder was deleted"
 
 
 def test_the_ledger_reads_steps_and_branch_from_the_runs_own_folder(ledger, tmp_path):

@@ -330,6 +330,20 @@ def test_a_server_that_is_started_only_later_gets_what_waits(configure, start, s
     assert found.info.start_time == read_events(config.folder)[0]["time"]
 
 
+def test_a_run_that_was_killed_after_its_last_step_and_before_mlflow_heard_of_it_is_told_whole_and_finished(configure, work_folder):
+    config = configure(None)
+    journal = Journal(config.folder)
+    journal.start(config.run.name)
+    journal.step(1, {"loss/total": 0.25})
+    (config.folder / "summary.json").write_text("{}")  # the kill came before the status
+    assert deliver_leftovers(config, tags={"laser.kind": "branch"}, finished=True) == 4
+    assert deliver_leftovers(config, finished=True) == 0
+    client = MlflowClient(tracking_uri=tracking_uri(config.tracking.uri, config.run.dir))
+    found = client.get_run((config.folder / "mlflow_run_id").read_text())
+    assert (found.info.status, found.data.tags["laser.kind"], found.data.metrics) == ("FINISHED", "branch", {"loss/total": 0.25})
+    assert [artifact.path for artifact in client.list_artifacts(found.info.run_id)] == ["config.yaml", "summary.json"]
+
+
 def test_all_steps_arrive_once_when_the_server_is_killed_and_comes_back(configure, start, said, mlflow_server, tmp_path):
     config = configure(mlflow_server.uri)
     tracker = start(config)

@@ -1,10 +1,17 @@
 """Formulas that a sweep's file may hold: what to maximise, and conditions on a point. Arithmetic and comparisons, no code."""
 
+import ast
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from simpleeval import InvalidExpression, SimpleEval
+
+FUNCTIONS = {"min": min, "max": max, "abs": abs, "sqrt": math.sqrt, "log": math.log}
+
+
+class NotDefined(ValueError):
+    """The formula has no value for these numbers: a division by zero, a logarithm of nothing."""
 
 
 class Formula:
@@ -18,6 +25,7 @@ class Formula:
         self.text = text
         try:
             self.tree = SimpleEval.parse(text)
+            self.names = {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)} - set(FUNCTIONS)
         except (InvalidExpression, SyntaxError) as error:
             raise ValueError(f"{text!r} is no formula: {error}") from error
 
@@ -25,12 +33,14 @@ class Formula:
         """The expression's value.
 
         Raises:
+            NotDefined: It has no value for these numbers.
             ValueError: It uses a name that is not among `names`, or cannot be computed.
         """
-        evaluator = SimpleEval(names=dict(names), functions={"min": min, "max": max, "abs": abs, "sqrt": math.sqrt, "log": math.log})
         try:
-            return evaluator.eval(self.text, self.tree)
-        except (InvalidExpression, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+            return SimpleEval(names=dict(names), functions=FUNCTIONS).eval(self.text, self.tree)
+        except (ArithmeticError, ValueError) as error:
+            raise NotDefined(f"{self.text!r} is not defined: {error}") from error
+        except (InvalidExpression, TypeError, AttributeError) as error:
             known = ", ".join(sorted(names))
             raise ValueError(f"{self.text!r} cannot be computed: {error}. Names that it may use: {known}") from error
 

@@ -1,6 +1,7 @@
 """Optuna's TPE for a sweep whose values are proposed and not drawn, through Ray Tune's searcher.
 
-In: the space, and the ledger of earlier calls. Out: a searcher that knows what has been found, and proposes first what was cut off.
+In: a plan, and the ledger of earlier calls. Out: a searcher that knows what has been found, proposes first what was cut off, and
+proposes no point twice.
 """
 
 import json
@@ -8,37 +9,92 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.sweeps.results import OVER, Ledger, State
-from orchestrator.sweeps.settings import SweepConfig, Values
+from orchestrator.errors import ConfigError
+from orchestrator.sweeps.plan import Plan, Point, in_effect, rounded
+from orchestrator.sweeps.results import Ledger, State, Trial
+from orchestrator.sweeps.settings import Values
 from orchestrator.sweeps.trial import NO_VALUE
 
+PROPOSALS = 200
+"""Proposals that may turn out to be known or impossible points before the space counts as searched through."""
 
-def optuna_search(sweep: SweepConfig, ledger: Ledger) -> tuple[OptunaSearch, int]:
-    """The searcher, and the number of points that it is still to propose."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    assert sweep.search.points is not None
-    by_point: dict[str, list[dict[str, Any]]] = {}
-    for trial in ledger.before["trials"].values():
-        if trial["seed"] in sweep.seeds:
-            by_point.setdefault(json.dumps(trial["point"]), []).append(trial)
-    over = {
-        key: trials
-        for key, trials in by_point.items()
-        if len(trials) == len(sweep.seeds) and all(trial["status"] in OVER and trial["status"] != State.FAILED for trial in trials)
-    }
-    searcher = OptunaSearch(
-        {key: _distribution(values) for key, values in sweep.space.items()},
-        metric="objective",
-        mode="max",
-        seed=sweep.search.seed,
-        points_to_evaluate=[_proposal(sweep, json.loads(key)) for key in by_point if key not in over],
-    )
-    for key, trials in over.items():
-        objectives = [NO_VALUE if trial["objective"] is None else trial["objective"] for trial in trials]
-        searcher.add_evaluated_point(_proposal(sweep, json.loads(key)), sum(objectives) / len(objectives))
-    return searcher, max(0, sweep.search.points - len(over))
+
+class PointSearch(Searcher):
+    """Proposes new points of a plan's space.
+
+    Attributes:
+        left: Points that it is still to propose.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        super().__init__(metric="objective", mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sweep = plan.sweep
+        assert sweep.search.points is not None
+        self.plan = plan
+        by_point: dict[str, list[Trial]] = {}
+        for trial in ledger.trials.values():
+            by_point.setdefault(json.dumps(trial.point), []).append(trial)
+        over = {
+            key: trials
+            for key, trials in by_point.items()
+            if len(trials) == len(sweep.seeds) and all(trial.status in (State.FINISHED, State.PRUNED) for trial in trials)
+        }
+        self.optuna = OptunaSearch(
+            {key: _distribution(values) for key, values in sweep.space.items()},
+            metric="objective",
+            mode="max",
+            seed=sweep.search.seed,
+            points_to_evaluate=[self._proposal(json.loads(key)) for key in by_point if key not in over],
+        )
+        for key, trials in over.items():
+            objectives = [NO_VALUE if trial.objective is None else trial.objective for trial in trials]
+            self.optuna.add_evaluated_point(self._proposal(json.loads(key)), sum(objectives) / len(objectives))
+        self.proposed = set(over)
+        self.left = max(0, sweep.search.points - len(over))
+        self.names: dict[str, str] = {}
+        """Optuna's name of each trial of Tune's."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        for attempt in range(PROPOSALS):
+            name = f"{trial_id}-{attempt}"
+            proposal = self.optuna.suggest(name)
+            point = self.point(proposal)
+            key = json.dumps(point)
+            if key not in self.proposed and self._is_possible(point):
+                self.proposed.add(key)
+                self.names[trial_id] = name
+                return {"point": point}
+            self.optuna.on_trial_complete(name, error=True)
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self.optuna.on_trial_complete(self.names[trial_id], result, error)
+
+    def point(self, proposal: dict[str, Any]) -> Point:
+        """A proposal as it is trained: rounded, without the keys that are not in effect."""
+        space = self.plan.sweep.space
+        return in_effect(self.plan.sweep, self.plan.base, {key: rounded(proposal[key], values) for key, values in space.items()})
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is what a sweep goes on with."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep goes on from its ledger, not from Tune's state")
+
+    def _is_possible(self, point: Point) -> bool:
+        try:
+            self.plan.trial(point, self.plan.sweep.seeds[0])
+        except ConfigError:
+            return False
+        return True
+
+    def _proposal(self, point: Point) -> dict[str, Any]:
+        """A point as Optuna proposes it: with some value also for a key that was not in effect."""
+        return {key: point.get(key, getattr(values, values.kind)[0]) for key, values in self.plan.sweep.space.items()}
 
 
 def _distribution(values: Values) -> BaseDistribution:
@@ -47,10 +103,3 @@ def _distribution(values: Values) -> BaseDistribution:
     bounds = values.uniform or values.log_uniform
     assert bounds is not None, "a grid is refused with Optuna"
     return FloatDistribution(*bounds, log=values.log_uniform is not None)
-
-
-def _proposal(sweep: SweepConfig, point: dict[str, Any]) -> dict[str, Any]:
-    """A point as Optuna proposes it: with some value also for a key that was not in effect."""
-    return {
-        key: point.get(key, (values.choice or values.uniform or values.log_uniform or (None,))[0]) for key, values in sweep.space.items()
-    }

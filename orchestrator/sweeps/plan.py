@@ -8,10 +8,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Plan:
     def __init__(self, sweep: SweepConfig, base: RunConfig) -> None:
         self.sweep, self.folder = sweep, (base.run.dir / sweep.name).resolve()
         self.base = _for_any_directory(base)
+        self.tracking_uri = tracking_uri(base.tracking.uri, base.run.dir.resolve())
         self.trials: list[Member] = []
         """All trials; empty where Optuna is yet to propose their points."""
         if sweep.search.algorithm == "random":
@@ -63,6 +65,9 @@ class Plan:
             shared = Counter(trial.trunk for trial in trials)
             # A trunk for one trial would save nothing.
             self.trials = [trial if shared[trial.trunk] > 1 else self.trial(trial.point, trial.seed, alone=True) for trial in trials]
+            names = Counter(trial.name for trial in trials)
+            if alike := [name for name, count in names.items() if count > 1]:
+                raise ConfigError(f"space: two points would be named {alike[0]}: their values are written alike")
         if self.base.loss.reasoning_warmup_steps >= base.run.steps and all(key in AFTER_THE_TRUNK for key in sweep.space):
             raise ConfigError(
                 f"space: {', '.join(sweep.space)} have no effect up to step loss.reasoning_warmup_steps="
@@ -71,7 +76,7 @@ class Plan:
 
     def trial(self, point: Point, seed: int, alone: bool = False) -> Member:
         """The trial of a point and a seed; `alone` lets it train its first steps itself."""
-        name = member_name(point, seed)
+        name = member_name(point, seed, self.sweep.space)
         config = self._configured(point, "trials", name, seed)
         trunk = None if alone else self._trunk_of(config, point)
         return Member(name, point, seed, config, trunk)
@@ -91,7 +96,7 @@ class Plan:
 
     def _trunk(self, point: Point, seed: int) -> Member:
         point = _before_the_branch(point)
-        name = _trunk_name(point, seed)
+        name = self._trunk_name(point, seed)
         config = self._configured(point, "trunks", name, seed)
         return Member(name, point, seed, with_settings(config, {"run.steps": config.loss.reasoning_warmup_steps}, "trunk"), is_trunk=True)
 
@@ -101,7 +106,10 @@ class Plan:
             return None
         if self.sweep.search.algorithm == "optuna" and not self.trunks:
             return None
-        return _trunk_name(_before_the_branch(point), config.run.seed)
+        return self._trunk_name(_before_the_branch(point), config.run.seed)
+
+    def _trunk_name(self, point: Point, seed: int) -> str:
+        return "trunk_" + member_name(point, seed, self.sweep.space)
 
     def _configured(self, point: Point, kind: str, name: str, seed: int) -> RunConfig:
         own = {"run.name": name, "run.dir": str(self.folder / kind), "run.seed": seed}
@@ -142,18 +150,14 @@ def points(sweep: SweepConfig, base: RunConfig) -> list[Point]:
     return found
 
 
-def member_name(point: Mapping[str, Any], seed: int) -> str:
-    """A run's name from its point: `beta_v-0.1_alpha-0.5_seed-0`, fit for a folder."""
-    leaves = Counter(key.rpartition(".")[2] for key in point)
+def member_name(point: Mapping[str, Any], seed: int, keys: Iterable[str]) -> str:
+    """A run's name from its point: `beta_v-0.1_alpha-0.5_seed-0`, fit for a folder. `keys` are all that the sweep searches."""
+    leaves = Counter(key.rpartition(".")[2] for key in keys)
     parts = []
     for key, value in point.items():
         leaf = key.rpartition(".")[2]
         parts.append(f"{leaf if leaves[leaf] == 1 else key}-{_slug(value)}")
     return "_".join([*parts, f"seed-{seed}"])
-
-
-def _trunk_name(point: Mapping[str, Any], seed: int) -> str:
-    return "trunk_" + member_name(point, seed)
 
 
 def describe(point: Mapping[str, Any]) -> str:
@@ -217,7 +221,8 @@ def _slug(value: Any) -> str:
 def _for_any_directory(base: RunConfig) -> RunConfig:
     """The base with absolute paths: a trial's driver runs in an actor, whose working directory may be another one."""
     data = {key: str(Path(path).resolve()) for key in ("train", "eval") if (path := getattr(base.data, key)) and Path(path).exists()}
-    uri = tracking_uri(base.tracking.uri, base.run.dir.resolve())
+    # A server named in the environment stays there: its address may hold a password, and settings are saved with each run.
+    uri = base.tracking.uri if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri(base.tracking.uri, base.run.dir.resolve())
     return with_settings(
         base, {"model.path": absolute_path(base.model.path), "tracking.uri": uri} | {f"data.{key}": path for key, path in data.items()}
     )

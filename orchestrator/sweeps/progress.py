@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -54,12 +55,14 @@ class SweepProgress:
         if not self.live:
             self.say(f"{trial.name}: step {trial.step}/{trial.steps}  objective {figure(trial.objective)}")
 
-    def ended(self, run: Trial | Trunk) -> None:
+    def ended(self, run: Trial | Trunk, ledger: Ledger) -> None:
         """A run is over."""
         colour = COLOURS[run.status]
         objective = f"  objective {figure(run.objective)}" if isinstance(run, Trial) and run.objective is not None else ""
         reason = f"  {escape(run.error)}" if run.error else ""
         self.say(f"{run.name}: [{colour}]{run.status}[/{colour}] at step {run.step}/{run.steps}{objective}{reason}")
+        if not self.live:
+            self.say(self._headline(ledger, ledger.work()))
 
     def show(self, ledger: Ledger) -> None:
         """Bring the live table up to date."""
@@ -73,7 +76,8 @@ class SweepProgress:
         runs: list[Trial | Trunk] = [*ledger.trunks.values(), *ledger.trials.values()]
         over = sum(run.status in OVER for run in ledger.trials.values())
         best = ledger.best()
-        parts = [f"[bold]{self.title}[/bold]  {over}/{len(ledger.trials)} trials"]
+        planned = max(ledger.planned, len(ledger.trials))
+        parts = [f"[bold]{self.title}[/bold]  {over}/{planned} trials"]
         if running := [trunk.name for trunk in ledger.trunks.values() if trunk.status is State.RUNNING]:
             steps = ", ".join(f"{name} {ledger.trunks[name].step}/{ledger.trunks[name].steps}" for name in running)
             parts.append(f"training {steps}")
@@ -82,6 +86,9 @@ class SweepProgress:
             parts.append(f"best [green]{best.objective:.3f}[/green] {point}")
         done = work.steps_trained - (self.steps_at_start or 0)
         left = sum(_steps_left(run, ledger) for run in runs)
+        if ledger.trials:  # those that are still to be proposed are like the others
+            each = sum(trial.steps - trial.branch_step for trial in ledger.trials.values()) / len(ledger.trials)
+            left += round((planned - len(ledger.trials)) * each)
         elapsed = time.monotonic() - self.began
         parts.append(f"{clock(elapsed)}, " + (f"{clock(elapsed / done * left)} left" if done else "time left not known yet"))
         return "   ".join(parts)
@@ -89,11 +96,11 @@ class SweepProgress:
 
 def trial_table(keys: Sequence[str], trials: Sequence[Trial], title: str | None = None, best: str | None = None) -> Table:
     """Trials with their points, states and figures; the row of the trial named `best` is marked."""
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD)
     for key in keys:
         table.add_column(key.rpartition(".")[2], justify="right", overflow="fold")
     for name in ("seed", "state", "step", "accuracy", "F1", "AUROC", "objective"):
-        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for trial in trials:
         values = [str(trial.point.get(key, "")) for key in keys]
         figures = [figure(trial.metrics.get(name)) for name in ("accuracy", "self_verification_f1", "auroc")]
@@ -149,7 +156,9 @@ def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, co
         f"work      {work.steps_trained} training steps; {work.steps_independent} without shared trunks ({work.share:.2f} of them)",
         soft_wrap=True,
     )
-    lines = [f"report    {outcome.report}", f"results   {outcome.folder / 'results.json'}"]
+    lines = [f"results   {outcome.folder / 'results.json'}"]
+    if outcome.report is not None:
+        lines.insert(0, f"report    {outcome.report}")
     if outcome.model is not None:
         lines.append(f"model     {outcome.model}   in MLflow's registry")
     for line in [*lines, f"curves    {tracking}"]:

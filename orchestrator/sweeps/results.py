@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import ConfigError
-from orchestrator.journal import last_step, saved_run_id
-from orchestrator.sweeps.formula import Formula
+from orchestrator.journal import JOURNAL, last_step, saved_run_id
+from orchestrator.sweeps.formula import Formula, NotDefined
 from orchestrator.sweeps.plan import Member
 
 
@@ -89,6 +89,18 @@ class Work:
         return self.steps_trained / self.steps_independent if self.steps_independent else 1.0
 
 
+def objective(metric: Formula, figures: Mapping[str, float | None]) -> float | None:
+    """The metric's value; None where a figure that it uses is not defined, or the formula is not for these figures."""
+    numbers = {name: value for name, value in figures.items() if value is not None and not math.isnan(value)}
+    if not metric.names <= set(numbers):
+        return None
+    try:
+        value = metric.number(numbers)
+    except NotDefined:
+        return None
+    return value if math.isfinite(value) else None
+
+
 class Ledger:
     """The runs of a sweep and their states.
 
@@ -101,12 +113,14 @@ class Ledger:
         ConfigError: `results.json` is there and cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str, keys: Iterable[str], metric: str, evaluation_set: str) -> None:
+    def __init__(self, folder: Path, name: str, keys: Iterable[str], metric: str, evaluation_set: str, planned: int = 0) -> None:
         self.folder, self.name, self.keys, self.evaluation_set = folder, name, list(keys), evaluation_set
         self.metric = Formula(metric)
         self.trials: dict[str, Trial] = {}
         self.trunks: dict[str, Trunk] = {}
         self.seconds = 0.0
+        self.planned = planned
+        """Trials that the sweep is to have in the end."""
         self.path = folder / "results.json"
         self.before = self._read()
 
@@ -115,6 +129,8 @@ class Ledger:
         folder, steps = f"{'trunks' if member.is_trunk else 'trials'}/{member.name}", member.config.run.steps
         kind: type[Trial | Trunk] = Trunk if member.is_trunk else Trial
         known = self.before["trunks" if member.is_trunk else "trials"].get(member.name, {})
+        if not (self.folder / folder / JOURNAL).exists():
+            known = {}  # it has not begun, or its folder was deleted
         run: Trial | Trunk
         if member.is_trunk:
             run = self.trunks[member.name] = Trunk(member.name, folder, steps)
@@ -133,9 +149,7 @@ class Ledger:
 
     def objective(self, figures: Mapping[str, float | None]) -> float | None:
         """The metric of an evaluation; None where a figure that it uses is not defined."""
-        numbers = {name: math.nan if value is None else value for name, value in figures.items()}
-        value = self.metric.number(numbers) if numbers else math.nan
-        return None if math.isnan(value) else value
+        return objective(self.metric, figures)
 
     def evaluated(self, trial: Trial, step: int, figures: Mapping[str, float]) -> None:
         """Take in a trial's evaluation."""

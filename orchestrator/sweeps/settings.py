@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.config import PositiveInt, RunConfig, Section, load_config, validate, with_settings
 from orchestrator.errors import ConfigError
-from orchestrator.sweeps.formula import Formula
+from orchestrator.sweeps.formula import Formula, NotDefined
 
 FIGURES = (
     "accuracy", "finished_share", "self_verification_f1", "accuracy_correct", "accuracy_wrong", "auroc", "auroc_within_problem",
@@ -123,6 +123,8 @@ class SweepConfig(Section):
         metric = _formula("metric", self.metric)
         try:
             metric.number(dict.fromkeys(FIGURES, 0.5))
+        except NotDefined:
+            pass  # as with a difference in a denominator, where all figures are the same
         except ValueError as error:
             raise ValueError(f"metric: {error}") from error
         return self
@@ -163,7 +165,8 @@ def base_config(sweep: SweepConfig) -> RunConfig:
     for key in sweep.space:
         if key.startswith(OWN_KEYS):
             raise ConfigError(f"space: {key} is the sweep's own to give" + (": list them as `seeds`" if key == "run.seed" else ""))
-        with_settings(config, {key: _some_value(sweep.space[key])}, f"space: {key}")
+        for value in getattr(sweep.space[key], sweep.space[key].kind):
+            _check_value(config, key, value)
     return config
 
 
@@ -176,9 +179,14 @@ def namespace(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: types.SimpleNamespace(**values) for name, values in sections.items()}
 
 
-def _some_value(values: Values) -> Any:
-    options = getattr(values, values.kind)
-    return options[0]
+def _check_value(config: RunConfig, key: str, value: Any) -> None:
+    """Refuse a value by its own type and bounds; whether it goes with the other keys' values is another question."""
+    try:
+        with_settings(config, {key: value}, f"space: {key}")
+    except ConfigError as error:
+        cause = error.__cause__
+        if not isinstance(cause, ValidationError) or any(problem["type"] != "value_error" for problem in cause.errors()):
+            raise
 
 
 def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,15 @@ Ray Tune runs each stage: placement, scheduling, pruning, retries. What is finis
 so the same call goes on after any kill, and with more points or seeds than before.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +21,33 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.callback import Callback
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from dashboards.report import write_report
 from orchestrator.checkpoints import write_atomically
-from orchestrator.cluster import bundles_for, connect, demand, planned_nodes
-from orchestrator.config import changed_settings, dump_config, flat_settings
+from orchestrator.cluster import Resources, bundles_for, connect, demand, planned_nodes
+from orchestrator.config import RunConfig, changed_settings, dump_config, flat_settings
 from orchestrator.errors import ConfigError, LaserError, RunError
+from orchestrator.journal import JOURNAL
 from orchestrator.preparation import prepare
 from orchestrator.registry import register
-from orchestrator.run import MAY_CHANGE, claimed
-from orchestrator.sweeps.optuna_search import optuna_search
+from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S, claimed
+from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import OVER, Best, Ledger, State, Trial, Trunk, Work
 from orchestrator.sweeps.settings import SweepConfig, base_config
-from orchestrator.sweeps.trial import TrialRunner
-from orchestrator.tracking import SweepTracker, deliver_leftovers
+from orchestrator.sweeps.trial import TrialRunner, tags_of
+from orchestrator.tracking import SweepTracker, deliver_leftovers, without_password
 
 LOOK_EVERY_S = 2.0
 """How often the steps of running trials are read from their folders."""
+
+NO_LIMIT = 10**9
+"""Steps at which ASHA itself would end a trial: a trial ends at its own run.steps."""
 
 BUSY_AFTER_S = 20.0
 """Without a running trial for so long, the sweep says what it waits for."""
@@ -63,7 +72,7 @@ class SweepOutcome:
     work: Work
     model: str | None
     """The best trial's weights in MLflow's registry, `models:/NAME@best`."""
-    report: Path
+    report: Path | None
 
     @property
     def failed(self) -> list[Trial]:
@@ -75,21 +84,24 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
 
     Raises:
         ConfigError, DataError: Before anything is started.
-        RunError: The cluster gave no room to any trial within `wait_s`, or every trunk failed.
+        RunError: The cluster gave no room to any trial within `wait_s`; or Ray or the disk failed. The same call goes on.
+        KeyboardInterrupt: After the trials have been stopped. The same call goes on.
     """
     base = base_config(config)
     prepared = prepare(base)
     plan = Plan(config, base)
     _refuse_other_settings(plan)
     nodes = planned_nodes()
-    for member in [*plan.trunks, *plan.trials] or [plan.trial({}, config.seeds[0])]:
-        try:
-            bundles_for(member.config, nodes)
-        except ConfigError as error:
-            raise ConfigError(f"trial {member.name}: {error}") from error
+    for member in [*plan.trunks, *plan.trials]:
+        _refuse_what_cannot_fit(f"trial {member.name}", member.config, nodes)
+    if not plan.trials:
+        for key, values in config.space.items():
+            for value in getattr(values, values.kind):
+                _refuse_what_cannot_fit(f"space: {key}={value}", plan.trial({key: value}, config.seeds[0]).config, nodes)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with claimed(plan.folder):
-        ledger = Ledger(plan.folder, config.name, config.space, config.metric, prepared.eval_name)
+    with claimed(plan.folder, work="running this sweep", key="name"):
+        planned = len(plan.trials) or (config.search.points or 0) * len(config.seeds)
+        ledger = Ledger(plan.folder, config.name, config.space, config.metric, prepared.eval_name, planned)
         return _Sweep(plan, ledger, progress or SweepProgress(config.name)).run()
 
 
@@ -99,20 +111,22 @@ class _Sweep:
     def __init__(self, plan: Plan, ledger: Ledger, progress: SweepProgress) -> None:
         self.plan, self.ledger, self.progress = plan, ledger, progress
         self.folder = plan.folder
-        uri = plan.base.tracking.uri
-        assert uri is not None, "a plan resolves it"
         self.tracker = SweepTracker(
-            uri,
+            plan.tracking_uri,
             plan.base.tracking.experiment,
             plan.sweep.name,
             self.folder,
-            params=flat_settings(plan.sweep),
+            params={key: without_password(str(value)) for key, value in flat_settings(plan.sweep).items()},
             tags={"laser.kind": "sweep"},
             say=progress.say_plainly,
         )
         write_atomically(self.folder / "base.yaml", dump_config(plan.base))
         write_atomically(self.folder / "sweep.yaml", dump_config(plan.sweep))
         self.members: dict[str, Member] = {}
+        self.tags = {"mlflow.parentRunId": self.tracker.run_id, "laser.sweep": plan.sweep.name}
+        self.ended: set[str] = set()
+        """Runs that have ended in this call."""
+        self.interrupted = False
         self.started = time.monotonic()
         self.seconds_before = ledger.seconds
 
@@ -128,10 +142,15 @@ class _Sweep:
                 outcome = self._conclude()
             complete = True
             return outcome
-        except RayError as error:
+        except ConfigError as error:  # found only now: the sweep had started
+            raise RunError(str(error)) from error
+        except (RayError, TuneError) as error:
             raise RunError(f"{str(error).strip()}. Ray failed; the same command goes on where the sweep was") from error
+        except OSError as error:
+            raise RunError(f"{error}. Mend that (is the disk full?); the same command goes on where the sweep was") from error
         finally:
-            self.save()
+            with contextlib.suppress(OSError):
+                self.save()
             self.tracker.finish(failed=not complete)
 
     def _proposed_before(self) -> list[Member]:
@@ -146,7 +165,7 @@ class _Sweep:
         """What Tune runs, for this cluster: joins it, or starts Ray."""
         os.environ.update(TUNE_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by this module
-        return TrialRunner(self.plan, connect(), {"mlflow.parentRunId": self.tracker.run_id, "laser.sweep": self.plan.sweep.name})
+        return TrialRunner(self.plan, connect(), self.tags)
 
     def take_in(self, member: Member) -> Trial | Trunk:
         self.members[member.name] = member
@@ -158,18 +177,27 @@ class _Sweep:
         self.progress.show(self.ledger)
 
     def _train_trunks(self) -> None:
-        waiting = [trunk.name for trunk in self.ledger.trunks.values() if trunk.status not in OVER]
+        waiting = [member for member in self.plan.trunks if self.ledger.trunks[member.name].status not in OVER and self._is_needed(member)]
         if waiting:
-            names = set(waiting)
             self.progress.say(f"{len(waiting)} trunk(s): steps, c_ref and base evaluation that the trials share")
-            self._fit("trunks", [member for member in self.plan.trunks if member.name in names])
+            self._fit("trunks", waiting)
         for trial in self.ledger.trials.values():
             trunk = self.ledger.trunks.get(trial.trunk or "")
             if trunk is not None and trunk.status is State.FAILED and trial.status is State.PENDING:
                 trial.status, trial.error = State.FAILED, f"its trunk {trunk.name} failed: {trunk.error}"
 
+    def _is_needed(self, trunk: Member) -> bool:
+        """Whether a trial that is still to be trained starts at the end of this trunk."""
+        if self.plan.sweep.search.algorithm == "optuna":
+            return PointSearch(self.plan, self.ledger).left > 0
+        trials = [trial for trial in self.ledger.trials.values() if trial.trunk == trunk.name and trial.status is State.PENDING]
+        return any(not (self.folder / trial.folder / "checkpoints").exists() for trial in trials)
+
     def _train_trials(self) -> None:
         if self.plan.sweep.search.algorithm == "optuna":
+            for trunk in self.ledger.trunks.values():
+                if trunk.status is State.FAILED:
+                    raise RunError(f"{trunk.name} failed, from which all trials were to branch: {trunk.error}")
             self._fit("trials", None)
             return
         waiting = {trial.name for trial in self.ledger.trials.values() if trial.status is State.PENDING}
@@ -190,7 +218,7 @@ class _Sweep:
                 time_attr="step",
                 grace_period=sweep.asha.grace_steps,
                 reduction_factor=sweep.asha.reduction_factor,
-                max_t=max([self.plan.base.run.steps, *(member.config.run.steps for member in members or [])]) + 1,
+                max_t=NO_LIMIT,
             )
         runner = self.runner
         tuner = tune.Tuner(
@@ -213,23 +241,45 @@ class _Sweep:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with self._interruptible():
+            tuner.fit()
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C ends the trials first: Tune gives them back when a callback raises, and not when it is interrupted itself."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        except Exception:
+            if self.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt  # the second time: at once
+        self.interrupted = True
 
     def _optuna(self) -> tuple[Searcher, int]:
         """Optuna's TPE over the space, knowing what earlier calls have found, and the number of trials that are left to it."""
         sweep = self.plan.sweep
-        searcher, left = optuna_search(sweep, self.ledger)
-        if len(sweep.seeds) > 1:
-            searcher = Repeater(searcher, repeat=len(sweep.seeds))
+        search = PointSearch(self.plan, self.ledger)
+        searcher: Searcher = Repeater(search, repeat=len(sweep.seeds)) if len(sweep.seeds) > 1 else search
         if sweep.concurrency is not None:
             searcher = ConcurrencyLimiter(searcher, max_concurrent=sweep.concurrency)
-        return searcher, left * len(sweep.seeds)
+        return searcher, search.left * len(sweep.seeds)
 
     def _conclude(self) -> SweepOutcome:
         """Send what still waits, register the best trial, write the report."""
-        for trial in self.ledger.trials.values():
-            if trial.status in (State.PRUNED, State.FAILED):
-                self._close_mlflow_run(trial)
+        runs: list[Trial | Trunk] = [*self.ledger.trunks.values(), *self.ledger.trials.values()]
+        for run in runs:
+            if run.status in OVER:
+                self._settle(run)
         best, model = self.ledger.best(), None
         if best is not None:
             model = self._register(best)
@@ -237,9 +287,13 @@ class _Sweep:
             metrics = self.ledger.trials[best.trial].metrics
             self.tracker.log(values | {f"best/{name}": value for name, value in metrics.items() if value is not None})
         self.save()
-        report = self.folder / "report.html"
-        write_report([self.folder], report)
-        self.tracker.log_artifact(report)
+        report: Path | None = self.folder / "report.html"
+        try:
+            write_report([self.folder], self.folder / "report.html")
+            self.tracker.log_artifact(self.folder / "report.html")
+        except LaserError as error:
+            self.progress.say_plainly(f"the report was not written: {error}")
+            report = None
         self.tracker.log_artifact(self.ledger.path)
         return SweepOutcome(self.folder, list(self.ledger.trials.values()), best, self.ledger.work(), model, report)
 
@@ -252,36 +306,48 @@ class _Sweep:
             return None
         tags = {"laser.sweep": self.plan.sweep.name, "laser.trial": trial.name, "laser.objective": f"{trial.objective:.6g}"}
         try:
-            register(config.tracking.uri or "", self.plan.sweep.name, config.folder / "export", trial.mlflow_run_id, tags=tags)
-        except LaserError as error:
-            self.progress.say(f"[yellow]warning[/yellow] the best weights were not registered: {error}; the same command tries again")
+            register(self.plan.tracking_uri, self.plan.sweep.name, config.folder / "export", trial.mlflow_run_id, tags=tags)
+        except (LaserError, OSError) as error:
+            self.progress.say_plainly(f"the best weights were not registered: {error}; the same command tries again")
             return None
         return f"models:/{self.plan.sweep.name}@best"
 
-    def _close_mlflow_run(self, trial: Trial) -> None:
-        """Send what a stopped trial still had to say, and mark its MLflow run."""
-        member = self.members[trial.name]
-        if not (member.config.folder / "metrics.jsonl").exists():
+    def _settle(self, run: Trial | Trunk) -> None:
+        """Send what a run that is over still had to say, and mark one that was stopped in MLflow."""
+        member = self.members[run.name]
+        if not (member.config.folder / JOURNAL).exists():
             return
         try:
-            with claimed(member.config.folder, patience_s=60.0):  # its driver may still be ending
-                deliver_leftovers(member.config, self.progress.say_plainly)
+            with claimed(member.config.folder, TRIAL_PATIENCE_S):  # its driver may still be ending
+                deliver_leftovers(
+                    member.config, self.progress.say_plainly, tags_of(member, self.plan, self.tags), finished=run.status is State.FINISHED
+                )
         except LaserError as error:
-            self.progress.say_plainly(f"{trial.name}: not all that it measured has reached MLflow: {error}")
-        self.ledger.look(trial)
-        if trial.mlflow_run_id:
-            status = "KILLED" if trial.status is State.PRUNED else "FAILED"
-            self.tracker.tag_child(trial.mlflow_run_id, {"laser.status": str(trial.status)}, status)
+            self.progress.say_plainly(f"{run.name}: not all that it measured has reached MLflow: {error}")
+        self.ledger.look(run)
+        if run.mlflow_run_id and run.name in self.ended and run.status is not State.FINISHED:
+            status = "KILLED" if run.status is State.PRUNED else "FAILED"
+            self.tracker.tag_child(run.mlflow_run_id, {"laser.status": str(run.status)}, status)
+
+
+class _Interrupted(Exception):
+    """Ends Tune's loop after Ctrl-C."""
 
 
 class _Watch(Callback):
-    """Writes what Tune tells of its trials into the ledger, and shows it."""
+    """Writes what Tune tells of its trials into the ledger, and shows it.
+
+    What Tune tells is only noted; files are read and written at the end of Tune's step, since Tune takes an error in the other
+    callbacks for one of the trial.
+    """
 
     def __init__(self, sweep: _Sweep) -> None:
         self.sweep, self.ledger, self.progress = sweep, sweep.ledger, sweep.progress
         self.runs: dict[str, Trial | Trunk] = {}
+        self.just_ended: list[Trial | Trunk] = []
+        self.changed = False
         self.last_active = time.monotonic()
-        self.waiting_since: float | None = None
+        self.is_waiting = False
         self.last_look = 0.0
 
     def __reduce__(self) -> tuple[type[Callback], tuple]:
@@ -290,61 +356,75 @@ class _Watch(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._run(trial).status = State.RUNNING
-        self.sweep.save()
+        self.changed = True
 
     def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any) -> None:
         run = self._run(trial)
         if isinstance(run, Trial) and "figures" in result:
             self.ledger.evaluated(run, result["step"], result["figures"])
+            self.changed = True
             if not result["final"]:
                 self.progress.evaluated(run)
-            self.sweep.save()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        run = self._run(trial)
-        run.status = State.FINISHED if trial.last_result.get("final") else State.PRUNED
-        self._ended(run)
+        run, last = self._run(trial), trial.last_result
+        if "refused" in last:
+            run.status, run.error = State.FAILED, last["refused"]
+        else:
+            run.status = State.FINISHED if last.get("final") else State.PRUNED
+        self.just_ended.append(run)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.progress.say(f"{self._run(trial).name} failed and tries again from its last checkpoint: {_reason(trial)}")
+        self.progress.say_plainly(f"{self._run(trial).name} failed and tries again from its last checkpoint: {_reason(trial)}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = self._run(trial)
         run.status, run.error = State.FAILED, _reason(trial)
-        self._ended(run)
+        self.just_ended.append(run)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if self.sweep.interrupted:
+            raise _Interrupted
         now = time.monotonic()
-        if any(trial.status == TuneTrial.RUNNING for trial in trials) or not trials:
-            self.last_active, self.waiting_since = now, None
-        elif now - self.last_active > BUSY_AFTER_S:
-            for pending in [trial for trial in trials if trial.status == TuneTrial.PENDING][:1]:
-                self._tell_what_is_missing(pending, now)
+        ended, self.just_ended = self.just_ended, []
+        for run in ended:
+            self.ledger.look(run)
+            self.sweep.ended.add(run.name)
+            self.progress.ended(run, self.ledger)
         if now - self.last_look > LOOK_EVERY_S:
             self.last_look = now
             for run in self.runs.values():
                 if run.status is State.RUNNING:
                     self.ledger.look(run)
             self.progress.show(self.ledger)
+            self._watch_for_room(trials, now)
+        if ended or self.changed:
+            self.changed = False
+            self.sweep.save()
 
-    def _tell_what_is_missing(self, pending: TuneTrial, now: float) -> None:
-        """Say once what the next trial needs and what is free; give up after `wait_s`."""
-        free = ray.available_resources()
-        needed = demand(bundles_for(self.sweep.runner.member(pending.config).config, self.sweep.runner.nodes))
-        message = (
-            f"a trial needs {needed}, and the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free: "
+    def _watch_for_room(self, trials: list[TuneTrial], now: float) -> None:
+        """When no trial runs for want of resources, say once what is needed and what is free; give up after `wait_s`."""
+        pending = [trial for trial in trials if trial.status == TuneTrial.PENDING]
+        if not pending or any(trial.status == TuneTrial.RUNNING for trial in trials) or (short := self._shortage(pending[0])) is None:
+            self.last_active, self.is_waiting = now, False
+            return
+        wait_s = self.sweep.plan.sweep.wait_s
+        if now - self.last_active > wait_s:
+            raise RunError(f"{short}. Gave up after {wait_s:g} s (wait_s); the same command goes on later")
+        if now - self.last_active > BUSY_AFTER_S and not self.is_waiting:
+            self.is_waiting = True
+            self.progress.say(f"waiting: {short}")
+
+    def _shortage(self, trial: TuneTrial) -> str | None:
+        """What a trial needs and what is free, if that is less: else its placement group is there, and its driver still starts."""
+        runner = self.sweep.runner
+        bundles, free = bundles_for(runner.member(trial.config).config, runner.nodes), ray.available_resources()
+        if all(free.get(name, 0.0) + 1e-9 >= bundles.total(name) for name in ("CPU", "GPU")):
+            return None
+        return (
+            f"a trial needs {demand(bundles)}, and the cluster has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free: "
             "other work holds the rest"
         )
-        if now - self.last_active > self.sweep.plan.sweep.wait_s:
-            raise RunError(f"{message}. Gave up after {self.sweep.plan.sweep.wait_s:g} s (wait_s); the same command goes on later")
-        if self.waiting_since is None:
-            self.waiting_since = now
-            self.progress.say(f"waiting: {message}")
-
-    def _ended(self, run: Trial | Trunk) -> None:
-        self.ledger.look(run)
-        self.progress.ended(run)
-        self.sweep.save()
 
     def _run(self, trial: TuneTrial) -> Trial | Trunk:
         if trial.trial_id not in self.runs:
@@ -356,9 +436,9 @@ class _Watch(Callback):
 
 def _reason(trial: TuneTrial) -> str:
     """The first line of what made a trial fail, without the frames of Ray and Tune."""
-    # As Tune has just written it: its own getters look where it is copied later.
+    # As Tune has just written it on this machine: its own getters look where it is copied later.
     path = trial.pickled_error_file
-    error = ray.cloudpickle.loads(Path(path).read_bytes()) if path is not None else trial.get_error()
+    error = ray.cloudpickle.loads(Path(path).read_bytes()) if path is not None and Path(path).exists() else trial.get_error()
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, RayActorError):
@@ -367,12 +447,21 @@ def _reason(trial: TuneTrial) -> str:
     return next((line for line in lines if line.strip()), type(error).__name__)
 
 
+def _refuse_what_cannot_fit(what: str, config: RunConfig, nodes: list[Resources]) -> None:
+    try:
+        bundles_for(config, nodes)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
 def _refuse_other_settings(plan: Plan) -> None:
     """A sweep's folder belongs to one base: its trials would refuse another one by one."""
     saved = plan.folder / "base.yaml"
-    if not saved.exists():
+    if not saved.exists() or not any(plan.folder.glob("t*s/*/checkpoints")):
         return
-    changed = [f"{key}: {change}" for key, change in changed_settings(saved, plan.base).items() if not key.startswith(MAY_CHANGE)]
+    # What every trial gets from its point is not the base's to say.
+    free = (*MAY_CHANGE, "run.name", "run.seed", *(key for key, values in plan.sweep.space.items() if values.when is None))
+    changed = [f"{key}: {change}" for key, change in changed_settings(saved, plan.base).items() if not key.startswith(free)]
     if changed:
         raise ConfigError(
             f"{plan.folder} holds a sweep with other settings:\n  " + "\n  ".join(changed) + "\n"

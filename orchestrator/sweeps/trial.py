@@ -1,11 +1,10 @@
 """A trial as Ray Tune runs it: a thin driver, in an actor without resources of its own, whose pools fill the trial's placement group.
 
 In: a plan and the run of it that is to be trained. Out: a report to Tune at each evaluation, the last one with `final`; everything
-else is in the run's folder, from which the same call continues.
+else is in the run's folder, from which the same call continues. What can only fail again is reported as `refused` and not tried again.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.search.repeater import TRIAL_INDEX
 from rich.console import Console
 
 from orchestrator.checkpoints import write_atomically
 from orchestrator.cluster import Resources, bundles_for
+from orchestrator.errors import LaserError, PoolError
 from orchestrator.journal import saved_run_id
 from orchestrator.progress import RunProgress
 from orchestrator.run import train
 from orchestrator.sweeps.formula import Formula
-from orchestrator.sweeps.plan import Member, Plan, in_effect, rounded
+from orchestrator.sweeps.plan import Member, Plan
+from orchestrator.sweeps.results import objective
 from orchestrator.sweeps.role import SweepRole
 
 NO_VALUE = -1e9
@@ -43,8 +46,7 @@ class TrialRunner:
         sweep = self.plan.sweep
         if "member" in config:
             return next(member for member in [*self.plan.trunks, *self.plan.trials] if member.name == config["member"])
-        proposed = {key: rounded(config[key], values) for key, values in sweep.space.items()}
-        return self.plan.trial(in_effect(sweep, self.plan.base, proposed), sweep.seeds[config.get("__trial_index__", 0)])
+        return self.plan.trial(config["point"], sweep.seeds[config.get(TRIAL_INDEX, 0)])
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         # The first bundle is the driver's own.
@@ -52,19 +54,18 @@ class TrialRunner:
 
     def __call__(self, config: dict[str, Any]) -> None:
         member = self.member(config)
+        if member.config.tracking.uri is None:
+            os.environ["MLFLOW_TRACKING_URI"] = self.plan.tracking_uri  # the sweep's, on whatever node this is
         folder = member.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         metric = Formula(self.plan.sweep.metric)
 
         def report(step: int, figures: Mapping[str, float | None], final: bool = False) -> None:
-            figures = {name: math.nan if value is None else value for name, value in figures.items()}
-            objective = NO_VALUE
-            if not member.is_trunk and not math.isnan(value := metric.number(figures)):
-                objective = value
-            tune.report({"step": step, "objective": objective, "figures": figures, "final": final})
+            value = None if member.is_trunk else objective(metric, figures)
+            tune.report({"step": step, "objective": NO_VALUE if value is None else value, "figures": figures, "final": final})
 
         role = SweepRole(
-            tags=self._tags(member),
+            tags=tags_of(member, self.plan, self.tags),
             bundles=bundles_for(member.config, self.nodes),
             is_trunk=member.is_trunk,
             trunk=self._trunk_folder(member),
@@ -74,18 +75,17 @@ class TrialRunner:
             self._note_branch(folder, role.trunk, member)
         with (folder / "log.txt").open("a") as log:
             console = Console(file=log, width=160, highlight=False)
-            outcome = train(member.config, RunProgress(member.name, member.config.run.steps, 0, console), role)
+            try:
+                outcome = train(member.config, RunProgress(member.name, member.config.run.steps, 0, console), role)
+            except LaserError as error:
+                if isinstance(error, PoolError) or isinstance(error.__cause__, RayError | OSError):
+                    raise  # an accident: Tune tries again
+                tune.report({"step": 0, "objective": NO_VALUE, "refused": str(error)})
+                return
         report(outcome.summary["steps"], outcome.summary["trained"] or {}, final=True)
 
     def _trunk_folder(self, member: Member) -> Path | None:
         return self.plan.folder / "trunks" / member.trunk if member.trunk else None
-
-    def _tags(self, member: Member) -> dict[str, str]:
-        tags = self.tags | {"laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
-        if member.trunk:
-            tags |= {"laser.trunk": member.trunk, "laser.branch_step": str(member.config.loss.reasoning_warmup_steps)}
-            tags |= {"laser.trunk_run_id": saved_run_id(self.plan.folder / "trunks" / member.trunk) or "not known yet"}
-        return tags
 
     def _note_branch(self, folder: Path, trunk: Path, member: Member) -> None:
         branch = {
@@ -94,3 +94,12 @@ class TrialRunner:
             "trunk_run_id": saved_run_id(trunk),
         }
         write_atomically(folder / "branch.json", json.dumps(branch, indent=2) + "\n")
+
+
+def tags_of(member: Member, plan: Plan, common: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run's MLflow run: its parent, and what it is to the others."""
+    tags = {**common, "laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
+    if member.trunk:
+        tags |= {"laser.trunk": member.trunk, "laser.branch_step": str(member.config.loss.reasoning_warmup_steps)}
+        tags |= {"laser.trunk_run_id": saved_run_id(plan.folder / "trunks" / member.trunk) or "not known yet"}
+    return tags

@@ -96,14 +96,14 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     assert f"failed  {REFUSED}: loss.c_ref: " in stdout
     assert "1 of 5 trials failed; the same command tries them again" in stdout
     assert "failed and tries again from its last checkpoint: its driver died" in stdout, "the trial whose driver was killed"
+    assert stdout.count(f"{REFUSED} failed and tries again") == 0, "what can only fail again is not tried again"
 
     for trial in results["trials"]:
         if trial["status"] == "finished":
             steps = [event["step"] for event in read_events(folder / trial["folder"]) if event["event"] == "step"]
             assert steps == list(range(WARM_UP + 1, STEPS + 1)), "a child's metrics start at the branch"
             figures = trial["metrics"]
-            if figures["self_verification_f1"] is not None:
-                assert trial["objective"] == pytest.approx((figures["accuracy"] + figures["self_verification_f1"]) / 2)
+            assert trial["objective"] == pytest.approx((figures["accuracy"] + figures["self_verification_f1"]) / 2)
     best = max((trial for trial in results["trials"] if trial["status"] == "finished"), key=lambda trial: trial["objective"] or 0)
     assert results["best"]["objective"] == best["objective"]
 
@@ -225,18 +225,22 @@ def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tm
         task,
         space={"loss.alpha": {"log_uniform": [0.1, 2.0]}, "loss.tau": {"choice": [0.1, 0.3], "when": "loss.alpha > 5"}},
         settings={"run": {"steps": 2}, "loss": {"reasoning_warmup_steps": 0}, "learning": {"num_ranks": 1}},
-        search={"algorithm": "optuna", "points": 2},
+        search={"algorithm": "optuna", "points": 1},
+        seeds=[0, 1],
         metric="accuracy",
     )
     first = sweep(load_sweep(path))
+    assert [trial.seed for trial in first.trials] == [0, 1], "both seeds of one point"
+    assert first.trials[0].point == first.trials[1].point
     assert [trial.status for trial in first.trials] == ["finished", "finished"]
     assert all(0.1 <= trial.point["loss.alpha"] <= 2.0 and "loss.tau" not in trial.point for trial in first.trials)
     assert first.work.steps_trained == first.work.steps_independent == 4, "a trunk of no steps: it shares c_ref and the base evaluation"
 
-    again = sweep(load_sweep(path, ["search.points=3"]))
-    assert len(again.trials) == 3
+    again = sweep(load_sweep(path, ["search.points=2"]))
+    assert len(again.trials) == 4
     assert [trial.name for trial in again.trials[:2]] == [trial.name for trial in first.trials]
-    assert again.trials[2].status == "finished"
+    assert [trial.status for trial in again.trials[2:]] == ["finished", "finished"]
+    assert again.best.seeds == 2
     samples = pq.read_table(sorted((again.folder / again.trials[2].folder / "evaluations").glob("*.parquet"))[-1])
     assert set(samples.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert not all(math.isnan(score) for score in samples.column("score").to_pylist())
