@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from ray.tune.search import Searcher
+from ray.tune.search import Repeater, Searcher
 
 from orchestrator.config import flat_settings
 from orchestrator.errors import ConfigError
@@ -12,6 +12,7 @@ from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Plan, in_effect, member_name, points, rounded
 from orchestrator.sweeps.results import Ledger, State
 from orchestrator.sweeps.settings import SweepConfig, Values, base_config, load_sweep
+from orchestrator.sweeps.trial import TrialRunner
 
 
 @pytest.fixture
@@ -168,6 +169,24 @@ def test_optuna_proposes_what_was_cut_off_first_and_never_what_is_over(plan, tmp
     search = PointSearch(made, ledger)
     assert search.left == 2
     assert proposals(search, 3) == [{"loss.alpha": 0.2}, {"loss.alpha": 0.1}]
+
+
+def test_each_proposed_point_is_trained_with_every_seed_and_judged_by_their_mean(plan, tmp_path):
+    space = {"loss.alpha": {"log_uniform": [0.1, 1.0]}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 2}, seeds=[5, 7])
+    search = PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test"))
+    repeated = Repeater(search, repeat=2)
+    runner = TrialRunner(made, [{"CPU": 4.0}], {})
+    members = [runner.member(repeated.suggest(f"trial-{number}")) for number in range(4)]
+    assert [member.seed for member in members] == [5, 7, 5, 7]
+    assert members[0].point == members[1].point != members[2].point
+    assert [member.trunk for member in members[:2]] == ["trunk_seed-5", "trunk_seed-7"]
+    assert runner.resources({"point": members[0].point}).bundles == [{"CPU": 1.0}] * 3, (
+        "the driver reserves nothing: a learner, an engine, a verifier"
+    )
+    for number, objective in enumerate((0.2, 0.4)):
+        repeated.on_trial_complete(f"trial-{number}", {"objective": objective})
+    assert search.optuna._ot_study.best_value == pytest.approx(0.3)
 
 
 def test_a_proposal_that_makes_no_configuration_is_not_trained(plan, tmp_path):

@@ -225,22 +225,18 @@ def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tm
         task,
         space={"loss.alpha": {"log_uniform": [0.1, 2.0]}, "loss.tau": {"choice": [0.1, 0.3], "when": "loss.alpha > 5"}},
         settings={"run": {"steps": 2}, "loss": {"reasoning_warmup_steps": 0}, "learning": {"num_ranks": 1}},
-        search={"algorithm": "optuna", "points": 1},
-        seeds=[0, 1],
+        search={"algorithm": "optuna", "points": 2},
         metric="accuracy",
     )
     first = sweep(load_sweep(path))
-    assert [trial.seed for trial in first.trials] == [0, 1], "both seeds of one point"
-    assert first.trials[0].point == first.trials[1].point
     assert [trial.status for trial in first.trials] == ["finished", "finished"]
     assert all(0.1 <= trial.point["loss.alpha"] <= 2.0 and "loss.tau" not in trial.point for trial in first.trials)
     assert first.work.steps_trained == first.work.steps_independent == 4, "a trunk of no steps: it shares c_ref and the base evaluation"
 
-    again = sweep(load_sweep(path, ["search.points=2"]))
-    assert len(again.trials) == 4
+    again = sweep(load_sweep(path, ["search.points=3"]))
+    assert len(again.trials) == 3
     assert [trial.name for trial in again.trials[:2]] == [trial.name for trial in first.trials]
-    assert [trial.status for trial in again.trials[2:]] == ["finished", "finished"]
-    assert again.best.seeds == 2
+    assert again.trials[2].status == "finished"
     samples = pq.read_table(sorted((again.folder / again.trials[2].folder / "evaluations").glob("*.parquet"))[-1])
     assert set(samples.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert not all(math.isnan(score) for score in samples.column("score").to_pylist())
