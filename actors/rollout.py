@@ -171,9 +171,13 @@ class Engine:
         pieces = [piece async for piece in self._pieces(token_ids, params, room=0, last_token=token_ids[-1])]
         return pieces[-1].z_logprob
 
-    async def ping(self) -> int:
-        """Requests in the engine, told by the decoding thread itself: an answer means that it decodes."""
+    async def ping(self) -> None:
+        """Returns when the decoding thread has come between two steps: it decodes."""
         await self._between_steps(lambda: None)
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences in the engine, running and waiting."""
         return self.engine.get_num_unfinished_requests()
 
     async def load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
@@ -210,8 +214,8 @@ class Engine:
 
     def _decode(self) -> None:
         while True:
-            self._run_commands(wait=not self.engine.has_unfinished_requests())
             try:
+                self._run_commands(wait=not self.engine.has_unfinished_requests())
                 for output in self.engine.step() if self.engine.has_unfinished_requests() else []:
                     self._collect(output)
             except Exception:
@@ -224,6 +228,8 @@ class Engine:
         while wait or not self._commands.empty():
             action, done = self._commands.get()
             wait = False
+            if not done.set_running_or_notify_cancel():  # whoever asked was cancelled; from here on it cannot be
+                continue
             try:
                 action()
             except Exception as error:  # it belongs to whoever asked for the action

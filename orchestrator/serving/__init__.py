@@ -1,0 +1,1 @@
+"""The service of `laser serve`: an HTTP ingress and engine replicas on Ray Serve, and a client."""

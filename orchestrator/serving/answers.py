@@ -1,0 +1,102 @@
+"""Answers as JSON: OpenAI's chat completions with `self_reward` in each choice, its stream of chunks, models, and scores."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.serving.requests import ChatRequest
+
+if TYPE_CHECKING:
+    from actors.scoring import Answer, Piece, Score, Solution
+
+STARTED = int(time.time())
+
+
+def scores(model: str, weights: str, results: Sequence["Score"]) -> dict[str, Any]:
+    return {"model": model, "weights": weights, "results": [asdict(result) for result in results]}
+
+
+def model(name: str, statuses: Sequence[dict]) -> dict[str, Any]:
+    """OpenAI's model object; `laser` says what each replica serves."""
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "laser", "laser": {"replicas": statuses}}
+
+
+def completion(request: ChatRequest, answer: "Answer") -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": solution.text, "refusal": None},
+            "logprobs": _logprobs(solution) if request.logprobs else None,
+            "finish_reason": _finish_reason(solution),
+            "self_reward": solution.self_reward,
+        }
+        for index, solution in enumerate(answer.solutions)
+    ]
+    tally = answer.tally
+    written = tally.tokens if tally else sum(solution.tokens for solution in answer.solutions)
+    whole = _head("chat.completion", request.model, answer.weights) | {"choices": choices, "usage": _usage(answer.prompt_tokens, written)}
+    return whole if tally is None else whole | {"laser": asdict(tally)}
+
+
+class Chunks:
+    """The server-sent events of a streamed completion. A choice's last chunk has its `finish_reason` and `self_reward`."""
+
+    def __init__(self, request: ChatRequest, opening: "Answer") -> None:
+        self.request, self.prompt_tokens = request, opening.prompt_tokens
+        self.head = _head("chat.completion.chunk", request.model, opening.weights)
+        if request.stream_options.include_usage:
+            self.head["usage"] = None
+        self.written = 0
+
+    def opening(self) -> Iterator[str]:
+        for index in range(self.request.n):
+            yield self._event(index, {"role": "assistant", "content": ""})
+
+    def piece(self, piece: "Piece") -> Iterator[str]:
+        if isinstance(piece.content, str):
+            yield self._event(piece.index, {"content": piece.content})
+            return
+        solution = piece.content
+        self.written += solution.tokens
+        logprobs = _logprobs(solution) if self.request.logprobs else None
+        yield self._event(piece.index, {}, logprobs, finish_reason=_finish_reason(solution), self_reward=solution.self_reward)
+
+    def end(self) -> Iterator[str]:
+        if self.request.stream_options.include_usage:
+            yield _data(self.head | {"choices": [], "usage": _usage(self.prompt_tokens, self.written)})
+        yield "data: [DONE]\n\n"
+
+    def _event(self, index: int, delta: dict, logprobs: dict | None = None, finish_reason: str | None = None, **more: Any) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason} | more
+        return _data(self.head | {"choices": [choice]})
+
+
+def _head(kind: str, model: str, weights: str) -> dict[str, Any]:
+    """`system_fingerprint` is OpenAI's word for what answered: here the weights."""
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": weights,
+    }
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
+
+
+def _finish_reason(solution: "Solution") -> str:
+    return "stop" if solution.finished or solution.stopped else "length"
+
+
+def _logprobs(solution: "Solution") -> dict[str, Any]:
+    shown: dict[str, Any] = {"bytes": None, "top_logprobs": []}
+    return {"content": [{"token": text, "logprob": logprob} | shown for text, logprob in solution.token_logprobs], "refusal": None}
+
+
+def _data(tree: dict[str, Any]) -> str:
+    return f"data: {json.dumps(tree)}\n\n"

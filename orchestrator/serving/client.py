@@ -1,0 +1,164 @@
+"""A typed client of the service.
+
+    with Client("http://127.0.0.1:8000", api_key="...") as client:
+        client.score([Solved(problem="1+1=?", solution="\\\\boxed{2}")])[0].correct
+        client.vote("1+1=?", n=8).text
+
+The official `openai` client works too (examples/best_of_n.py); this one types what is not in OpenAI's schema.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from orchestrator.errors import LaserError
+
+
+class ServiceError(LaserError):
+    """The service refused or failed. `status` is the HTTP status, `param` the field at fault, `code` a word for programs."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(f"{message} (HTTP {status})")
+        self.status, self.param, self.code = status, param, code
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A problem with a solution to score, as text."""
+
+    problem: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class SolvedTokens:
+    """The same as token ids, taken exactly; a response that does not end in EOS has no score."""
+
+    prompt_token_ids: list[int]
+    response_token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Score:
+    """`score` near 1 means correct, near 0 wrong; None, as `logprob` and `correct`, for an unfinished response."""
+
+    score: float | None
+    logprob: float | None
+    correct: bool | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sampled solution; `self_reward` is None when it did not finish."""
+
+    text: str
+    self_reward: float | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Voted:
+    """The answer that several solutions gave, in the words of the best of its voters, and what that took."""
+
+    text: str
+    self_reward: float | None
+    answer: str | None
+    votes: dict[str, float]
+    samples: int
+    tokens: int
+    settled: bool
+
+
+class Client:
+    """Calls the service; an overloaded one (429) or one that lost a replica (503) is asked again, as it says, `retries` times.
+
+    Args:
+        url: Of the service, without `/v1`.
+        api_key: LASER_API_KEY unless given.
+        model: Name of the model; may be left out where one is served.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout_s: float = 310,
+        retries: int = 3,
+    ) -> None:
+        key = api_key or os.environ.get("LASER_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._model, self.retries = model, retries
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
+
+    def score(self, items: Sequence[Solved | SolvedTokens]) -> list[Score]:
+        """A score for each item, in order. Raises ServiceError."""
+        answer = self._call("POST", "/v1/score", {"model": self.model, "items": [asdict(item) for item in items]})
+        return [Score(**result) for result in answer["results"]]
+
+    def sample(self, problem: str, n: int = 1, **settings: Any) -> list[Choice]:
+        """`n` solutions with their scores; `settings` are OpenAI's, such as temperature, max_tokens and seed. Raises ServiceError."""
+        answer = self._chat(problem, n=n, **settings)
+        return [Choice(choice["message"]["content"], choice["self_reward"], choice["finish_reason"]) for choice in answer["choices"]]
+
+    def vote(self, problem: str, n: int = 8, weighted: bool = True, **settings: Any) -> Voted:
+        """The winner of a vote over `n` solutions. Raises ServiceError."""
+        return self._voted(problem, {"vote": "weighted" if weighted else "majority", "n": n}, settings)
+
+    def adaptive(self, problem: str, confidence: float = 0.9, max_samples: int = 16, parallel: int = 1, **settings: Any) -> Voted:
+        """The winner of a vote that draws solutions until it is settled. Raises ServiceError."""
+        rule = {"confidence": confidence, "max_samples": max_samples, "parallel": parallel}
+        return self._voted(problem, {"adaptive": rule}, settings)
+
+    @property
+    def model(self) -> str:
+        if self._model is None:
+            names = self.models()
+            if len(names) > 1:
+                raise LaserError(f"the service has several models; give model=, one of {', '.join(names)}")
+            self._model = names[0]
+        return self._model
+
+    def _voted(self, problem: str, laser: dict[str, Any], settings: dict[str, Any]) -> Voted:
+        answer = self._chat(problem, laser=laser, **settings)
+        choice = answer["choices"][0]
+        return Voted(choice["message"]["content"], choice["self_reward"], **answer["laser"])
+
+    def _chat(self, problem: str, **settings: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": problem}]
+        return self._call("POST", "/v1/chat/completions", {"model": self.model, "messages": messages, **settings})
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        for attempt in range(self.retries + 1):
+            try:
+                response = self._http.request(method, path, json=body)
+            except httpx.HTTPError as error:
+                raise ServiceError(0, f"{self._http.base_url}: no answer ({type(error).__name__}: {error})") from error
+            if response.status_code not in (429, 503) or attempt == self.retries:
+                break
+            time.sleep(float(response.headers.get("Retry-After", 1)) * (attempt + 1))
+        if response.is_success:
+            return response.json()
+        try:
+            told = response.json()["error"]
+        except (ValueError, KeyError):  # not from the service, but from something in between
+            raise ServiceError(response.status_code, f"{self._http.base_url}: {response.text[:200]!r}") from None
+        raise ServiceError(response.status_code, told["message"], told.get("param"), told.get("code"))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()

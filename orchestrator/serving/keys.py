@@ -1,0 +1,50 @@
+"""API keys: where they come from, and whether a request carries one. Keys are held as SHA-256 only."""
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+
+KEY_VARIABLE = "LASER_API_KEY"
+
+
+class Keys:
+    """The keys that open the service; none at all leaves it open."""
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self.hashes = sorted(set(hashes))
+
+    @classmethod
+    def load(cls, file: Path | None, hashes: Iterable[str] = ()) -> "Keys":
+        """The keys in `file`, one a line, the one in LASER_API_KEY, and those known by hash.
+
+        Raises:
+            ConfigError: The file cannot be read or holds no key, or LASER_API_KEY is empty.
+        """
+        found = [os.environ[KEY_VARIABLE]] if KEY_VARIABLE in os.environ else []
+        if found and not found[0].strip():
+            raise ConfigError(f"{KEY_VARIABLE} is empty; unset it, or put a key into it")
+        if file is not None:
+            try:
+                lines = [line.strip() for line in file.read_text().splitlines()]
+            except OSError as error:
+                raise ConfigError(f"keys_file: {file} cannot be read ({error.strerror})") from error
+            keys = [line for line in lines if line and not line.startswith("#")]
+            if not keys:
+                raise ConfigError(f"keys_file: {file} holds no key; write one a line")
+            found += keys
+        return cls([*hashes, *(_digest(key.strip()) for key in found)])
+
+    def admit(self, authorization: str | None) -> bool:
+        """Whether the value of an `Authorization` header holds one of the keys; compared in constant time, all of them always."""
+        scheme, _, key = (authorization or "").partition(" ")
+        given = _digest(key.strip())
+        matches = [hmac.compare_digest(given, known) for known in self.hashes]
+        return not self.hashes or (scheme.lower() == "bearer" and any(matches))
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()

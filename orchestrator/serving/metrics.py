@@ -1,0 +1,60 @@
+"""Prometheus metrics of the service: what the ingress counts, and one page of all replicas, told apart by the label `replica`.
+
+Pages of single replicas would depend on which one a scrape happens to reach.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+
+
+class IngressMetrics:
+    """What one ingress replica counts."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        about = ["endpoint", "model"]
+        statuses = "Requests answered, by HTTP status; 499: the client left"
+        self.requests = Counter("laser_requests", statuses, [*about, "status"], registry=registry)
+        seconds = "From a valid request to its answer's end"
+        self.seconds = Histogram("laser_request_seconds", seconds, about, buckets=SECONDS, registry=registry)
+        self.in_flight = Gauge("laser_requests_in_flight", "Valid requests not yet answered", ["model"], registry=registry)
+        self.retries = Counter("laser_retries", "Requests given to another replica because theirs died", ["model"], registry=registry)
+
+    def total_in_flight(self) -> int:
+        return int(sum(sample.value for metric in self.in_flight.collect() for sample in metric.samples))
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+def merged(pages: Mapping[tuple[str, int], str]) -> bytes:
+    """One page of many: (application, replica number) -> text. Requests in flight that no replica works on are those that wait."""
+    families: dict[str, Metric] = {}
+    totals = {"laser_requests_in_flight": 0.0, "laser_replica_requests": 0.0}
+    for (application, number), text in pages.items():
+        for family in text_string_to_metric_families(text):
+            whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                if sample.name in totals:
+                    totals[sample.name] += sample.value
+                labels = {"application": application, "replica": str(number)} | sample.labels
+                whole.add_sample(sample.name, labels, sample.value)
+    depth = Metric("laser_queue_depth", "Requests that wait for a replica with room", "gauge")
+    depth.add_sample(depth.name, {}, max(0.0, totals["laser_requests_in_flight"] - totals["laser_replica_requests"]))
+    return generate_latest(_Pages([*families.values(), depth]))
+
+
+class _Pages(CollectorRegistry):
+    """Metrics that are there already, for `generate_latest`."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
+        self.families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families

@@ -1,0 +1,91 @@
+"""What stands in Ray Serve's HTTP proxies, before a request reaches the ingress: a limit on bodies, and JSON for the proxy's own errors.
+
+The proxy takes in a body as fast as the client sends it, so that only a limit there bounds its memory. Serve calls `middlewares` when
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it in the controller's environment, as `CONTROLLER_ENVIRONMENT` and
+experiments/serve/serve.yaml do.
+"""
+
+import os
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.serving.errors import ApiError, too_large
+from orchestrator.serving.settings import Limits
+
+BODY_VARIABLE = "LASER_MAX_BODY_MIB"
+
+
+def controller_environment(limits: Limits) -> dict[str, str]:
+    """Environment variables of the Serve controller, from which its proxies have theirs."""
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
+        BODY_VARIABLE: str(limits.body_mib),
+    }
+
+
+def middlewares() -> list[Middleware]:
+    return [Middleware(Guard, body_mib=float(os.environ.get(BODY_VARIABLE, Limits().body_mib)))]
+
+
+class Guard:
+    """Answers 413 to a body that is too large, whether it says so or not, and puts the proxy's plain-text errors into OpenAI's form."""
+
+    def __init__(self, app: ASGIApp, body_mib: float) -> None:
+        self.app, self.body_mib = app, body_mib
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Serve's own health check is for load balancers
+            await self.app(scope, receive, send)
+            return
+        limit = self.body_mib * 2**20
+        stated = Headers(scope=scope).get("content-length", "")
+        if stated.isdecimal() and int(stated) > limit:
+            await _answer(send, too_large(self.body_mib))
+            return
+        taken = 0
+        answered = refused = replaced = gone = False
+
+        async def limited() -> Message:
+            nonlocal taken, refused, gone
+            message = await receive()
+            taken += len(message.get("body", b""))
+            gone = gone or message["type"] == "http.disconnect"
+            if taken > limit:
+                refused = True
+                return {"type": "http.disconnect"}  # the proxy then drops the request
+            return message
+
+        async def outgoing(message: Message) -> None:
+            nonlocal answered, replaced
+            if message["type"] == "http.response.start":
+                answered = True
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                if not refused and message["status"] >= 400 and "json" not in kind:
+                    replaced = True
+                    await _answer(send, _own_error(message["status"], scope["path"]))
+            if not replaced and not refused:
+                await send(message)
+
+        await self.app(scope, limited, outgoing)
+        if refused:
+            await _answer(send, too_large(self.body_mib))
+        elif not answered and not gone:  # the ingress replica died
+            await _answer(send, _own_error(503, scope["path"]))
+
+
+def _own_error(status: int, path: str) -> ApiError:
+    if status == 404:
+        return ApiError(404, f"there is no {path}, or the service has not started yet")
+    if status in (429, 408):
+        return ApiError(status, "the service is busy; try again", retry_after_s=1)
+    return ApiError(503, "the part of the service that worked on this request was lost; try again", code="unavailable", retry_after_s=1)
+
+
+async def _answer(send: Send, error: ApiError) -> None:
+    headers: dict[str, Any] = error.headers | {"Content-Type": "application/json", "Content-Length": str(len(error.body))}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": error.body})
