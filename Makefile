@@ -23,7 +23,7 @@ quickstart-seeds: $(READY)  ## the same over 3 seeds: median and range
 quickstart-base: $(READY)  ## make the quick-start's base model and data anew; both are committed
 	@$(VENV)/bin/python -m experiments.quickstart.task runs/quickstart-task
 	@$(VENV)/bin/laser sft experiments/quickstart/sft.yaml
-	@cp runs/quickstart-task/train.jsonl runs/quickstart-task/test.jsonl experiments/quickstart/
+	@cp runs/quickstart-task/train.jsonl runs/quickstart-task/test.jsonl runs/quickstart-task/voting.jsonl experiments/quickstart/
 	@rm -rf experiments/quickstart/base && cp -rL runs/quickstart-base/export experiments/quickstart/base
 
 test: $(READY)

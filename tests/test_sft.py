@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.supervised import learning_rate, make_rows, share_of_loss
 from actors.zero3 import LogProbModel
-from experiments.quickstart.task import CHAT_TEMPLATE, END, PAD, SELF_REWARD, START, write_data, write_untrained
+from experiments.quickstart.task import CHAT_TEMPLATE, END, PAD, SELF_REWARD, START, write_data, write_untrained, write_voting
 from orchestrator import cli
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.config import SFTConfig, SFTDataConfig, dump_config
@@ -268,3 +268,11 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
     assert load_tokens(str(export), SELF_REWARD).z_token == tokens.z_token
     assert json.loads((settings.folder / "summary.json").read_text()) == outcome.summary
     assert train(settings).already_finished
+
+
+def test_the_problems_for_voting_are_held_out_and_not_those_of_the_test(tmp_path):
+    write_data(tmp_path, seed=0, train=200, test=40, sft=1)
+    write_voting(tmp_path, seed=0, count=80)
+    problems = {part: {json.loads(line)["problem"] for line in (tmp_path / f"{part}.jsonl").open()} for part in ("train", "test", "voting")}
+    assert len(problems["voting"]) == 80
+    assert not problems["voting"] & (problems["train"] | problems["test"])

@@ -1,6 +1,7 @@
 """The quick-start's task and untrained model: which two numbers of a set have a given sum, found by guessing and checking.
 
-In goes a folder and a seed; out come train.jsonl, test.jsonl, sft.jsonl and untrained/, a tiny Qwen2 with a byte-level tokenizer.
+In goes a folder and a seed; out come train.jsonl, test.jsonl, voting.jsonl, sft.jsonl and untrained/, a tiny Qwen2 with a byte-level
+tokenizer.
 A wrong guess costs one addition, and the demonstrations often stop at one: the base model has the skill of searching, not the habit.
 """
 
@@ -109,6 +110,14 @@ def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft:
     write_jsonl(folder / "sft.jsonl", ({"problem": p.problem, "solution": solution(p, rng)} for p in shown))
 
 
+def write_voting(folder: Path, seed: int, count: int = 600) -> None:
+    """Writes voting.jsonl: more held-out problems, none of them in the test.jsonl that `write_data` wrote there."""
+    known = {json.loads(line)["problem"] for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()}
+    drawn = draw_distinct(count + len(known), "test", random.Random(seed + 1))
+    new = [problem for problem in drawn if problem.problem not in known][:count]
+    write_jsonl(folder / "voting.jsonl", ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in new))
+
+
 def write_untrained(folder: Path, seed: int) -> None:
     """Writes a freshly initialised Qwen2 of 0.8M parameters with its tokenizer. Raises ValueError if the saved tokenizer loses text."""
     import torch
@@ -163,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     write_data(arguments.out_dir, arguments.seed)
+    write_voting(arguments.out_dir, arguments.seed)
     write_untrained(arguments.out_dir / "untrained", arguments.seed)
 
 
