@@ -30,23 +30,28 @@ class _Request:
 class LastTokenProcessor(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.requests: dict[int, _Request] = {}
+        self.barred: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Row and z_c of every request; None after the batch has changed."""
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self.requests, batch_update, _request_state)
+        if process_dict_updates(self.requests, batch_update, _request_state):
+            self.barred = None
 
     def apply(self, logits: Float[torch.Tensor, "requests vocab"]) -> Float[torch.Tensor, "requests vocab"]:
+        if not self.requests:
+            return logits
+        if self.barred is None:
+            self.barred = _index([(row, request.z_token) for row, request in self.requests.items()], logits.device)
+        logits[self.barred] = -float("inf")
         # The last token is read here and not in update_state: placeholders are repaired only just before sampling.
-        ended: list[tuple[int, int]] = []
-        running: list[tuple[int, int]] = []
-        for row, request in self.requests.items():
-            at_end = request.response_given or (bool(request.output_ids) and request.output_ids[-1] in request.eos_tokens)
-            (ended if at_end else running).append((row, request.z_token))
-        if running:
-            rows, tokens = _index(running, logits.device)
-            logits[rows, tokens] = -float("inf")
+        ended = [
+            (row, request.z_token)
+            for row, request in self.requests.items()
+            if request.response_given or (request.output_ids and request.output_ids[-1] in request.eos_tokens)
+        ]
         if ended:
             rows, tokens = _index(ended, logits.device)
             logits[rows] = -float("inf")

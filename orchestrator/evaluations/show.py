@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluations.results import AVERAGE, EvalResults, Figures, SetResults
 from orchestrator.progress import clock
 
@@ -161,15 +162,20 @@ def _votes_table(sets: Sequence[SetResults]) -> Table:
 
 
 def _cost_table(found: SetResults) -> Table:
+    majority = [point for point in found.cost if point.rule == "majority"][-1]
     table = Table(title=f"{found.name}: accuracy against tokens a problem")
-    for name in ("rule", "k or confidence", "accuracy", "standard error", "tokens", "samples"):
-        table.add_column(name, justify="left" if name == "rule" else "right")
+    for name in ("rule", "k or confidence", "accuracy", f"against Maj@{majority.parameter:g}", "tokens", "samples"):
+        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=name != "k or confidence")
     rule = None
     for point in found.cost:
         if rule not in (None, point.rule):
             table.add_section()
         rule = point.rule
-        numbers = (_number(point.accuracy), _number(point.standard_error), f"{point.tokens:.1f}", f"{point.samples:.2f}")
+        # Of the same problems and the same orders of samples, so that the difference has a smaller error than either.
+        difference, error = paired_difference(point.accuracy_by_problem, majority.accuracy_by_problem)
+        gain = f"{difference:+.3f} ± {error:.3f}" if point is not majority else ""
+        accuracy = _with_error(point.accuracy, point.standard_error)
+        numbers = (accuracy, gain, f"{point.tokens:.1f}", f"{point.samples:.2f}")
         table.add_row(point.rule, f"{point.parameter:g}", *numbers)
     return table
 
