@@ -1,13 +1,12 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
-import re
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -29,22 +28,14 @@ SHOWN = {
 PLAIN_LINES_EVERY = 10
 
 
-class RunProgress:
-    """Shows each step; `total` steps, of which `done` are already behind."""
+class LivePanel:
+    """A panel that is drawn anew in a terminal, and above it lines that stay; elsewhere lines alone."""
 
-    def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None) -> None:
         self.console = console or Console(highlight=False)
-        self.total, self.first = total, done
-        self.first_step_at: float | None = None
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
-            TextColumn("ETA {task.fields[eta]}"), console=self.console,
-        )  # fmt: skip
-        self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
-        self.values: Mapping[str, float] = {}
 
-    def __enter__(self) -> "RunProgress":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -55,11 +46,26 @@ class RunProgress:
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        self.console.print(message)
+        self.console.print(message, soft_wrap=not self.live)
 
     def say_plainly(self, message: str) -> None:
         """A line of another program's words, in which brackets are no markup."""
         self.say(escape(message))
+
+
+class RunProgress(LivePanel):
+    """Shows each step; `total` steps, of which `done` are already behind."""
+
+    def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
+        super().__init__(console)
+        self.total, self.first = total, done
+        self.first_step_at: float | None = None
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"), console=self.console,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
+        self.values: Mapping[str, float] = {}
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Step `step` is done, with these metrics."""
@@ -128,7 +134,9 @@ def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, co
 
 def tracking_command(tracking_uri: str) -> str:
     """Where the curves are: a server's address, or the command that shows a database."""
-    place = _without_password(tracking_uri)
+    from orchestrator.mlflow_server import without_password  # with MLflow, which takes seconds
+
+    place = without_password(tracking_uri)
     return place if place.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {place}"
 
 
@@ -138,10 +146,6 @@ def _program(name: str) -> str:
     if shutil.which(name) or not program.exists():
         return name
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
 def figure(value: float | None) -> str:

@@ -101,7 +101,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[1]", b'"text"', b"NaN"])
     def test_what_is_no_json_object(self, body):
-        refused(body, ScoreRequest)
+        assert "JSON" in refused(body, ScoreRequest).message
 
 
 class TestKeys:

@@ -180,6 +180,8 @@ def parse(body: bytes, schema: type[B]) -> B:
     param = ".".join(map(str, path)) or None
     if problem["type"] == "json_invalid":
         raise malformed(f"the body is no JSON: {problem['msg'].removeprefix('Invalid JSON: ')}")
+    if param is None and problem["type"] == "model_type":
+        raise malformed('the body is no JSON object: send one, such as {"items": [...]} or {"messages": [...]}')
     if problem["type"] == "extra_forbidden":
         raise malformed(f"{param} is not supported by this service; leave it out", param)
     raise malformed(f"{param + ': ' if param else ''}{problem['msg'].removeprefix('Value error, ')}", param)

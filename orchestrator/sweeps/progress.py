@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.progress import clock, figure
+from orchestrator.progress import LivePanel, clock, figure
 from orchestrator.sweeps.results import OVER, Ledger, State, Trial, Trunk, Work
 
 if TYPE_CHECKING:
@@ -24,31 +22,14 @@ ROWS = 20
 COLOURS = {State.RUNNING: "cyan", State.FINISHED: "green", State.PRUNED: "yellow", State.FAILED: "red", State.PENDING: "dim"}
 
 
-class SweepProgress:
+class SweepProgress(LivePanel):
     """A live table in a terminal, a line for each event elsewhere."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
-        self.title, self.console = title, console or Console(highlight=False)
-        self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        super().__init__(console)
+        self.title = title
         self.began = time.monotonic()
         self.steps_at_start: int | None = None
-
-    def __enter__(self) -> "SweepProgress":
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.live:
-            self.live.stop()
-
-    def say(self, message: str) -> None:
-        """A line that stays."""
-        self.console.print(message, soft_wrap=True)
-
-    def say_plainly(self, message: str) -> None:
-        """A line of another program's words, in which brackets are no markup."""
-        self.say(escape(message))
 
     def evaluated(self, trial: Trial) -> None:
         """A trial has an evaluation."""
