@@ -170,6 +170,10 @@ class LearnerRank:
     def ping(self) -> int:
         return self.rank
 
+    def gpu_ids(self) -> list[int]:
+        """The node's numbers of this rank's GPUs."""
+        return [int(gpu) for gpu in ray.get_gpu_ids()]
+
     def setup(self, address: str, port: int) -> int:
         """Join the process group and load the model into shards. Returns the number of parameters."""
         zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu)
@@ -238,6 +242,14 @@ class LearnerRank:
         """Gather the weights, cast them to the engines' `dtype` and put them in the object store; refs on rank 0, [] elsewhere."""
         parameters = zero3.gathered_parameters(self.model, chunk_bytes, is_sender=self.rank == 0)
         return [ray.put(chunk) for chunk in pack_chunks(parameters, getattr(torch, dtype), chunk_bytes)]
+
+    def release_device(self) -> None:
+        """Move shards, gradients and optimiser states to the CPU's memory, for an engine that takes its turn on this rank's GPU."""
+        zero3.offload_states(self.engine)
+
+    def take_device(self) -> None:
+        """Undo `release_device`."""
+        zero3.reload_states(self.engine)
 
     def save(self, folder: str) -> None:
         """Model and optimiser shards and random state, restorable at the same number of ranks."""

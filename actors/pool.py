@@ -38,7 +38,10 @@ class Task:
     arguments: tuple
     num_returns: int = 1
     context: Any = None
+    remake: Callable[[], None] | None = None
+    """Submits what makes this call's input and result anew, when a node took them with it."""
     refs: list[Any] = field(default_factory=list)
+    submitted: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False)
@@ -53,6 +56,20 @@ class _Worker:
     refreshed_after: int = 0
     """Broadcasts that had been made when its refresh began."""
     since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A pool at one moment."""
+
+    queued: int
+    """Tasks that no worker has room for."""
+    oldest_queued_s: float
+    """Seconds since the oldest of them was submitted; 0 without any."""
+    in_flight: int
+    workers: dict[WorkerState, int]
+    """Their number in each state."""
+    restarts: int
 
 
 class Pool:
@@ -83,9 +100,11 @@ class Pool:
         self.queue: deque[Task] = deque()
         self.workers = [self._start(index, is_replacement=False) for index in range(size)]
 
-    def submit(self, method: str, *arguments: Any, num_returns: int = 1, context: Any = None) -> None:
+    def submit(
+        self, method: str, *arguments: Any, num_returns: int = 1, context: Any = None, remake: Callable[[], None] | None = None
+    ) -> None:
         """Queue a call; it starts when a ready worker has room."""
-        self.queue.append(Task(method, arguments, num_returns, context))
+        self.queue.append(Task(method, arguments, num_returns, context, remake))
 
     def wait_ready(self, timeout_s: float) -> None:
         """Block until every worker answers and is up to date.
@@ -112,6 +131,18 @@ class Pool:
                 self._replace(worker, error)
         return values
 
+    def stats(self) -> PoolStats:
+        """What the pool is doing now; may be asked from another thread."""
+        submitted = [task.submitted for task in list(self.queue)]  # a copy: the pool goes on meanwhile
+        states = [worker.state for worker in self.workers]
+        return PoolStats(
+            queued=len(submitted),
+            oldest_queued_s=time.monotonic() - min(submitted) if submitted else 0.0,
+            in_flight=sum(len(worker.tasks) for worker in self.workers),
+            workers={state: states.count(state) for state in WorkerState},
+            restarts=self.restarts,
+        )
+
     @property
     def outstanding(self) -> bool:
         return bool(self.queue) or any(worker.tasks for worker in self.workers)
@@ -131,14 +162,18 @@ class Pool:
         """Take note of a ref that ended: a task with its value, or None when a worker changed its state or died.
 
         Raises:
-            PoolError: A worker cannot be started, the restart budget is used up, or a task's input was lost with a node.
+            PoolError: A worker cannot be started, the restart budget is used up, or data was lost with a node that nobody can remake.
             ray.exceptions.RayTaskError: The task itself failed; that is a fault in the work, not in the worker.
         """
         worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
         try:
             value = ray.get(ref)
         except ObjectLostError as error:
-            raise PoolError(f"the {self.name} pool cannot go on: data that a task was to read went down with its node: {error}") from error
+            task = worker.tasks.pop(ref, None)
+            if task is None or task.remake is None:
+                raise PoolError(f"the {self.name} pool cannot go on: data of a task went down with its node: {error}") from error
+            task.remake()
+            return None
         except RayTaskError:  # ahead of RayActorError: a task that met another actor's death raises both
             worker.tasks.pop(ref, None)
             raise

@@ -39,6 +39,8 @@ class EngineSettings:
     threads: int = 1
     kv_cache_gib: float | None = None
     on_gpu: bool = False
+    sleeps: bool = False
+    """Whether it takes turns on its GPU with others."""
     engine_args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -120,6 +122,8 @@ class Engine:
             "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
             "disable_log_stats": True,
         }
+        if settings.on_gpu and settings.sleeps:
+            arguments["enable_sleep_mode"] = True
         if not settings.on_gpu:
             # A CPU generator cannot be rewound, which is what vLLM does to a seeded request whose prompt it prefills in parts.
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, arguments["max_model_len"])}
@@ -185,6 +189,15 @@ class Engine:
         await self._between_steps(lambda: self._load_weights(version, chunks))
         return version
 
+    async def sleep(self) -> None:
+        """Free the GPU's memory, weights included; what runs is dropped. On CPU, where vLLM frees nothing, it only stops decoding."""
+        await self._between_steps(self._sleep)
+
+    async def wake(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
+        """Take the memory back and load weights; returns `version`. An engine that is awake loads them only."""
+        await self._between_steps(lambda: self._wake(version, chunks))
+        return version
+
     async def _pieces(self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int) -> AsyncGenerator[Generated, None]:
         """The response to one request of a service, as the engine puts it out."""
         sample = _Sample(asyncio.Queue(), asyncio.get_running_loop(), room, last_token)
@@ -247,6 +260,19 @@ class Engine:
         # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
         if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
             raise RuntimeError(f"vLLM kept cached prefixes of older weights after the update to version {version}")
+
+    def _sleep(self) -> None:
+        self.engine.abort_request([*self._groups, *self._samples])
+        self._groups.clear()
+        self._samples.clear()
+        # Level 2 drops the weights: newer ones come with the next wake. Level 0 touches no memory.
+        self.engine.sleep(level=2 if self.settings.on_gpu else 0)
+
+    def _wake(self, version: int, chunks: "Iterable[WeightChunk]") -> None:
+        if self.settings.on_gpu:
+            self.engine.wake_up(["weights"])  # not yet the KV-cache: beside it the chunks' copies need room
+        self._load_weights(version, chunks)
+        self.engine.wake_up(["kv_cache"] if self.settings.on_gpu else ["scheduling"])
 
     def _add(self, group: _Group) -> None:
         request = group.request
@@ -324,6 +350,15 @@ class RolloutWorker:
         import ray
 
         return await self.engine.load_weights(version, (ray.get(ref) for ref in chunk_refs))
+
+    async def sleep(self) -> None:
+        await self.engine.sleep()
+
+    async def wake(self, version: int, chunk_refs: list) -> int:
+        """As `load_weights`, for an engine that was asleep."""
+        import ray
+
+        return await self.engine.wake(version, (ray.get(ref) for ref in chunk_refs))
 
     async def ping(self) -> int:
         """The version of the weights in place; -1 before the first `load_weights`."""

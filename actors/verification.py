@@ -9,9 +9,10 @@ import functools
 import logging
 import re
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -38,6 +39,8 @@ class Verdict:
     status: Status
     answer: str | None = None
     detail: str = ""
+    seconds: float | None = field(default=None, compare=False)
+    """What its check took, from being handed to the child process; None where it shares the verdict of another check."""
 
     @property
     def reward(self) -> float:
@@ -185,8 +188,11 @@ class VerificationWorker:
             for text, is_finished in zip(texts, finished, strict=True):
                 key = (reference, self._key(text))
                 verdict = verdicts_here.get(key) or self._cached(key)
+                seconds = None
                 if verdict is None:
+                    started = time.perf_counter()
                     verdict = self._check(text, reference)
+                    seconds = time.perf_counter() - started
                     self._remember(key, verdict)
                 else:
                     self._counts["cache_hits"] += 1
@@ -194,7 +200,7 @@ class VerificationWorker:
                 if verdict.status is Status.NO_ANSWER and not is_finished:
                     verdict = replace(verdict, detail=f"{verdict.detail}: the response was cut off")
                 self._counts[verdict.status] += 1
-                verdicts.append(verdict)
+                verdicts.append(replace(verdict, seconds=seconds))
             return verdicts
 
     def pool_answers(self, answers: list[str]) -> list[int]:

@@ -201,3 +201,35 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     for key, value in extra.items():
         merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
     return merged
+
+
+def offload_states(engine: Any) -> None:
+    """Move what a ZeRO-3 rank holds to the CPU's memory: shards, gradients, float32 copies and optimiser states.
+
+    DeepSpeed's own `offload_states` moves the last two for its fused Adam alone, not for torch's.
+    """
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as States
+    from deepspeed.runtime.zero.offload_states import offload_optimizer_states
+
+    optimizer = engine.optimizer
+    optimizer.offload_states(include=[States.lp_params, States.lp_grads, States.contiguous_grad_buffer], pin_memory=_on_gpu(engine))
+    for shard in optimizer.fp32_partitioned_groups_flat:
+        shard.data = shard.data.to("cpu")
+    offload_optimizer_states(optimizer.optimizer, "cpu")
+    if _on_gpu(engine):
+        torch.cuda.empty_cache()
+
+
+def reload_states(engine: Any) -> None:
+    """Undo `offload_states`."""
+    from deepspeed.runtime.zero.offload_states import reload_optimizer_states
+
+    optimizer = engine.optimizer
+    for shard in optimizer.fp32_partitioned_groups_flat:
+        shard.data = shard.data.to(engine.device)
+    reload_optimizer_states(optimizer.optimizer, engine.device)
+    optimizer.reload_states()
+
+
+def _on_gpu(engine: Any) -> bool:
+    return torch.device(engine.device).type == "cuda"

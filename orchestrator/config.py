@@ -19,6 +19,7 @@ from orchestrator.errors import ConfigError
 PositiveInt = Annotated[int, Field(ge=1)]
 StepCount = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0)]
+CustomResources = dict[str, Share]
 
 
 class Section(BaseModel):
@@ -76,6 +77,8 @@ class EngineConfig(Section):
     """CPUs an engine reserves; fractions share a CPU."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
+    resources: CustomResources = {}
+    """Custom resources an engine reserves, such as {rollout: 1}: it runs only on nodes that were started with them."""
     engine_args: dict[str, Any] = {}
     """Passed through to vLLM's EngineArgs."""
 
@@ -91,6 +94,8 @@ class RolloutConfig(EngineConfig):
     """Weight versions that generation may lag behind the learner; 0 is on-policy."""
     sync_chunk_mib: PositiveInt = 256
     """Weights travel through the object store in chunks of at most this size."""
+    colocate: bool = False
+    """Engines and learner take turns on the GPUs (on CPU, the CPUs) of the learner's ranks, and reserve none of their own."""
 
     @model_validator(mode="after")
     def _own_distribution(self) -> "RolloutConfig":
@@ -112,6 +117,8 @@ class VerificationConfig(Section):
     """Seconds one check may take from when it starts; then its process is killed and the status is `timeout`."""
     cpus: Share = 1.0
     """CPUs a worker reserves; fractions share a CPU."""
+    resources: CustomResources = {}
+    """Custom resources a worker reserves."""
     verifier: str = "actors.verification:verify_math"
     """Import path `package.module:function` of the check."""
 
@@ -123,6 +130,8 @@ class LearningConfig(Section):
     """CPUs a rank reserves; fractions share a CPU."""
     gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
     """GPUs a rank reserves; 0 trains on CPU over gloo."""
+    resources: CustomResources = {}
+    """Custom resources a rank reserves."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass; optimiser states are float32 always."""
     lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -272,7 +281,34 @@ class RunConfig(Section):
                 f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the longest sample, "
                 f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}: use at least {longest}"
             )
+        if self.rollout.colocate:
+            self._refuse_unequal_turns()
         return self
+
+    def _refuse_unequal_turns(self) -> None:
+        """An engine takes turns with as many ranks as it has tensor-parallel ranks, and has what they have."""
+        rollout, learning = self.rollout, self.learning
+        ranks = rollout.num_engines * rollout.tensor_parallel
+        if ranks > learning.num_ranks:
+            raise ValueError(
+                f"rollout.colocate: {rollout.num_engines} engine(s) of {rollout.tensor_parallel} tensor-parallel rank(s) take turns with "
+                f"{ranks} learner ranks, but learning.num_ranks={learning.num_ranks}"
+            )
+        if (rollout.gpus, learning.gpus_per_rank) not in ((0, 0), (1, 1)):
+            raise ValueError(
+                f"rollout.colocate: turns are taken on whole GPUs, or on CPUs alone, but rollout.gpus={rollout.gpus:g} and "
+                f"learning.gpus_per_rank={learning.gpus_per_rank:g}: set both to 1, or both to 0"
+            )
+        there = rollout.tensor_parallel * learning.cpus_per_rank
+        if rollout.cpus > there:
+            raise ValueError(
+                f"rollout.colocate: an engine has the CPUs of the {rollout.tensor_parallel} rank(s) it takes turns with, {there:g}, but "
+                f"rollout.cpus={rollout.cpus:g}"
+            )
+        if rollout.resources:
+            raise ValueError("rollout.colocate: engines are where the ranks are: give learning.resources instead of rollout.resources")
+        if learning.offload != "none":
+            raise ValueError(f"rollout.colocate: moves the learner's states itself; learning.offload={learning.offload} must be none")
 
 
 class SFTDataConfig(Section):

@@ -20,5 +20,9 @@ class RunError(LaserError):
     """A run that had started cannot go on."""
 
 
+class RunStopped(RunError):
+    """A run ended because it was asked to, with a checkpoint."""
+
+
 class PoolError(RunError):
     """A pool of actors could not be started, or failed more often than its restart budget allows."""

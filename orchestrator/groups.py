@@ -6,6 +6,7 @@ In: prompts. Out: `Group`s, each with refs to its trajectories and, for every sa
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,20 @@ class CollectTimes:
 def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> tuple[Batch, CollectTimes]:
     """Generate and verify groups. A group goes to verification when its last sample ends, while others are still generated."""
     started = last_generated = time.perf_counter()
+
+    def generate(group: Group) -> None:
+        rollouts.submit("generate", group.request, num_returns=3, context=group, remake=partial(generate, group))
+
     for group in groups:
-        rollouts.submit("generate", group.request, num_returns=3, context=group)
+        generate(group)
     for pool, task, value in finished(rollouts, verifiers):
         group = task.context
         if pool is rollouts:
             group.trajectories, group.texts, _ = task.refs
             group.summary = value
             last_generated = time.perf_counter()
-            verifiers.submit("verify", group.texts, value.finished.tolist(), group.problem.answer, context=group)
+            checked = (group.texts, value.finished.tolist(), group.problem.answer)
+            verifiers.submit("verify", *checked, context=group, remake=partial(generate, group))
         else:
             group.verdicts = value
     return to_batch(groups), CollectTimes(last_generated - started, time.perf_counter() - last_generated)

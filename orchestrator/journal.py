@@ -13,13 +13,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import RunError
 
 JOURNAL = "metrics.jsonl"
 SENT = ".mlflow-sent"
+Ending = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words; KILLED is one that was asked to stop."""
+
 RUN_ID = "mlflow_run_id"
 
 TAIL_BYTES = 2**16

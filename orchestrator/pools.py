@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.learning import StepSums, TrainBatch, start_ranks
 from actors.pool import MAX_RESTARTS, Pool
@@ -14,6 +14,7 @@ from orchestrator.cluster import Bundles, Placement
 from orchestrator.config import RunConfig
 from orchestrator.errors import PoolError
 from orchestrator.preparation import ModelTokens, absolute_path
+from orchestrator.shared_storage import check_shared_folders
 
 START_TIMEOUT_S = 1800.0
 PING_TIMEOUT_S = 5.0
@@ -27,24 +28,21 @@ class Pools:
         self.chunks: list[Any] = []
         self.version = -1
         self.placement = Placement(config, bundles, in_trial)
-        settings = engine_settings(config, tokens)
-        self.rollouts = Pool(
-            "rollout",
-            lambda index: self.placement.engine(RolloutWorker, index, settings),
-            config.rollout.num_engines,
-            # Enough groups to keep vLLM's scheduler full; the rest wait here, where a new engine can take them.
-            capacity=64,
-            refresh=self._bring_up_to_date,
-        )
-        self.verifiers = Pool(
-            "verification",
-            lambda index: self.placement.verifier(VerificationWorker, index, config.verification.verifier, config.verification.timeout_s),
-            config.verification.num_workers,
-            capacity=2,
-        )
+        self.settings = engine_settings(config, tokens)
+        self.colocated = config.rollout.colocate
+        self.engines_turn = True
+        """Whether the engines may generate; always, when they have GPUs of their own."""
         self.learner_restarts = 0
         try:
-            self.learners = self._start_learners()
+            check_shared_folders(config.folder, self.settings.model_path, self.placement.nodes())
+            self.verifiers = self._start_verifiers()
+            if self.colocated:
+                self.learners = self._start_learners()
+                self._release_learners()  # before an engine looks for free memory
+                self.rollouts = self._start_engines()
+            else:
+                self.rollouts = self._start_engines()
+                self.learners = self._start_learners()
         except BaseException:
             self.stop()
             raise
@@ -54,18 +52,22 @@ class Pools:
 
         Raises:
             RayActorError: A rank died.
+            ObjectLostError: Trajectories went down with their node; what the ranks hold is of no more use.
         """
-        return self._on_all_ranks("step", batch)
+        return self.on_all_ranks("step", batch)
 
-    def restart_learners(self, error: RayActorError) -> None:
-        """Replace all ranks after one has died: they hold shards of one model, so the others are of no use without it.
+    def restart_learners(self, error: RayError) -> None:
+        """Replace all ranks after one has failed: they hold shards of one model, so the others are of no use without it.
 
         Raises:
             PoolError: They died more often than a pool may.
         """
         self.learner_restarts += 1
         if self.learner_restarts > MAX_RESTARTS:
-            raise PoolError(f"learner ranks died {self.learner_restarts} times; the last one said: {error}") from error
+            raise PoolError(f"learner ranks failed {self.learner_restarts} times; the last one said: {error}") from error
+        if self.engines_turn and self.colocated:
+            self._send_engines_to_sleep()
+            self.engines_turn = False
         for rank in self.learners:
             ray.kill(rank)
         self.learners = self._start_learners()
@@ -73,13 +75,37 @@ class Pools:
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
         rollout = self.config.rollout
-        refs = self._on_all_ranks("publish", self.config.engine_dtype, rollout.sync_chunk_mib * 2**20)
+        refs = self.on_all_ranks("publish", self.config.engine_dtype, rollout.sync_chunk_mib * 2**20)
         self.chunks, self.version = refs[0], version
-        self.rollouts.broadcast("load_weights", version, self.chunks)
+        if self.colocated:
+            self.turn_to_engines()
+        else:
+            self.rollouts.broadcast("load_weights", version, self.chunks)
+
+    def turn_to_engines(self) -> None:
+        """Have the engines ready to generate with the newest weights."""
+        if self.engines_turn:
+            return
+        self._release_learners()
+        self.rollouts.broadcast("wake", self.version, self.chunks)
+        self.engines_turn = True
+
+    def on_all_ranks(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a collective of the ranks, whose turn it is then."""
+        if self.engines_turn and self.colocated:
+            self._send_engines_to_sleep()
+            self._call_ranks("take_device")
+            self.engines_turn = False
+        return self._call_ranks(method, *arguments)
 
     def wait_ready(self) -> None:
         self.verifiers.wait_ready(START_TIMEOUT_S)
         self.rollouts.wait_ready(START_TIMEOUT_S)
+
+    @property
+    def published_bytes(self) -> int:
+        """Size of the newest weights, all of which each engine reads."""
+        return sum(place["object_size"] for place in ray.experimental.get_object_locations(self.chunks).values())
 
     @property
     def restarts(self) -> int:
@@ -89,7 +115,7 @@ class Pools:
         """Give everything back: the placement group takes its actors with it."""
         self.placement.remove()
 
-    def _on_all_ranks(self, method: str, *arguments: Any) -> list[Any]:
+    def _call_ranks(self, method: str, *arguments: Any) -> list[Any]:
         try:
             return ray.get([getattr(rank, method).remote(*arguments) for rank in self.learners])
         except RayTaskError:
@@ -98,6 +124,43 @@ class Pools:
                 with contextlib.suppress(GetTimeoutError):
                     ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
             raise
+
+    def _send_engines_to_sleep(self) -> None:
+        """Returns when none holds memory: one that has died meanwhile is up again, and asleep too."""
+        replaced = -1
+        while replaced != self.rollouts.restarts:
+            replaced = self.rollouts.restarts
+            self.rollouts.wait_ready(START_TIMEOUT_S)
+            self.rollouts.broadcast("sleep")
+
+    def _release_learners(self) -> None:
+        self._call_ranks("release_device")
+
+    def _start_verifiers(self) -> Pool:
+        settings = self.config.verification
+        return Pool(
+            "verification",
+            lambda index: self.placement.verifier(VerificationWorker, index, settings.verifier, settings.timeout_s),
+            settings.num_workers,
+            capacity=2,
+        )
+
+    def _start_engines(self) -> Pool:
+        return Pool(
+            "rollout",
+            self._start_engine,
+            self.config.rollout.num_engines,
+            # Enough groups to keep vLLM's scheduler full; the rest wait here, where a new engine can take them.
+            capacity=64,
+            refresh=self._bring_up_to_date,
+        )
+
+    def _start_engine(self, index: int) -> Any:
+        if not self.colocated:
+            return self.placement.engine(RolloutWorker, index, self.settings)
+        width = self.config.rollout.tensor_parallel
+        gpus = [gpu for rank in self.learners[index * width : (index + 1) * width] for gpu in ray.get(rank.gpu_ids.remote())]
+        return self.placement.colocated_engine(RolloutWorker, index, gpus, self.settings)
 
     def _start_learners(self) -> list[Any]:
         return start_ranks(self.config, absolute_path(self.config.model.path), self.z_token, self.placement.learner)
@@ -119,5 +182,6 @@ def engine_settings(config: RunConfig, tokens: ModelTokens) -> EngineSettings:
         threads=max(1, int(rollout.cpus)),
         kv_cache_gib=rollout.kv_cache_gib,
         on_gpu=rollout.gpus > 0,
+        sleeps=rollout.colocate,
         engine_args=rollout.engine_args,
     )

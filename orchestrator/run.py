@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.verification import load_verifier
 from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
 from orchestrator.cluster import bundles_for, connect, planned_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
-from orchestrator.errors import ConfigError, RunError
-from orchestrator.journal import forget
+from orchestrator.errors import ConfigError, RunError, RunStopped
+from orchestrator.journal import Ending, forget
 from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
+from orchestrator.stopping import Stop, StopRequested
 from orchestrator.sweeps.role import SweepRole
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = (
     "run.dir", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "tracking.",
-    "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.tensor_parallel", "rollout.kv_cache_gib", "rollout.sync_chunk_mib",
-    "rollout.engine_args", "verification.num_workers", "verification.cpus", "verification.timeout_s", "learning.cpus_per_rank",
+    "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.resources", "rollout.colocate", "rollout.tensor_parallel",
+    "rollout.kv_cache_gib", "rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers", "verification.cpus",
+    "verification.resources", "verification.timeout_s", "learning.cpus_per_rank", "learning.resources",
     "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
 )  # fmt: skip
 """Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what it learns."""
@@ -92,6 +94,7 @@ def _train(
     role: SweepRole | None,
 ) -> Outcome:
     # Seconds of imports that no refusal has to wait for.
+    from orchestrator.live_metrics import LiveMetrics
     from orchestrator.pools import Pools
     from orchestrator.tracking import Tracker
     from orchestrator.trainer import Trainer
@@ -106,17 +109,26 @@ def _train(
         if problems is not None and problems.dropped:
             progress.say(f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out")
     pools: Pools | None = None
-    complete = False
+    ending: Ending = "FAILED"
     try:
         write_atomically(config.folder / "config.yaml", dump_config(config))
         with progress:
             progress.say("starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)")
             nodes = connect()
-            pools = Pools(config, prepared.tokens, role.bundles if role else bundles_for(config, nodes), in_trial=role is not None)
-            trainer = Trainer(config, prepared, pools, tracker, progress, role)
-            trainer.rewind()
-            summary = _run_to_the_end(trainer, pools, progress)
-            complete = True
+            stop = Stop(progress.say)
+            with stop.on_signals() if role is None else contextlib.nullcontext():
+                with stop.interruptible():
+                    bundles = role.bundles if role else bundles_for(config, nodes)
+                    pools = Pools(config, prepared.tokens, bundles, in_trial=role is not None)
+                with LiveMetrics(config, pools) as live:
+                    trainer = Trainer(config, prepared, pools, tracker, progress, live, stop, role)
+                    trainer.rewind()
+                    summary = _run_to_the_end(trainer, pools, progress)
+            ending = "FINISHED"
+    except StopRequested:
+        ending = "KILLED"
+        saved = _last_step(checkpoints)
+        raise RunStopped(f"stopped as asked; step {saved} of {config.run.steps} is saved, and the same command continues") from None
     except ConfigError as error:
         raise RunError(str(error)) from error
     except RayError as error:
@@ -132,19 +144,23 @@ def _train(
                 pools.stop()
         finally:
             with contextlib.ExitStack() as first_failure:
-                if not complete:
+                if ending == "FAILED":
                     first_failure.enter_context(contextlib.suppress(RunError))  # of two failures, the first is to be told
-                tracker.finish(failed=not complete)
+                tracker.finish(ending)
     return Outcome(summary, already_finished=False)
 
 
 def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -> dict[str, Any]:
-    """Train; when a learner rank dies, replace the ranks and go back to the newest checkpoint. The other pools mend themselves."""
+    """Train; when a learner rank dies, or what it was to learn from, replace the ranks and go back to the newest checkpoint.
+
+    The other pools mend themselves.
+    """
     while True:
         try:
             return trainer.run()
-        except RayActorError as error:
-            progress.say(f"a learner rank died after step {trainer.step}: starting the ranks again")
+        except (RayActorError, ObjectLostError) as error:
+            what = "a learner rank died" if isinstance(error, RayActorError) else "a node died with trajectories"
+            progress.say(f"{what} after step {trainer.step}: starting the ranks again")
             pools.restart_learners(error)
             trainer.rewind()
 

@@ -72,7 +72,7 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
     except KeyboardInterrupt:
         raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
     finally:
-        tracker.finish(failed=not complete)
+        tracker.finish("FINISHED" if complete else "FAILED")
     return Outcome(summary, already_finished=False)
 
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -22,7 +22,7 @@ from orchestrator.checkpoints import write_atomically
 from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings
 from orchestrator.delivery import PARAM_VALUE_LIMIT, Delivery, RunCard
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.journal import RUN_ID, Journal, saved_run_id
+from orchestrator.journal import RUN_ID, Ending, Journal, saved_run_id
 from orchestrator.mlflow_server import Server, may_pass, without_password
 
 FIRST_ANSWER_S = 5.0
@@ -112,12 +112,12 @@ class Tracker:
         self.journal.summary()
         self._delivery.notify()
 
-    def finish(self, failed: bool = False, timeout_s: float = LAST_EVENTS_S) -> None:
+    def finish(self, ending: Ending = "FINISHED", timeout_s: float = LAST_EVENTS_S) -> None:
         """Log the run's end, and give the last events `timeout_s` seconds to arrive. After a first call it does nothing."""
-        if self.journal.status in ("FINISHED", "FAILED"):
+        if self.journal.status in get_args(Ending):
             return
         try:
-            self.journal.set_status("FAILED" if failed else "FINISHED")
+            self.journal.set_status(ending)
         finally:
             self._delivery.close(timeout_s)
         if self.undelivered:

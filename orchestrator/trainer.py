@@ -6,13 +6,12 @@ refs and per-sample scalars; tokens and weights go from pool to pool through the
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import ray
 import torch
 from jaxtyping import Float32
 from rich.markup import escape
@@ -29,15 +28,18 @@ from orchestrator.errors import RunError
 from orchestrator.estimation import estimate_advantages, make_train_batch
 from orchestrator.evaluation import describe, evaluate, sampled_solutions, summarise
 from orchestrator.groups import Batch, CollectTimes, Group, collect, save_rollouts, save_samples
+from orchestrator.live_metrics import LiveMetrics
 from orchestrator.pools import Pools
 from orchestrator.preparation import Prepared
 from orchestrator.progress import RunProgress
 from orchestrator.prompts import PromptOrder
+from orchestrator.stopping import Stop, StopRequested
 from orchestrator.sweeps.role import SweepRole
 from orchestrator.tracking import Tracker, score_figure
 
 EVALUATION_SEED = 2**40
 CALIBRATION_SEED = 2**41
+T = TypeVar("T")
 C_REF_TOLERANCE = 0.25
 """Error of the score, at which a c_ref that was given and not measured is worth a warning."""
 
@@ -46,12 +48,22 @@ class Trainer:
     """One run, from its start or its newest checkpoint to its last step."""
 
     def __init__(
-        self, config: RunConfig, prepared: Prepared, pools: Pools, tracker: Tracker, progress: RunProgress, role: SweepRole | None = None
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        pools: Pools,
+        tracker: Tracker,
+        progress: RunProgress,
+        live: LiveMetrics,
+        stop: Stop,
+        role: SweepRole | None = None,
     ) -> None:
         self.config, self.prepared, self.pools, self.tracker, self.progress = config, prepared, pools, tracker, progress
-        self.role = role
+        self.live, self.stop, self.role = live, stop, role
         self.is_trunk = role is not None and role.is_trunk
         self.order = PromptOrder(len(prepared.train), config.run.seed)
+        self.next_problems = self.order.state_dict()
+        """Where the order stood after the last step that is done."""
         self.checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
         self.step = 0
         self.at_start = True
@@ -61,9 +73,23 @@ class Trainer:
         self.started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step; returns the summary."""
+        """Train to the last step; returns the summary.
+
+        Raises:
+            StopRequested: After a checkpoint of the step that was reached.
+        """
+        try:
+            return self._run()
+        except StopRequested:
+            newest = self.checkpoints.newest()
+            if self.step > (newest[1].step if newest else 0):
+                self._save()
+            raise
+
+    def _run(self) -> dict[str, Any]:
         self.pools.publish(self.step)
-        self.pools.wait_ready()
+        with self.stop.interruptible():
+            self.pools.wait_ready()
         if self.at_start:
             self.c_ref = self._choose_c_ref()
             self.base = self._evaluate()
@@ -81,15 +107,17 @@ class Trainer:
             staleness = float((self.pools.version - batch.versions).mean())
             self.pools.publish(step)
             synced = time.perf_counter()
-            self.step = step
+            self.step, self.next_problems = step, self.order.state_dict()
             metrics = self._metrics(batch, scores, sums, times) | {
                 "time/learn": max(rank.seconds for rank in sums),
                 "time/sync": synced - learned,
                 "time/step": synced - began,
                 "rollout/staleness": staleness,
+                "sync/bytes": float(self.pools.published_bytes),
             }
             self.tracker.log_step(step, metrics)
             self.progress.step(step, metrics)
+            self.live.step(step, metrics)
             self._keep(batch, scores, advantages)
         return self._finish()
 
@@ -106,11 +134,13 @@ class Trainer:
         else:
             self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
             self.step, self.at_start = 0, True
+            self.next_problems = self.order.state_dict()
 
     def _restore(self, folder: Path, state: TrainingState) -> None:
         """Learner, problem order, c_ref and base evaluation of a checkpoint."""
-        ray.get([rank.load.remote(str((folder / "learner").resolve())) for rank in self.pools.learners])
+        self.pools.on_all_ranks("load", str((folder / "learner").resolve()))
         self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
+        self.next_problems = self.order.state_dict()
         self.step, self.c_ref, self.base, self.seconds_before = state.step, state.c_ref, state.base, state.seconds
         self.at_start, self.started = False, time.monotonic()
 
@@ -129,7 +159,15 @@ class Trainer:
             seed = (self.config.run.seed << 32) + (step * rollout.prompts_per_step + position) * rollout.samples_per_prompt
             prompts = self.prepared.train
             groups.append(Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)))
-        return collect(self.pools.rollouts, self.pools.verifiers, groups)
+        batch, times = self._generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
+        self.live.checked(batch.verdicts)
+        return batch, times
+
+    def _generate(self, work: Callable[[], T]) -> T:
+        """Have the engines do something that may be given up."""
+        self.pools.turn_to_engines()
+        with self.stop.interruptible():
+            return work()
 
     def _scores(self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]) -> Float32[np.ndarray, "samples"] | None:
         """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when there is none."""
@@ -144,16 +182,15 @@ class Trainer:
         settings = self.config.learning
         plan = plan_micro_batches(batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
         refs = [group.trajectories for group in batch.groups]
-        found = ray.get(
-            [rank.reference_z_logprobs.remote(refs, plan, self.config.rollout.samples_per_prompt) for rank in self.pools.learners]
-        )
+        found = self.pools.on_all_ranks("reference_z_logprobs", refs, plan, self.config.rollout.samples_per_prompt)
         exact = {index: value for rank in found for index, value in rank.items()}
         return np.array([exact.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
 
     def _metrics(self, batch: Batch, scores: np.ndarray | None, sums: Sequence[StepSums], times: CollectTimes) -> dict[str, float]:
         tokens = sum(rank.tokens for rank in sums)
         compared_tokens = sum(rank.compared_tokens for rank in sums)
-        seconds = times.rollout + times.verify + max(rank.seconds for rank in sums)
+        learning_s = max(rank.seconds for rank in sums)
+        seconds = times.rollout + times.verify + learning_s
         metrics = {
             "train/accuracy": batch.accuracy,
             "train/response_tokens": float(batch.lengths.mean()),
@@ -171,6 +208,8 @@ class Trainer:
             "time/verify": times.verify,
             "throughput/samples_per_s": len(batch.rewards) / seconds,
             "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds,
+            "throughput/rollout_tokens_per_s": float(batch.lengths.sum()) / times.rollout,
+            "throughput/learning_tokens_per_s": tokens / learning_s,
             "verify/timeouts": float(batch.count(Status.TIMEOUT)),
             "verify/errors": float(batch.count(Status.ERROR)),
             "pool/restarts": float(self.pools.restarts),
@@ -237,7 +276,8 @@ class Trainer:
             Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), samples, CALIBRATION_SEED + position * samples))
             for position, index in enumerate(PromptOrder(len(prompts), self.config.run.seed).next(count))
         ]
-        batch, _ = collect(self.pools.rollouts, self.pools.verifiers, groups)
+        batch, _ = self._generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
+        self.live.checked(batch.verdicts)
         try:
             return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
         except ValueError as error:
@@ -247,14 +287,11 @@ class Trainer:
         if self.prepared.eval is None:
             return None
         name, settings = self.prepared.eval_name, self.config.evaluation
-        batch = evaluate(
-            self.pools.rollouts,
-            self.pools.verifiers,
-            self.prepared.eval,
-            settings.samples_per_problem,
-            settings.temperature,
-            EVALUATION_SEED,
+        problems, pools = self.prepared.eval, self.pools
+        batch = self._generate(
+            lambda: evaluate(pools.rollouts, pools.verifiers, problems, settings.samples_per_problem, settings.temperature, EVALUATION_SEED)
         )
+        self.live.checked(batch.verdicts)
         # As a service will score it: from the model and its one c_ref alone.
         scores = self._scores(batch, np.full(len(batch.rewards), self.c_ref or 0.0, np.float32))
         evaluation = summarise(batch, scores)
@@ -273,7 +310,7 @@ class Trainer:
         state = TrainingState(
             step=self.step,
             num_ranks=self.config.learning.num_ranks,
-            prompt_order=dict(self.order.state_dict()),
+            prompt_order=dict(self.next_problems),
             c_ref=self.c_ref,
             mlflow_run_id=self.tracker.run_id,
             seconds=self._seconds(),
@@ -283,8 +320,8 @@ class Trainer:
 
     def _write_checkpoint(self, folder: Path) -> None:
         learner, export = str((folder / "learner").resolve()), (folder / "export").resolve()
-        ray.get([rank.save.remote(learner) for rank in self.pools.learners])
-        ray.get([rank.export.remote(str(export)) for rank in self.pools.learners])
+        self.pools.on_all_ranks("save", learner)
+        self.pools.on_all_ranks("export", str(export))
         config, tokens = self.config, self.prepared.tokens
         if self.is_trunk:
             return  # its score has no beta_v yet

@@ -5,7 +5,7 @@ import time
 import pytest
 import ray
 
-from orchestrator.cluster import Placement, bundles_for
+from orchestrator.cluster import Bundles, Placement, bundles_for, label_selectors
 from orchestrator.config import RunConfig, validate
 from orchestrator.errors import ConfigError
 
@@ -56,6 +56,57 @@ def test_ranks_are_split_over_nodes_by_what_a_node_holds():
     assert engines == [{"CPU": 1.0, "GPU": 2.0}]  # an engine with all its tensor-parallel ranks
 
 
+def test_custom_resources_force_a_pool_onto_nodes_that_have_them():
+    nodes = [{"CPU": 8.0, "learner": 2.0}, {"CPU": 8.0, "rollout": 4.0}]
+    learners, engines, verifiers = plan(
+        nodes,
+        learning={"num_ranks": 2, "resources": {"learner": 1}},
+        rollout={"num_engines": 2, "resources": {"rollout": 1}},
+    )
+    assert learners == [{"CPU": 2.0, "learner": 2.0}]
+    assert engines == [{"CPU": 1.0, "rollout": 1.0}] * 2
+    assert verifiers == [{"CPU": 1.0}]
+
+
+def test_colocated_engines_ask_for_nothing_beside_the_learner():
+    nodes = [{"CPU": 64.0, "GPU": 8.0}]
+    learners, engines, verifiers = plan(
+        nodes,
+        learning={"num_ranks": 8, "gpus_per_rank": 1},
+        rollout={"num_engines": 4, "tensor_parallel": 2, "gpus": 1, "colocate": True},
+        verification={"num_workers": 2},
+    )
+    assert (learners, engines, verifiers) == ([{"CPU": 8.0, "GPU": 8.0}], [], [{"CPU": 1.0}] * 2)
+
+
+def test_a_colocated_engine_does_not_take_turns_with_ranks_of_two_nodes():
+    sections = {
+        "learning": {"num_ranks": 6, "gpus_per_rank": 1},
+        "rollout": {"num_engines": 3, "tensor_parallel": 2, "gpus": 1, "colocate": True},
+    }
+    with pytest.raises(ConfigError, match=r"a node holds 3 learner ranks, which rollout.tensor_parallel=2 does not divide"):
+        plan([{"CPU": 16.0, "GPU": 3.0}] * 2, **sections)
+    assert plan([{"CPU": 16.0, "GPU": 4.0}] * 2, **sections)[0] == [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([("gpu", 8, 2), ("cpu", 2, 0)], "!in(gpu)"),
+        ([("gpu", 8, 2), ("cpu", 1, 0)], None),  # not all verifiers would fit there
+        ([("gpu", 8, 2), ("gpu2", 8, 2)], None),
+        ([("cpu", 8, 0)], None),
+    ],
+)
+def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monkeypatch, nodes, expected):
+    known = [{"NodeID": name, "Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for name, cpus, gpus in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: known)  # a cluster with GPUs, which this machine is not
+    engine, verifier = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
+    bundles = Bundles([{"CPU": 1.0, "GPU": 1.0}], [engine], [verifier, verifier], ranks_per_learner=1)
+    selector = {"ray.io/node-id": expected} if expected else {}
+    assert label_selectors(bundles) == [{}, {}, selector, selector]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 4, 5, 6, 7, 9])
 def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     config = configure(learning={"num_ranks": num_ranks, "gpus_per_rank": 1})
@@ -71,6 +122,7 @@ def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     [
         ([{"CPU": 2.0}], {"rollout": {"cpus": 1000}}, "the pools need 1002 CPUs, but 2 are there:\n"),
         ([{"CPU": 8.0}], {"rollout": {"gpus": 1}}, "the pools need 1 GPUs, but 0 are there:\n"),
+        ([{"CPU": 8.0}], {"rollout": {"resources": {"fast": 0.5}}}, "the pools need 0.5 of fast, but 0 are there:\n"),
         (
             [{"CPU": 2.0}],
             {"learning": {"num_ranks": 4, "gpus_per_rank": 1}},

@@ -157,6 +157,19 @@ def test_missing_keys_are_named(tmp_path):
         (["rollout.max_response_tokens=16384"], "learning.tokens_per_micro_batch: 16384 is less than ", "use at least 18432"),
         (["self_reward.token=null"], "self_reward.token: is null", "set both to 0, or name a token"),
         (["self_reward.token=null", "loss.alpha=0"], "self_reward.token: is null", "loss.tau=0.1"),
+        (
+            ["rollout.colocate=true", "rollout.num_engines=2"],
+            "rollout.colocate: 2 engine(s) of 1 tensor-parallel rank(s) take turns with 2 learner ranks, but learning.num_ranks=1",
+            "",
+        ),
+        (["rollout.colocate=true", "rollout.gpus=1"], "rollout.colocate: turns are taken on whole GPUs, or on CPUs alone", "set both to 1"),
+        (
+            ["rollout.colocate=true", "rollout.cpus=2"],
+            "rollout.colocate: an engine has the CPUs of the 1 rank(s) it takes turns with, 1",
+            "",
+        ),
+        (["rollout.colocate=true", "rollout.resources={a: 1}"], "rollout.colocate: engines are where the ranks are", "learning.resources"),
+        (["rollout.colocate=true", "learning.offload=all"], "rollout.colocate: moves the learner's states itself", "must be none"),
     ],
 )
 def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, overrides, start, also):

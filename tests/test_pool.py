@@ -249,9 +249,33 @@ def test_an_exception_in_a_task_surfaces_as_itself_and_is_not_retried(make_pool,
 def test_lost_input_is_no_fault_of_the_worker(make_pool):
     pool = make_pool(1)
     pool.submit("read_lost")
-    with pytest.raises(PoolError, match="data that a task was to read went down with its node"):
+    with pytest.raises(PoolError, match="data of a task went down with its node"):
         values(pool)
     assert pool.restarts == 0
+
+
+def test_lost_input_is_made_anew_where_somebody_knows_how(make_pool):
+    pool = make_pool(1)
+    pool.submit("read_lost", remake=lambda: pool.submit("work", 5))
+    pool.submit("work", 6)
+    assert sorted(number for _, number in values(pool)) == [5, 6]
+    assert pool.restarts == 0
+
+
+def test_stats_tell_what_waits_what_runs_and_who_works(make_pool):
+    pool = make_pool(2, capacity=1)
+    pool.wait_ready(60)
+    for _ in range(5):
+        pool.submit("work", 1, 0.2)
+    time.sleep(0.1)
+    pool.watched()  # starts what can start
+    stats = pool.stats()
+    assert (stats.queued, stats.in_flight, stats.restarts) == (3, 2, 0)
+    assert 0.1 <= stats.oldest_queued_s < 1.0
+    assert stats.workers == {WorkerState.STARTING: 0, WorkerState.STALE: 0, WorkerState.READY: 2}
+    values(pool)
+    stats = pool.stats()
+    assert (stats.queued, stats.oldest_queued_s, stats.in_flight) == (0, 0.0, 0)
 
 
 def test_workers_for_which_there_is_no_room_are_an_error_and_no_endless_wait(make_pool, monkeypatch):

@@ -197,13 +197,13 @@ def test_more_tables_than_a_tag_holds_leave_the_newest_in_view(configure, start,
     }
 
 
-@pytest.mark.parametrize(("failed", "status"), [(False, "FINISHED"), (True, "FAILED")])
-def test_the_end_of_a_run_has_a_status_and_resuming_takes_it_back(configure, start, tmp_path, failed, status, said):
+@pytest.mark.parametrize("ending", ["FINISHED", "FAILED", "KILLED"])
+def test_the_end_of_a_run_has_a_status_and_resuming_takes_it_back(configure, start, tmp_path, ending, said):
     tracker = start(configure())
     tracker.log_summary({"steps": 3, "c_ref": None})
-    tracker.finish(failed)
-    tracker.finish(not failed)  # as a clean-up does that does not know
-    assert run_of(tracker).info.status == status
+    tracker.finish(ending)
+    tracker.finish("FAILED" if ending == "FINISHED" else "FINISHED")  # as a clean-up does that does not know
+    assert run_of(tracker).info.status == ending
     assert json.loads(artifact(tracker, "summary.json", tmp_path)) == {"steps": 3, "c_ref": None}
     assert json.loads((tracker.folder / "summary.json").read_text()) == {"steps": 3, "c_ref": None}
     start(configure())

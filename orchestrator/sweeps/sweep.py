@@ -35,6 +35,7 @@ from orchestrator.journal import JOURNAL
 from orchestrator.preparation import prepare
 from orchestrator.registry import register
 from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S, claimed
+from orchestrator.stopping import SIGNALS
 from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.progress import SweepProgress
@@ -246,11 +247,11 @@ class _Sweep:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends the trials first: Tune gives them back when a callback raises, and not when it is interrupted itself."""
+        """Ctrl-C and SIGTERM end the trials first: Tune gives them back when a callback raises, and not when it is interrupted itself."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, self._interrupt)
+        before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
         try:
             yield
         except Exception:
@@ -258,7 +259,8 @@ class _Sweep:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self.interrupted:

@@ -171,13 +171,15 @@ def worker(*args, **options):
 def test_a_group_is_checked_in_order_and_equal_answers_once():
     with worker(timeout_s=20.0) as verification:
         texts = [r"\boxed{0.5}", r"first, \boxed{0.5}", r"\boxed{1}", "none", r"\boxed{\frac12}"]
-        statuses = [verdict.status for verdict in verification.verify(texts, [True] * 5, "1/2")]
-        assert statuses == [Status.CORRECT, Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Status.CORRECT]
+        verdicts = verification.verify(texts, [True] * 5, "1/2")
+        assert [verdict.status for verdict in verdicts] == [Status.CORRECT, Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Status.CORRECT]
+        assert [verdict.seconds is None for verdict in verdicts] == [False, True, False, False, False], "one has another's verdict"
         assert verification.stats() == {
             "correct": 3, "wrong": 1, "no_answer": 1, "format": 0, "timeout": 0, "error": 0, "checks": 4, "cache_hits": 1, "restarts": 0
         }  # fmt: skip
-        verification.verify(texts, [True] * 5, "1/2")
+        again = verification.verify(texts, [True] * 5, "1/2")
         assert verification.stats()["checks"] == 4
+        assert {verdict.seconds for verdict in again} == {None}
         assert verification.verify(texts[:1], [True], "2/3")[0].status is Status.WRONG  # another reference, another check
         assert verification.ping()
 
@@ -197,6 +199,8 @@ def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
         group = verification.verify([r"\boxed{9^{9^{9}}}", r"\boxed{42}", r"again \boxed{9^{9^{9}}}"], [True] * 3, "42")
         assert [verdict.status for verdict in group] == [Status.TIMEOUT, Status.CORRECT, Status.TIMEOUT]
         assert group[0].answer == "9^{9^{9}}"
+        assert group[0].seconds > 1.0, "the deadline that it ran into"
+        assert group[2].seconds is None
         assert time.monotonic() - start < 10
         assert verification.stats()["restarts"] == 1  # equal answers of a group wait for one deadline, not two
         assert verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")[0].status is Status.TIMEOUT
