@@ -60,9 +60,9 @@ def generate(engine: ray.actor.ActorHandle, ids: dict, groups: int = 4) -> list[
     return [result[:2] for result in ray.get([engine.generate.remote(request) for request in requests])]
 
 
-def load(engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int) -> None:
+def load(engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int, method: str = "load_weights") -> None:
     chunks = pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000)
-    assert ray.get(engine.load_weights.remote(version, [ray.put(chunk) for chunk in chunks])) == version
+    assert ray.get(getattr(engine, method).remote(version, [ray.put(chunk) for chunk in chunks])) == version
 
 
 @torch.no_grad()
@@ -93,7 +93,11 @@ def test_one_pass_score_and_behaviour_log_probs_equal_a_forward_pass_also_after_
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
-        load(engine, model, version)
+        if version == UPDATES:  # after the learner's turn
+            ray.get(engine.sleep.remote())
+            load(engine, model, version, "wake")
+        else:
+            load(engine, model, version)
     after = generate(engine, ids)
     for group, _ in after:
         assert_equals_forward_pass(model, group, ids["z"])
@@ -129,3 +133,11 @@ def test_finished_truncated_and_several_eos(engine: ray.actor.ActorHandle, ids: 
             assert sample.finished or len(sample.response_ids) == MAX_RESPONSE
             ends |= {last} & set(ids["eos"])
     assert len(ends) > 1, "every EOS token ends a response"
+
+
+def test_an_engine_that_falls_asleep_drops_what_nobody_waits_for_any_more(engine: ray.actor.ActorHandle, folder: Path, ids: dict) -> None:
+    engine.generate.remote(GroupRequest(ids["prompt"], num_samples=64, seed=1))
+    ray.get(engine.sleep.remote())
+    load(engine, Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), 99, "wake")
+    ((group, _),) = generate(engine, ids, groups=1)
+    assert (group.versions == 99).all()

@@ -155,6 +155,8 @@ def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
     with learner(settings(models["tied"])) as (rank,):
         first = ray.get(rank.step.remote(batch))
         ray.get(rank.save.remote(checkpoint))
+        ray.get(rank.release_device.remote())  # an engine's turn in between changes nothing
+        ray.get(rank.take_device.remote())
         second = ray.get(rank.step.remote(batch))
         ray.get(rank.export.remote(str(export)))
     with learner(settings(models["tied"])) as (restored,):
