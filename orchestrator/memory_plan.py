@@ -141,6 +141,8 @@ def plan_memory(config: RunConfig, size: ModelSize) -> MemoryPlan:
     host = learner.host + in_transit
     if learning.gpus_per_rank == 0:
         host += learning.num_ranks * (learner.per_rank + reference)
+    elif rollout.colocate:
+        host += learning.num_ranks * learner.per_rank  # while it is the engines' turn
     if rollout.gpus == 0:
         host += rollout.num_engines * rollout.tensor_parallel * (engine_weights + (kv_cache or 0))
     return MemoryPlan(learner, reference, engine_weights, kv_cache, kv_bytes_per_token, in_transit, host)

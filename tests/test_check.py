@@ -178,6 +178,13 @@ def test_memory_plan_on_gpus():
     assert plan.host_total == 240 + 4000
 
 
+def test_a_colocated_learner_is_in_the_cpus_memory_while_it_waits():
+    learning = {"num_ranks": 4, "gpus_per_rank": 1, "dtype": "bfloat16"}
+    apart = plan_memory(run_config(learning=learning, rollout={"gpus": 1}), SIZE)
+    turns = plan_memory(run_config(learning=learning, rollout={"gpus": 1, "colocate": True}), SIZE)
+    assert turns.host_total == apart.host_total + 4 * apart.learner.per_rank
+
+
 def test_memory_plan_on_cpu_counts_everything_as_the_machines():
     config = run_config(rollout={"num_engines": 2, "kv_cache_gib": 1.0})
     plan = plan_memory(config, SIZE)
@@ -210,6 +217,12 @@ def test_model_size_counts_tied_weights_once(untrained, tmp_path):
     config = json.loads((untrained / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     assert model_size(str(untrained)).parameters - model_size(str(tmp_path)).parameters == 260 * 128
+
+
+def test_colocated_engines_reserve_nothing():
+    turns = {"num_engines": 2, "gpus": 1, "tensor_parallel": 4, "colocate": True}
+    _, rollout, _ = placement(run_config(rollout=turns, learning={"num_ranks": 8, "gpus_per_rank": 1}))
+    assert (rollout.actors, rollout.cpus, rollout.gpus) == (2, 0, 0)
 
 
 def test_placement_multiplies_an_engines_gpus_by_its_ranks():
