@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from actors.rollout import Engine, EngineSettings, SampleRequest
 from actors.verification import VerificationWorker, boxed_answers
@@ -25,6 +24,7 @@ from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.errors import ConfigError
 from orchestrator.models import Model, resolve_model
 from orchestrator.serving.errors import ApiError, malformed
+from orchestrator.serving.metrics import ReplicaMetrics
 from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, ScoreRequest, TokensItem
 from orchestrator.serving.settings import ReplicaConfig, ServedEngine
 
@@ -104,13 +104,7 @@ class EngineReplica:
         self.special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
         self.answered = time.monotonic()
         self.verifier: asyncio.Task[VerificationWorker] | None = None
-        self.metrics_registry = registry = CollectorRegistry()
-        self.tokens_read = Counter("laser_prompt_tokens", "Prompt tokens of chat completions", registry=registry)
-        self.tokens_written = Counter("laser_response_tokens", "Sampled tokens", registry=registry)
-        buckets = [step / 10 for step in range(-5, 16)]
-        self.scores = Histogram("laser_self_reward", "Self-rewards given", ["endpoint"], buckets=buckets, registry=registry)
-        self.requests = Gauge("laser_replica_requests", "Requests that the replica works on", registry=registry)
-        self.sequences = Gauge("laser_engine_sequences", "Sequences in the engine, running and waiting", registry=registry)
+        self.counted = ReplicaMetrics(self.weights)
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when its engine no longer decodes."""
@@ -134,8 +128,8 @@ class EngineReplica:
 
     async def metrics(self) -> str:
         """Prometheus text."""
-        self.sequences.set(self.engine.unfinished)
-        return generate_latest(self.metrics_registry).decode()
+        self.counted.sequences.set(self.engine.unfinished)
+        return self.counted.text()
 
     async def score(self, request: ScoreRequest) -> tuple[str, list[Score]] | ApiError:
         """The weights' name and the score of each item."""
@@ -232,9 +226,9 @@ class EngineReplica:
         # A stop string may share its last tokens with the end; what was cut is not the solution that the model would have scored.
         finished = finished and not text.stopped
         score = self._self_reward(z_logprob) if finished and not math.isnan(z_logprob) else None
-        self.tokens_written.inc(len(token_ids))
+        self.counted.tokens_written.inc(len(token_ids))
         if score is not None:
-            self.scores.labels("chat").observe(score)
+            self.counted.scores.labels("chat").observe(score)
         shown = zip(token_ids, logprobs, strict=True) if request.logprobs else ()
         named = [(self.tokenizer.decode([id_]), logprob) for id_, logprob in shown]
         return Solution(text.text, len(token_ids), finished, text.stopped, None if score is None else z_logprob, score, named)
@@ -290,7 +284,7 @@ class EngineReplica:
                 "messages",
                 "context_length_exceeded",
             )
-        self.tokens_read.inc(len(prompt_ids))
+        self.counted.tokens_read.inc(len(prompt_ids))
         return prompt_ids, limit
 
     def _item_tokens(self, item: Item, where: str) -> tuple[list[int], list[int]]:
@@ -347,12 +341,12 @@ class EngineReplica:
         if z_logprob is None:
             return Score(None, None, None, finished=False)
         score = self._self_reward(z_logprob)
-        self.scores.labels("score").observe(score)
+        self.counted.scores.labels("score").observe(score)
         return Score(score, z_logprob, score > CALLED_CORRECT, finished=True)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        with self.requests.track_inprogress():
+        with self.counted.requests.track_inprogress():
             yield
 
 

@@ -94,7 +94,7 @@ METRICS = {
         LiveMetric("laser_score_correct", Gauge, "Mean score of correct solutions", of_step={"self_reward/score_correct": ""}),
         LiveMetric("laser_score_wrong", Gauge, "Mean score of wrong solutions", of_step={"self_reward/score_wrong": ""}),
         LiveMetric("laser_grad_norm", Gauge, "Norm of the gradient, before clipping", of_step={"policy/grad_norm": ""}),
-        LiveMetric("laser_mismatch_nats", Gauge, "Largest gap between engine and learner in a log-probability", of_step={"policy/mismatch_max": ""}),
+        LiveMetric("laser_mismatch_nats", Gauge, "Largest gap of a log-prob, engine to learner", of_step={"policy/mismatch_max": ""}),
         LiveMetric("laser_run_disk_free_ratio", Gauge, "Free share of the disk of run.dir"),
     )
 }  # fmt: skip
@@ -137,6 +137,7 @@ class LiveMetrics:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` is done, with these metrics; one that a step does not define keeps the value of the step before."""
         self._gauges = self._gauges | of_step(step, metrics) | {_key("laser_last_step_timestamp_seconds"): time.time()}
+        self._show(self._gauges)
         self._metrics["laser_steps_total"].inc(1, self._tags())
 
     def checked(self, verdicts: Iterable[Verdict]) -> None:
@@ -163,13 +164,16 @@ class LiveMetrics:
             restarts[pool.name] = stats.restarts
         with suppress(OSError):  # a disk that cannot be asked ends no run
             disk = shutil.disk_usage(self._folder)
-            values[_key("laser_run_disk_free_ratio")] = disk.free / disk.total
-        for (name, tags), value in values.items():
-            self._metrics[name].set(value, self._tags(**dict(tags)))
+            values[_key("laser_run_disk_free_ratio")] = disk.free / (disk.used + disk.free)  # as `df` counts: without what root keeps
+        self._show(values)
         for name, count in restarts.items():
             if count > self._restarts[name]:
                 self._metrics["laser_pool_restarts_total"].inc(count - self._restarts[name], self._tags(pool=name))
                 self._restarts[name] = count
+
+    def _show(self, values: Mapping[Key, float]) -> None:
+        for (name, tags), value in values.items():
+            self._metrics[name].set(value, self._tags(**dict(tags)))
 
     def _tags(self, **tags: str) -> dict[str, str]:
         return {"run": self._run} | tags

@@ -1,15 +1,17 @@
-"""Prometheus metrics of the service: what the ingress counts, and one page of all replicas, told apart by the label `replica`.
+"""Prometheus metrics of the service: what ingress and engine count, and one page of all replicas, told apart by the label `replica`.
 
 Pages of single replicas would depend on which one a scrape happens to reach.
 """
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+SCORES = tuple(step / 10 for step in range(-5, 16))
+"""One of them is 0.5, above which a model calls a solution correct."""
 
 
 class IngressMetrics:
@@ -27,6 +29,22 @@ class IngressMetrics:
 
     def total_in_flight(self) -> int:
         return int(sum(sample.value for metric in self.in_flight.collect() for sample in metric.samples))
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+class ReplicaMetrics:
+    """What one engine replica counts; `weights` names what it serves."""
+
+    def __init__(self, weights: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.tokens_read = Counter("laser_prompt_tokens", "Prompt tokens of chat completions", registry=registry)
+        self.tokens_written = Counter("laser_response_tokens", "Sampled tokens", registry=registry)
+        self.scores = Histogram("laser_self_reward", "Self-rewards given", ["endpoint"], buckets=SCORES, registry=registry)
+        self.requests = Gauge("laser_replica_requests", "Requests that the replica works on", registry=registry)
+        self.sequences = Gauge("laser_engine_sequences", "Sequences in the engine, running and waiting", registry=registry)
+        Info("laser_weights", "The weights that the replica serves", registry=registry).info({"weights": weights})
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()
