@@ -7,13 +7,22 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import LaserError, RunError
+
+if TYPE_CHECKING:
+    from orchestrator.jobs.client import Cluster
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes all settings from one place; they may stand on both sides of an option.
+    if any(setting.startswith("-") for setting in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     try:
         return options.command(options)
     except RunError as error:
@@ -86,11 +95,67 @@ def _sweep(options: argparse.Namespace) -> int:
     from orchestrator.tracking import tracking_uri
 
     outcome = sweep(config)
-    show_outcome(outcome, list(config.space), tracking_command(tracking_uri(base.tracking.uri, base.run.dir)))
+    show_outcome(outcome, list(config.space), tracking_command(tracking_uri(base.tracking.uri, base.run.dir), outcome.folder))
     if not outcome.failed:
         return 0
     print(f"laser sweep: {len(outcome.failed)} of {len(outcome.trials)} trials failed; the same command tries them again", file=sys.stderr)
     return 1
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.submission import submit
+
+    cluster, job_id = submit(
+        Path(options.config), options.overrides, options.address, options.storage, check_placement=not options.no_placement_check
+    )
+    return 0 if options.detach else _follow(options, cluster, job_id)
+
+
+def _jobs_list(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.client import Cluster
+    from orchestrator.jobs.show import show_jobs
+
+    show_jobs(Cluster(options.address).jobs())
+    return 0
+
+
+def _jobs_status(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.client import Cluster
+    from orchestrator.jobs.show import show_job
+
+    show_job(Cluster(options.address).find(options.job))
+    return 0
+
+
+def _jobs_logs(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.client import Cluster
+
+    cluster = Cluster(options.address)
+    job_id = cluster.find(options.job).submission_id
+    if options.follow:
+        return _follow(options, cluster, job_id)
+    print(cluster.log(job_id), end="")
+    return 0
+
+
+def _jobs_stop(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.client import Cluster
+    from orchestrator.jobs.following import stop
+
+    stop(Cluster(options.address), options.job)
+    return 0
+
+
+def _follow(options: argparse.Namespace, cluster: "Cluster", job_id: str) -> int:
+    from orchestrator.jobs.following import follow
+    from orchestrator.jobs.submission import commands
+
+    try:
+        follow(cluster, cluster.job(job_id))
+    except KeyboardInterrupt:
+        print("\n".join([f"\nlaser {options.name}: {job_id} goes on without us", *commands(cluster, job_id)]), file=sys.stderr)
+        return 1
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -121,8 +186,9 @@ def _eval(options: argparse.Namespace) -> int:
     given = {"model": options.model, "data": options.data, "samples": options.samples, "folder": options.output}
     settings = {key: value for key, value in given.items() if value is not None}
     config = load_eval(None if options.config is None else Path(options.config), settings, options.overrides)
-    show_results(evaluate(config))
-    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir))}")
+    results = evaluate(config)
+    show_results(results)
+    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir), results.folder)}")
     return 0
 
 
@@ -132,7 +198,7 @@ def _check(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides, RunConfig)
     from orchestrator.check import check
 
-    check(config, strict=options.strict)
+    check(config, strict=options.strict, measured=options.measured)
     return 0
 
 
@@ -165,6 +231,34 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep.add_argument("--plan", action="store_true", help="list what would be trained, and stop")
 
+    address_help = "dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    submit = add("submit", _submit, "train, sweep or evaluate on a Ray cluster, whatever the file is for, and follow it")
+    submit.add_argument("config", metavar="CONFIG", help="YAML configuration of a run, a sweep or an evaluation")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+    submit.add_argument("--address", metavar="URL", help=address_help)
+    submit.add_argument("--storage", metavar="PATH", default="~/laser", help="folder on the cluster for results and inputs (~/laser)")
+    submit.add_argument("--detach", action="store_true", help="return when the job is queued")
+    submit.add_argument("--no-placement-check", action="store_true", help="submit also what the nodes that are there could not hold")
+
+    jobs = add("jobs", _jobs_list, "list, follow and stop what was submitted to a Ray cluster")
+    orders = jobs.add_subparsers(metavar="COMMAND", required=True)
+
+    def add_order(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        order = orders.add_parser(name, help=help_text, description=help_text)
+        order.set_defaults(command=run)
+        order.add_argument("--address", metavar="URL", help=address_help)
+        return order
+
+    job_help = "id of a job, or the name of a run, which means its newest job"
+    add_order("list", _jobs_list, "all jobs, the newest first")
+    logs = add_order("logs", _jobs_logs, "what a job has written")
+    logs.add_argument("-f", "--follow", action="store_true", help="and writes, until it ends")
+    logs.add_argument("job", metavar="ID", help=job_help)
+    add_order("status", _jobs_status, "what a job is and where it stands").add_argument("job", metavar="ID", help=job_help)
+    add_order("stop", _jobs_stop, "end a job with a checkpoint, from which submitting it again continues").add_argument(
+        "job", metavar="ID", help=job_help
+    )
+
     report = add("report", _report, "compare runs or show a sweep as one HTML page")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/")
     report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="the page to write (report.html)")
@@ -191,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")
+    check.add_argument("--measured", metavar="RUN", type=Path, help="size the pools by the times of this run's folder")
     check.add_argument("config", metavar="CONFIG", help="YAML configuration")
     check.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
 

@@ -1,12 +1,15 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
+import math
+import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +29,32 @@ SHOWN = {
     "time/step": "step s",
 }
 PLAIN_LINES_EVERY = 10
+LINES_EVERY_VARIABLE = "LASER_LINES_EVERY"
+"""Environment variable that replaces it, for a program that reads the lines."""
+
+
+class StepLine(NamedTuple):
+    """What a plain line says of a step."""
+
+    step: int
+    total: int
+    values: Mapping[str, float]
+    """Metrics by their full names, of which `SHOWN` are written."""
+    eta: str
+
+    def __str__(self) -> str:
+        shown = "  ".join(f"{label} {_number(self.values[key])}" for key, label in SHOWN.items() if key in self.values)
+        return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
+
+    @classmethod
+    def parse(cls, line: str) -> "StepLine | None":
+        """The step that `str(step_line)` was made of, with values as they are shown; None for any other line."""
+        found = re.fullmatch(r"step (\d+)/(\d+)  (.*)  ETA ([-\d:]+)", line)
+        if found is None:
+            return None
+        written = dict(part.rpartition(" ")[::2] for part in found[3].split("  ") if part)
+        values = {key: _parsed(written[label]) for key, label in SHOWN.items() if label in written}
+        return cls(int(found[1]), int(found[2]), values, found[4])
 
 
 class LivePanel:
@@ -60,6 +89,7 @@ class RunProgress(LivePanel):
         super().__init__(console)
         self.total, self.first = total, done
         self.first_step_at: float | None = None
+        self.lines_every = int(os.environ.get(LINES_EVERY_VARIABLE, PLAIN_LINES_EVERY))
         self.bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"), console=self.console,
@@ -67,16 +97,15 @@ class RunProgress(LivePanel):
         self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
         self.values: Mapping[str, float] = {}
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Step `step` is done, with these metrics."""
+    def step(self, step: int, values: Mapping[str, float], eta: str | None = None) -> None:
+        """Step `step` is done, with these metrics; `eta` is told where the steps are not seen as they are made."""
         self.values = values
-        eta = self._eta(step)
+        eta = eta or self._eta(step)
         if self.live:
             self.bar.update(self.task, completed=step, eta=eta)
             self.live.update(self._panel())
-        elif step % PLAIN_LINES_EVERY == 0 or step in (self.first, self.total):
-            shown = "  ".join(f"{label} {_number(values[key])}" for key, label in SHOWN.items() if key in values)
-            self.console.print(f"step {step}/{self.total}  {shown}  ETA {eta}", soft_wrap=True)
+        elif step % self.lines_every == 0 or step in (self.first, self.total):
+            self.console.print(str(StepLine(step, self.total, values, eta)), soft_wrap=True)
 
     def _eta(self, step: int) -> str:
         """Time to the last step at the pace so far. The first step only starts the clock: it also waited for the pools."""
@@ -123,29 +152,47 @@ def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, co
             known = base is not None and trained is not None
             table.add_row(label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else "")
         console.print(table)
-    check = f"{_program('laser')} check experiments/qwen2.5-7b.yaml"
+    check = f"{program('laser')} check experiments/qwen2.5-7b.yaml"
     for line in (
         f"results   {folder}/summary.json   model and its score   {folder}/export",
-        f"curves    {tracking_command(tracking_uri)}",
+        f"curves    {tracking_command(tracking_uri, folder)}",
         f"next      {check}   explains a recipe for one node of 8 GPUs",
     ):
         console.print(line, soft_wrap=True, markup=False)
 
 
-def tracking_command(tracking_uri: str) -> str:
-    """Where the curves are: a server's address, or the command that shows a database."""
+def tracking_command(tracking_uri: str, folder: Path | None = None) -> str:
+    """Where the curves are: a server's address, to the page of the run in `folder` if it has one; or the command that shows a database."""
     from orchestrator.mlflow_server import without_password  # with MLflow, which takes seconds
 
     place = without_password(tracking_uri)
-    return place if place.startswith(("http://", "https://")) else f"{_program('mlflow')} ui --backend-store-uri {place}"
+    if not place.startswith(("http://", "https://")):
+        return f"{program('mlflow')} ui --backend-store-uri {place}"
+    return place.rstrip("/") + (_run_page(tracking_uri, folder) if folder is not None else "")
 
 
-def _program(name: str) -> str:
+def _run_page(tracking_uri: str, folder: Path) -> str:
+    """What follows the server's address; nothing while the server is away or does not know the run."""
+    from mlflow.exceptions import MlflowException
+
+    from orchestrator.journal import saved_run_id
+    from orchestrator.mlflow_server import Server
+
+    run_id = saved_run_id(folder)
+    if run_id is None:
+        return ""
+    try:
+        return f"/#/experiments/{Server(tracking_uri).client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+    except MlflowException:
+        return ""
+
+
+def program(name: str) -> str:
     """A command of this environment as one can type it here, whether or not the environment is activated."""
-    program = Path(sys.executable).with_name(name)
-    if shutil.which(name) or not program.exists():
+    path = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not path.exists():
         return name
-    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def figure(value: float | None) -> str:
@@ -155,6 +202,10 @@ def figure(value: float | None) -> str:
 
 def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _parsed(number: str) -> float:
+    return math.nan if number == "-" else float(number)
 
 
 def clock(seconds: float) -> str:

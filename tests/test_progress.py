@@ -59,5 +59,5 @@ def test_commands_can_be_typed_without_activating_the_environment(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress.sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.setattr(progress.shutil, "which", lambda name: None)
-    assert progress._program("mlflow") == ".venv/bin/mlflow"
-    assert progress._program("laser") == "laser"
+    assert progress.program("mlflow") == ".venv/bin/mlflow"
+    assert progress.program("laser") == "laser"

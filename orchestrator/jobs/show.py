@@ -1,0 +1,56 @@
+"""Jobs as tables for a person."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from ray.job_submission import JobDetails, JobStatus
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.jobs.client import KIND, RUN
+from orchestrator.progress import clock
+
+COLOURS = {JobStatus.RUNNING: "cyan", JobStatus.SUCCEEDED: "green", JobStatus.FAILED: "red", JobStatus.STOPPED: "yellow"}
+
+
+def show_jobs(jobs: Sequence[JobDetails], console: Console | None = None) -> None:
+    """One a line."""
+    console = console or Console(highlight=False)
+    table = Table("job", "kind", "status", "submitted", "took", box=None)
+    for job in jobs:
+        table.add_row(job.submission_id, job.metadata[KIND], _status(job), _time(job.start_time), _took(job))
+    console.print(table if jobs else "no jobs")
+
+
+def show_job(job: JobDetails, console: Console | None = None) -> None:
+    """All that is known of one."""
+    console = console or Console(highlight=False)
+    metadata = job.metadata
+    code = [f"version {metadata['laser.version']}"]
+    if commit := metadata.get("laser.commit"):
+        code.append(f"commit {commit[:12]}" + (", changed since" if metadata["laser.dirty"] == "true" else ""))
+    shown = {
+        "job": job.submission_id,
+        "run": f"{metadata[RUN]} ({metadata[KIND]})",
+        "status": _status(job),
+        "submitted": f"{_time(job.start_time)}, took {_took(job)}",
+        "code": ", ".join(code),
+    }
+    for name, value in shown.items():
+        console.print(f"{name:<10}{value}", soft_wrap=True)
+    if job.status in (JobStatus.PENDING, JobStatus.FAILED) and job.message:
+        console.print(job.message, markup=False, soft_wrap=True)
+
+
+def _status(job: JobDetails) -> str:
+    colour = COLOURS.get(job.status, "dim")
+    return f"[{colour}]{job.status.value}[/{colour}]"
+
+
+def _time(milliseconds: int | None) -> str:
+    return datetime.fromtimestamp((milliseconds or 0) / 1000).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _took(job: JobDetails) -> str:
+    return clock((job.end_time or time.time() * 1000) / 1000 - (job.start_time or 0) / 1000)

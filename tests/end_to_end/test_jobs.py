@@ -1,0 +1,174 @@
+"""`laser submit` and `laser jobs` against a real cluster with a token, as somebody uses them from another machine."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from orchestrator.progress import StepLine
+
+LASER = str(Path(sys.executable).parent / "laser")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to submit from, with data and a model that the configuration names by relative path."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "data").symlink_to(task)
+    (folder / "base").symlink_to(Path(__file__).parents[2] / "experiments" / "quickstart" / "base")
+    tree = {
+        "run": {"name": "tiny", "steps": STEPS},
+        "model": {"path": "./base"},
+        "data": {"train": "data/train.jsonl", "eval": "data/test.jsonl", "instruction": ""},
+        "rollout": {
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
+            "engine_args": {"enforce_eager": True},
+        },
+        "verification": {"cpus": 0.25},
+        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
+        "loss": {"alpha": 1.0, "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
+        "self_reward": {"token": "<|self_reward|>", "calibration_samples": 50},
+        "evaluation": {"samples_per_problem": 2},
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+class User:
+    """Somebody with the token and a terminal in `home`."""
+
+    def __init__(self, cluster, home: Path) -> None:
+        self.cluster, self.home, self.storage = cluster, home, home / "storage"
+        self.environment = {key: value for key, value in cluster.environment.items() if not key.startswith(("RAY_A", "MLFLOW_"))}
+        self.environment |= {"RAY_AUTH_TOKEN": cluster.token, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "COLUMNS": "200"}
+
+    def laser(self, *arguments: str, timeout_s: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [LASER, *arguments], cwd=self.home, env=self.environment | environment,
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def jobs(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        return self.laser("jobs", *arguments, "--address", self.cluster.dashboard, **options)
+
+    def submit(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        address = ["--address", self.cluster.dashboard, "--storage", str(self.storage)]
+        return self.laser("submit", "tiny.yaml", *address, *arguments, **options)
+
+    def submitted(self, *arguments: str) -> str:
+        """Id of a new job that is left to itself."""
+        done = self.submit(*arguments, "--detach")
+        assert done.returncode == 0, done.stderr
+        first, *others = done.stdout.splitlines()
+        job_id = first.split()[1]
+        assert first == f"submitted {job_id} to {self.cluster.dashboard}"
+        assert others[1:] == [
+            f"follow    {LASER} jobs logs -f {job_id} --address {self.cluster.dashboard}",
+            f"stop      {LASER} jobs stop {job_id} --address {self.cluster.dashboard}",
+        ]
+        return job_id
+
+    def wait_for(self, path: Path, job_id: str, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not path.exists():
+            assert time.monotonic() < deadline, self.jobs("logs", job_id).stdout
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def user(cluster, home: Path) -> User:
+    return User(cluster, home)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a refusal before anything was started."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.removeprefix("laser submit: ").removeprefix("laser jobs: ")
+
+
+def steps_in(log: str) -> list[str]:
+    """`1/4`, ... of the steps that it tells."""
+    return [f"{step.step}/{step.total}" for line in log.splitlines() if (step := StepLine.parse(line))]
+
+
+def test_a_job_runs_on_its_own_and_is_followed_from_elsewhere(user: User, mlflow_server) -> None:
+    job_id = user.submitted(f"tracking.uri={mlflow_server.uri}", "run.save_every=2")
+    second = refused(user.submit())
+    assert second.startswith(f"tiny is on {user.cluster.dashboard} already: {job_id} is ")
+    assert f"laser jobs stop {job_id}" in second
+
+    followed = user.jobs("logs", "-f", "tiny")
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    lines = followed.stdout.splitlines()
+    assert steps_in(followed.stdout) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
+    assert not [line for line in lines if "pid=" in line], "what actors print stays in their own logs"
+
+    folder = user.storage / "runs" / "tiny"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    run = MlflowClient(mlflow_server.uri).get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    for key in ("train/accuracy", "loss/total", "time/step"):
+        steps = [point.step for point in MlflowClient(mlflow_server.uri).get_metric_history(run.info.run_id, key)]
+        assert steps == list(range(1, STEPS + 1)), key
+    page = f"{mlflow_server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert f"curves    {page}" in lines
+
+    status = user.jobs("status", job_id).stdout
+    assert "run       tiny (train)" in status
+    assert "status    SUCCEEDED" in status
+    listed = user.jobs("list").stdout.splitlines()
+    assert [line.split()[:3] for line in listed[1:]] == [[job_id, "train", "SUCCEEDED"]], "the probe is not left behind"
+    assert user.jobs("logs", job_id).stdout.split() == followed.stdout.split(), "each line once"
+
+
+def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_path: Path) -> None:
+    before = user.jobs("list").stdout
+    wrong = refused(user.submit(RAY_AUTH_TOKEN="wrong"))
+    assert "does not take the token of RAY_AUTH_TOKEN" in wrong
+    assert "wrong" not in wrong
+    missing = refused(user.submit(RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none")))
+    assert "asks for the cluster's token, and none is here: `ray get-auth-token`" in missing
+    assert refused(user.laser("submit", "tiny.yaml")).startswith("http://127.0.0.1:9: no Ray cluster answers there")
+
+    table = refused(user.submit("rollout.gpus=1", "run.name=large"))
+    assert table.startswith(f"{user.cluster.dashboard}, with 1 node, could never place large: the pools need 1 GPUs, but 0 are there:\n")
+    assert "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1)\n" in table
+    assert "--no-placement-check" in table
+
+    secret = refused(user.submit("run.name=other", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:5000"))
+    assert "http://me:***@127.0.0.1:5000 holds a password" in secret
+    assert "secret@" not in secret
+    assert refused(user.jobs("logs", "nobody")).startswith("nobody: no job and no run of this name")
+    assert user.jobs("list").stdout.splitlines()[0] == before.splitlines()[0]
+    assert len(user.jobs("list").stdout.splitlines()) == len(before.splitlines()), "nothing has been sent"
+
+
+def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: User, mlflow_server) -> None:
+    settings = ("run.name=stopped", "run.steps=200", "run.save_rollouts_every=1", "data.eval=null", f"tracking.uri={mlflow_server.uri}")
+    job_id = user.submitted(*settings)
+    folder = user.storage / "runs" / "stopped"
+    user.wait_for(folder / "rollouts" / "step-000002.parquet", job_id)
+    began = time.monotonic()
+    stopped = user.jobs("stop", "stopped")
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, f"{job_id} STOPPED"), stopped.stderr
+    assert time.monotonic() - began < 60
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    reached = max(path.stem for path in (folder / "rollouts").iterdir())
+    assert checkpoint.name == reached, "of the step that it had come to, though none was due"
+    followed = user.jobs("logs", "-f", job_id)
+    assert followed.returncode == 1
+    assert followed.stderr == f"laser jobs: {job_id} STOPPED\n"
+
+    done = int(reached.removeprefix("step-"))
+    continued = user.submit(*settings, f"run.steps={done + 2}")
+    assert continued.returncode == 0, continued.stdout + continued.stderr
+    assert f"continuing from {checkpoint}" in continued.stdout
+    assert steps_in(continued.stdout) == [f"{step}/{done + 2}" for step in (done + 1, done + 2)]
