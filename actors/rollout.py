@@ -123,7 +123,8 @@ class Engine:
             "disable_log_stats": True,
         }
         if settings.on_gpu and settings.sleeps:
-            arguments["enable_sleep_mode"] = True
+            # The learner leaves a little on the GPU while it waits: its CUDA context, NCCL's buffers, a reference model's shards.
+            arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.8}
         if not settings.on_gpu:
             # A CPU generator cannot be rewound, which is what vLLM does to a seeded request whose prompt it prefills in parts.
             arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, arguments["max_model_len"])}

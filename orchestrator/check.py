@@ -28,6 +28,7 @@ from orchestrator.errors import ConfigError, LaserError
 from orchestrator.memory_plan import GIB, MemoryPlan, ModelSize, gpu_memory, machine_memory, memory_notes, model_size, plan_memory
 from orchestrator.preparation import ModelTokens, Prepared, load_tokens, looks_local, prepare
 from orchestrator.prompts import load_problems, render_prompt
+from orchestrator.sizing import Sizing, size
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SHORT_PROMPT_TOKENS = 40
@@ -91,26 +92,29 @@ class Report:
     size: ModelSize | None
     memory: MemoryPlan | None
     machine: Resources
+    sizing: Sizing | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def check(config: RunConfig, strict: bool = False, console: Console | None = None) -> Report:
-    """Explain `config` on the console.
+def check(config: RunConfig, strict: bool = False, console: Console | None = None, measured: Path | None = None) -> Report:
+    """Explain `config` on the console; from the run in the folder `measured` also how its pools should be sized.
 
     Raises:
         ConfigError, DataError: The run would be refused; with `strict` also when something could not be checked or does not fit here.
+            `measured` holds no run, or too short a one.
     """
     console = console or Console(highlight=False)
+    sizing = None if measured is None else size(config, measured)
     with console.status("reading the model's files and the problems"):
-        report = examine(config)
+        report = examine(config, sizing)
     show(report, console)
     if strict and report.notes:
         raise ConfigError("--strict refuses what the notes above say:\n  " + "\n  ".join(report.notes))
     return report
 
 
-def examine(config: RunConfig) -> Report:
+def examine(config: RunConfig, sizing: Sizing | None = None) -> Report:
     """Work out the report. Raises ConfigError and DataError for settings, model files or data that a run would refuse."""
     if not (looks_local(config.model.path) and _is_file_name(config.data.train)):
         _skip_unreachable_hub()
@@ -120,13 +124,14 @@ def examine(config: RunConfig) -> Report:
     phases, warnings = plan_schedule(config)
     c_ref, c_ref_warnings = explain_c_ref(config.loss) if config.self_reward.token is not None else ([], [])
     warnings += c_ref_warnings
+    warnings += [] if sizing is None else sizing.warnings
 
     notes = [f"not checked, {reason}" for reason in inputs.absent.values()]
-    size = memory = None
+    shape = memory = None
     if inputs.tokens is not None:
-        size = model_size(config.model.path)
-        memory = plan_memory(config, size)
-        warnings += check_model(config, inputs.tokens, size, memory)
+        shape = model_size(config.model.path)
+        memory = plan_memory(config, shape)
+        warnings += check_model(config, inputs.tokens, shape, memory)
         notes += memory_notes(config, memory, machine_memory(), gpu_memory())
         if looks_local(config.model.path) and not any(any(Path(config.model.path).glob(pattern)) for pattern in WEIGHT_FILES):
             notes.append(f"model.path: {config.model.path} holds no weights ({' or '.join(WEIGHT_FILES)})")
@@ -135,7 +140,7 @@ def examine(config: RunConfig) -> Report:
         bundles_for(config, machine)
     except ConfigError as error:
         notes.append(f"on this machine {str(error).splitlines()[0].rstrip(':')}")
-    return Report(config, inputs, batch, tuple(phases), tuple(c_ref), size, memory, machine[0], tuple(warnings), tuple(notes))
+    return Report(config, inputs, batch, tuple(phases), tuple(c_ref), shape, memory, machine[0], sizing, tuple(warnings), tuple(notes))
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -319,9 +324,12 @@ def check_model(config: RunConfig, tokens: ModelTokens, size: ModelSize, memory:
 def placement(config: RunConfig) -> list[Share]:
     """The pools' actors and what each reserves."""
     learning, rollout, verification = config.learning, config.rollout, config.verification
+    engines = Share("rollout", rollout.num_engines, rollout.cpus, rollout.gpus * rollout.tensor_parallel)
+    if rollout.colocate:
+        engines = Share("rollout, in the learner's turns", rollout.num_engines, 0.0, 0.0)
     return [
         Share("learning", learning.num_ranks, learning.cpus_per_rank, learning.gpus_per_rank),
-        Share("rollout", rollout.num_engines, rollout.cpus, rollout.gpus * rollout.tensor_parallel),
+        engines,
         Share("verification", verification.num_workers, verification.cpus, 0.0),
     ]
 
@@ -343,6 +351,8 @@ def show(report: Report, console: Console) -> None:
         _section(console, f"Memory in GiB ({_size(report.size)})", _memory_table(report.memory, config))
         console.print("  Activations and what each actor's libraries take come on top.", style="dim")
     _section(console, "Placement", _placement_table(placement(config), report.machine))
+    if report.sizing is not None:
+        _show_sizing(report.sizing, console)
     for heading, colour, messages in (("Warnings", "yellow", report.warnings), ("Notes", "cyan", report.notes)):
         if messages:
             _section(console, f"[{colour}]{heading}[/{colour}]", _pairs(("-", message) for message in messages))
@@ -470,6 +480,30 @@ def _placement_table(shares: list[Share], machine: Resources) -> Table:
     table.add_row("[bold]run[/bold]", "", "", "", *(f"[bold]{total:g}[/bold]" for total in totals))
     table.add_row("this machine", "", "", "", f"{machine.get('CPU', 0):g}", f"{machine.get('GPU', 0):g}", style="dim")
     return table
+
+
+def _show_sizing(sizing: Sizing, console: Console) -> None:
+    measured, kind = sizing.measured, sizing.devices.kind
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for heading in ("engines", "ranks", f"{kind}s", "rollout s", "learn s", "rest s", "step s", "verifiers"):
+        table.add_column(heading, justify="right")
+    for layout in sizing.layouts:
+        sizes = (f"{layout.engines}", f"{layout.ranks}", f"{layout.devices:g}")
+        step = f"{layout.step_s:.1f}{' + x' if layout.without_handover else ''}"
+        table.add_row(
+            layout.name, *sizes, f"{layout.rollout_s:.1f}", f"{layout.learn_s:.1f}", f"{measured.fixed:.1f}", step, f"{layout.verifiers}"
+        )
+    lines = [
+        f"medians of {measured.steps} steps; {sizing.devices.engine:g} {kind}s an engine, {sizing.devices.rank:g} a rank, perfect scaling "
+        "assumed: measure again after a change",
+    ]
+    if sizing.turn_budget_s is not None:
+        lines.append(
+            f"x is the hand-over of rollout.colocate, which this run has not measured: taking turns is faster if it is under "
+            f"{sizing.turn_budget_s:.1f} s a step, both ways together"
+        )
+    _section(console, f"Pool sizes for {sizing.total:g} {kind}s", table, *lines)
 
 
 def _steps(phase: Phase) -> str:
