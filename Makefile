@@ -5,7 +5,7 @@ EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install quickstart quickstart-seeds quickstart-base test lint
+.PHONY: install quickstart quickstart-seeds quickstart-base test test-long lint
 
 install: $(READY)
 
@@ -28,6 +28,9 @@ quickstart-base: $(READY)  ## make the quick-start's base model and data anew; b
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest
+
+test-long: $(READY)  ## the tests that `make test` leaves out
+	@$(VENV)/bin/python -m pytest -m long
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -4,7 +4,10 @@ In: a `TrainBatch`, which refers to trajectories in the object store and holds p
 Out: sums for the metrics, and the new weights as chunks in the object store.
 """
 
+import contextlib
 import math
+import re
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +24,10 @@ from actors import zero3
 from actors.weight_chunks import pack_chunks
 from orchestrator.algorithm.loss import LossInputs, LossOutputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
+from orchestrator.checkpoints import SELF_REWARD, STATE, TrainingState, random_state
 from orchestrator.config import RunConfig
+from orchestrator.errors import LaserError
+from orchestrator.remote_storage import RemoteStorage, place_of
 from orchestrator.trajectories import Sample, Trajectories
 
 
@@ -154,6 +160,7 @@ class LearnerRank:
     def __init__(self, config: RunConfig, model_path: str, z_token: int | None, rank: int, world_size: int) -> None:
         self.config, self.model_path, self.z_token = config, model_path, z_token
         self.rank, self.world_size = rank, world_size
+        self.fetched: Path | None = None
         self.on_gpu = config.learning.gpus_per_rank > 0
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
         if not self.on_gpu:
@@ -254,14 +261,58 @@ class LearnerRank:
     def save(self, folder: str) -> None:
         """Model and optimiser shards and random state, restorable at the same number of ranks."""
         self.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
-        torch.save({"torch": torch.get_rng_state()}, Path(folder) / f"random_state_{self.rank}.pt")
+        torch.save({"torch": torch.get_rng_state()}, Path(folder) / random_state(self.rank))
+
+    def upload(self, checkpoint: str, place: str) -> str | None:
+        """Copy what this rank has written of a checkpoint to `place` in `run.remote`; where the driver does not see it, nothing stays.
+
+        Returns why it could not, if so: an error would end the others' uploads, and Ray would print each rank's.
+        """
+        folder = Path(checkpoint)
+        files = [path for path in folder.glob("learner/**/*") if path.is_file() and _is_of_rank(path.name, self.rank)]
+        if self.rank == 0:
+            files += [path for path in folder.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD]
+        try:
+            self._storage().upload(files, folder, place)
+            return None
+        except LaserError as error:
+            return str(error)
+        finally:
+            if not (folder / STATE).exists():
+                for path in files:
+                    path.unlink()
+
+    def fetch(self, checkpoint: str, state: TrainingState) -> str | None:
+        """Have `load` find this rank's files of a checkpoint, from `run.remote` if they are not here. Returns why it could not, if so."""
+        folder, self.fetched = Path(checkpoint), None
+        with contextlib.suppress(FileNotFoundError):
+            # The same folder on this node may be from another attempt, which the driver knows nothing of.
+            if (folder / STATE).read_text() == state.text() and (folder / "learner" / random_state(self.rank)).exists():
+                return None
+        try:
+            remote = self._storage()
+            if not remote.holds(state):
+                return (
+                    f"{folder}: holds nothing of learner rank {self.rank} on node {ray.util.get_node_ip_address()}, and {remote.shown} "
+                    "has no such checkpoint. Start it where its ranks were, or delete that folder to continue from the checkpoint before"
+                )
+            self.fetched = folder.with_name(f".partial-fetched-{self.rank}")
+            shutil.rmtree(self.fetched, ignore_errors=True)
+            remote.fetch(f"{place_of(state.step)}/learner", self.fetched, lambda name: _is_of_rank(name, self.rank))
+        except LaserError as error:
+            return str(error)
+        return None
 
     def load(self, folder: str) -> None:
-        """Restore what `save` wrote."""
-        path, _ = self.engine.load_checkpoint(folder, tag="zero3")
+        """Restore what `save` wrote, or what `fetch` has brought instead."""
+        source = self.fetched or Path(folder)
+        path, _ = self.engine.load_checkpoint(str(source), tag="zero3")
         if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
-        torch.set_rng_state(torch.load(Path(folder) / f"random_state_{self.rank}.pt")["torch"])
+            raise RuntimeError(f"{source}: DeepSpeed found no checkpoint there")
+        torch.set_rng_state(torch.load(source / random_state(self.rank))["torch"])
+        if self.fetched is not None:
+            shutil.rmtree(self.fetched)
+            self.fetched = None
 
     def export(self, folder: str) -> None:
         """Write the weights as a Hugging Face folder (rank 0 writes)."""
@@ -370,6 +421,10 @@ class LearnerRank:
             tis_cap=loss.importance_cap,
         )
 
+    def _storage(self) -> RemoteStorage:
+        assert self.config.run.remote is not None
+        return RemoteStorage(self.config.run.remote, self.config.run.name)
+
     def _lr(self, step: int) -> float:
         settings = self.config.learning
         return settings.lr * min(1.0, step / settings.warmup_steps if settings.warmup_steps else 1.0)
@@ -382,6 +437,12 @@ def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: 
     address, port = ray.get(ranks[0].address.remote())
     ray.get([rank.setup.remote(address, port) for rank in ranks])
     return ranks
+
+
+def _is_of_rank(name: str, rank: int) -> bool:
+    """Whether a rank writes the file of this name in a checkpoint: its own shards and random state; rank 0 also what is there once."""
+    named = re.match(r"(?:bf16_)?(?:zero_pp_rank|random_state)_(\d+)", name)
+    return rank == (int(named[1]) if named else 0)
 
 
 def _adamw(model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:

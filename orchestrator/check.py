@@ -340,6 +340,8 @@ def show(report: Report, console: Console) -> None:
     started = ", which holds a run: `laser train` continues it" if (config.folder / "checkpoints").is_dir() else ""
     console.print(f"[bold]{config.run.name}[/bold]: {config.run.steps:,} steps from {escape(config.model.path)}")
     console.print(f"kept in {escape(str(config.folder))}{started}")
+    if config.run.remote:
+        console.print(f"kept for any node in {escape(config.run.remote)}: no shared folder is needed, and a newer checkpoint there is used")
     _section(console, "Tokens and prompt", _tokens_table(report.inputs, config))
     if report.inputs.prepared is not None:
         _show_prompt(report.inputs.prepared, config, console)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RunError
 
 SELF_REWARD = "self_reward.json"
+STATE = "state.json"
 _NAME = re.compile(r"step-\d+")
 
 
@@ -59,6 +60,20 @@ class TrainingState:
     base: dict[str, float] | None
     """Evaluation of the initial model."""
 
+    def text(self) -> str:
+        """`state.json`. No two attempts at a step have the same: they took other times."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def step_name(step: int) -> str:
+    """A checkpoint's folder."""
+    return f"step-{step:06d}"
+
+
+def random_state(rank: int) -> str:
+    """The file of a learner rank's random state, the last one that it writes."""
+    return f"random_state_{rank}.pt"
+
 
 def template_hash(tokenizer: Any) -> str:
     """SHA-256 of the chat template, by which a service sees that it renders prompts as training did."""
@@ -77,7 +92,7 @@ class Checkpoints:
         complete = self._complete()
         if not complete:
             return None
-        path = complete[-1] / "state.json"
+        path = complete[-1] / STATE
         try:
             return complete[-1], TrainingState(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -86,22 +101,39 @@ class Checkpoints:
                 f"or move {self.run_folder} away to start anew"
             ) from error
 
-    def save(self, state: TrainingState, write: Callable[[Path], None]) -> Path:
-        """Write a checkpoint: `write(folder)` adds the learner's shards and `export/`. It takes its name only when complete."""
+    def save(self, state: TrainingState, write: Callable[[Path], None], upload: Callable[[Path], None] | None = None) -> Path:
+        """Write a checkpoint: `write(folder)` adds the learner's shards and `export/`. It takes its name only when complete.
+
+        `upload(folder)` takes it elsewhere before that, so that what counts here counts there.
+
+        Raises:
+            RunError: It could not be uploaded. It counts here all the same, if all ranks write to this folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial, final = self.folder / f".partial-{state.step:06d}", self.folder / f"step-{state.step:06d}"
+        partial, final = self.folder / f".partial-{state.step:06d}", self.folder / step_name(state.step)
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover)
         partial.mkdir()
         write(partial)
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        (partial / STATE).write_text(state.text())
+        if upload is not None:
+            try:
+                upload(partial)
+            except RunError as error:
+                if not all((partial / "learner" / random_state(rank)).exists() for rank in range(state.num_ranks)):
+                    raise RunError(f"{error} The same command continues from the checkpoint before.") from error
+                self._complete_partial(partial, final)
+                raise RunError(f"{error} {final} is complete and stays: the same command continues from it.") from error
+        self._complete_partial(partial, final)
+        return final
+
+    def _complete_partial(self, partial: Path, final: Path) -> None:
         if final.exists():
             self._delete(final)
         partial.rename(final)
         self.link_export()
         for old in self._complete()[: -self.keep]:
             self._delete(old)
-        return final
 
     def link_export(self) -> None:
         """Let `export` lead to the newest checkpoint's, which a crash right after it was completed may have prevented."""

@@ -298,7 +298,7 @@ def _refuse_what_cannot_fit(config: PoolsConfig, learning: LearningConfig | None
             f"{learners}"
             f"  rollout       {len(bundles.engines)} engine(s) x ({each_engine})\n"
             f"  verification  {verification.num_workers} worker(s) x ({each_worker})\n"
-            "Lower these (fractions share a CPU), or name a larger cluster in RAY_ADDRESS."
+            "Lower these (fractions share a CPU), or use a larger cluster (RAY_ADDRESS; laser submit --address)."
         )
 
 

@@ -10,9 +10,10 @@ import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orchestrator.errors import ConfigError
 
@@ -229,6 +230,20 @@ class RunSection(Section):
     """Keep the rollouts of every so many steps as parquet; 0 never."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
+    remote: str | None = None
+    """URL under which `<name>/` holds what any node needs to continue the run: s3://bucket/runs, gs://..., file:///mnt/runs.
+    Nodes then need no shared `dir`. Credentials are those of each node's environment."""
+
+    @field_validator("remote")
+    @classmethod
+    def _open_to_read(cls, remote: str | None) -> str | None:
+        if remote is None:
+            return None
+        if "://" not in remote:
+            raise ValueError(f"run.remote: {remote!r} is no URL: write s3://bucket/runs, gs://bucket/runs or file:///mnt/runs")
+        if urlsplit(remote).password is not None:
+            raise ValueError("run.remote: holds a secret, which config.yaml and MLflow would show: leave it to the nodes' environment")
+        return remote
 
 
 class RunConfig(Section):
@@ -467,13 +482,16 @@ def flat_settings(config: Section) -> dict[str, Any]:
     return dict(walk("", config.model_dump(mode="json")))
 
 
-def changed_settings(saved: Path, config: Section) -> dict[str, str]:
+def changed_settings(saved: Path, config: Section, source: str | None = None) -> dict[str, str]:
     """How the settings saved with a run differ from `config`: `{"loss.alpha": "0.1 before, 0.5 now"}`.
+
+    Args:
+        source: Names the saved settings in the error, where `saved` is a copy.
 
     Raises:
         ConfigError: The saved settings are of another command or version.
     """
-    before, now = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), str(saved))), flat_settings(config)
+    before, now = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), source or str(saved))), flat_settings(config)
     # Pass-through settings come and go: a key may be in either.
     changed = [key for key in now | before if before.get(key) != now.get(key)]
     return {key: f"{before.get(key)!r} before, {now.get(key)!r} now" for key in changed}

@@ -34,7 +34,7 @@ class Pools:
         """Whether the engines may generate; always, when they have GPUs of their own."""
         self.learner_restarts = 0
         try:
-            check_shared_folders(config.folder, self.settings.model_path, self.placement.nodes())
+            check_shared_folders(config.folder, self.settings.model_path, self.placement.nodes(), config.run.remote)
             self.verifiers = self._start_verifiers()
             if self.colocated:
                 self.learners = self._start_learners()

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.journal import Ending, forget
 from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
+from orchestrator.remote_storage import RemoteStorage, place_of
 from orchestrator.stopping import Stop, StopRequested
 from orchestrator.sweeps.role import SweepRole
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.trainer import Trainer
 
 MAY_CHANGE = (
-    "run.dir", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints", "tracking.",
-    "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.resources", "rollout.colocate", "rollout.tensor_parallel",
+    "run.dir", "run.remote", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints",
+    "tracking.", "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.resources", "rollout.colocate", "rollout.tensor_parallel",
     "rollout.kv_cache_gib", "rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers", "verification.cpus",
     "verification.resources", "verification.timeout_s", "learning.cpus_per_rank", "learning.resources",
     "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
@@ -61,14 +63,19 @@ def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRol
         RunError: The run had started and cannot go on; the same call continues from its last checkpoint.
     """
     checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
-    newest = checkpoints.newest()
     _refuse_other_settings(config)
+    remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
+    if remote is not None:
+        _fetch_newer(config, checkpoints, remote)
+    newest = checkpoints.newest()
     if newest and (summary := _summary_of_finished(config, newest[1])):
         from orchestrator.tracking import deliver_leftovers
 
         with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
             say = progress.say_plainly if progress else print
             deliver_leftovers(config, say, role.tags if role else {}, finished=True)
+            if remote is not None:
+                remote.upload_records(config.folder)
         return Outcome(summary, already_finished=True)
     if newest and newest[1].num_ranks != config.learning.num_ranks:
         raise ConfigError(
@@ -82,7 +89,12 @@ def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRol
 
     config.folder.mkdir(parents=True, exist_ok=True)
     with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
-        return _train(config, checkpoints, newest, prepared, progress, role)
+        outcome = _train(config, checkpoints, newest, prepared, progress, role)
+        if remote is not None:
+            remote.upload_records(config.folder)
+            if not (config.folder / "export" / "config.json").exists():  # rank 0 was on another node
+                remote.fetch(f"{place_of(outcome.summary['steps'])}/export", config.folder / "export")
+        return outcome
 
 
 def _train(
@@ -192,6 +204,32 @@ def _forget_other_attempt(config: RunConfig) -> None:
     forget(config.folder)
 
 
+def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
+    """Bring the run's folder to the newest checkpoint of `run.remote`, if that is newer: ranks fetch their shards themselves.
+
+    Raises:
+        ConfigError: It cannot be read or written, or holds a run with other settings.
+    """
+    try:
+        remote.try_out()
+        state = remote.newest()
+        if state is None:
+            return
+        if (settings := remote.read("config.yaml")) is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                saved = Path(folder) / "config.yaml"
+                saved.write_bytes(settings)
+                _refuse_changed(remote.shown, saved, config)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        with claimed(config.folder):
+            here = checkpoints.newest()
+            if here is None or (here[1].step <= state.step and here[1].text() != state.text()):
+                remote.fetch_records(config.folder)
+                checkpoints.save(state, lambda folder: remote.fetch(f"{place_of(state.step)}/export", folder / "export"))
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _last_step(checkpoints: Checkpoints) -> int:
     newest = checkpoints.newest()
     return newest[1].step if newest else 0
@@ -210,9 +248,14 @@ def _refuse_other_settings(config: RunConfig) -> None:
     path: Path = config.folder / "config.yaml"
     if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
         return
-    changed = [f"{key}: {change}" for key, change in changed_settings(path, config).items() if not key.startswith(MAY_CHANGE)]
+    _refuse_changed(str(config.folder), path, config)
+
+
+def _refuse_changed(place: str, saved: Path, config: RunConfig) -> None:
+    changes = changed_settings(saved, config, f"{place}/{saved.name}")
+    changed = [f"{key}: {change}" for key, change in changes.items() if not key.startswith(MAY_CHANGE)]
     if changed:
         raise ConfigError(
-            f"{config.folder} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
+            f"{place} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
             "Choose another run.name, restore these settings, or delete the folder."
         )

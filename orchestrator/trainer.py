@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from actors.verification import Status
 from orchestrator.algorithm.metrics import self_verification
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, self_reward_score
-from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
+from orchestrator.checkpoints import SELF_REWARD, Checkpoints, SelfRewardCard, TrainingState, template_hash
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunError
 from orchestrator.estimation import estimate_advantages, make_train_batch
@@ -33,6 +34,7 @@ from orchestrator.pools import Pools
 from orchestrator.preparation import Prepared
 from orchestrator.progress import RunProgress
 from orchestrator.prompts import PromptOrder
+from orchestrator.remote_storage import RemoteStorage
 from orchestrator.stopping import Stop, StopRequested
 from orchestrator.sweeps.role import SweepRole
 from orchestrator.tracking import Tracker, score_figure
@@ -65,6 +67,7 @@ class Trainer:
         self.next_problems = self.order.state_dict()
         """Where the order stood after the last step that is done."""
         self.checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
+        self.remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
         self.step = 0
         self.at_start = True
         self.c_ref: float | None = None
@@ -138,6 +141,8 @@ class Trainer:
 
     def _restore(self, folder: Path, state: TrainingState) -> None:
         """Learner, problem order, c_ref and base evaluation of a checkpoint."""
+        if self.remote is not None:
+            self._on_ranks("fetch", str(folder.resolve()), state)
         self.pools.on_all_ranks("load", str((folder / "learner").resolve()))
         self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
         self.next_problems = self.order.state_dict()
@@ -316,12 +321,14 @@ class Trainer:
             seconds=self._seconds(),
             base=self.base,
         )
-        self.checkpoints.save(state, self._write_checkpoint)
+        upload = None if self.remote is None else partial(self._upload, self.remote, state)
+        self.checkpoints.save(state, self._write_checkpoint, upload)
 
     def _write_checkpoint(self, folder: Path) -> None:
         learner, export = str((folder / "learner").resolve()), (folder / "export").resolve()
         self.pools.on_all_ranks("save", learner)
         self.pools.on_all_ranks("export", str(export))
+        export.mkdir(exist_ok=True)  # with run.remote rank 0 may have its own on another node
         config, tokens = self.config, self.prepared.tokens
         if self.is_trunk:
             return  # its score has no beta_v yet
@@ -335,6 +342,23 @@ class Trainer:
                 instruction=config.data.instruction,
                 chat_template_sha256=template_hash(tokens.tokenizer),
             ).write(export)
+
+    def _upload(self, remote: RemoteStorage, state: TrainingState, folder: Path) -> None:
+        """A checkpoint to `run.remote`, each file by the process that wrote it."""
+
+        def write(place: str) -> None:
+            self._on_ranks("upload", str(folder.resolve()), place)
+            if (card := folder / "export" / SELF_REWARD).exists():
+                remote.upload([card], folder, place)
+            remote.upload_records(self.config.folder)
+
+        remote.save(state, self.config.run.keep_checkpoints, write)
+
+    def _on_ranks(self, method: str, *arguments: Any) -> None:
+        """Call a method of the ranks that returns what is wrong, if anything."""
+        for problem in self.pools.on_all_ranks(method, *arguments):
+            if problem is not None:
+                raise RunError(problem)
 
     def _finish(self) -> dict[str, Any]:
         if self.step == 0:

@@ -20,7 +20,7 @@ FIGURES = (
 )  # fmt: skip
 """Names in a sweep's metric: the figures of an evaluation."""
 
-OWN_KEYS = ("run.name", "run.dir", "run.seed", "tracking.")
+OWN_KEYS = ("run.name", "run.dir", "run.remote", "run.seed", "tracking.")
 """Settings that a sweep gives its trials itself."""
 
 Value = bool | int | float | str | None
@@ -162,6 +162,8 @@ def base_config(sweep: SweepConfig) -> RunConfig:
     config = validate(_merged(tree, sweep.settings), RunConfig, source)
     if config.data.eval is None:
         raise ConfigError(f"{source}: data.eval is missing: a sweep compares its trials on held-out problems")
+    if config.run.remote is not None:
+        raise ConfigError(f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null")
     for key in sweep.space:
         if key.startswith(OWN_KEYS):
             raise ConfigError(f"space: {key} is the sweep's own to give" + (": list them as `seeds`" if key == "run.seed" else ""))

@@ -105,15 +105,18 @@ class RayCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie in it, whose names are bounded
         self.token = secrets.token_hex(24)
         self.nodes: list[subprocess.Popen] = []
+        self.started = 0
         self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160", "NO_COLOR": "1"}
         self.environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        # Results of any size lie in the object store of the node that made them, as those of large models do: a node takes them with it.
+        self.environment["RAY_max_direct_call_object_size"] = "1"
 
     def start(self, cpus: float, resources: dict[str, float] | None = None) -> None:
         """The head, with a dashboard and its job server."""
         port, dashboard = _free_port(), _free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         ports = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={_free_port()}"]
-        self._start_node([*ports, f"--temp-dir={self.folder}", "--include-dashboard=true"], cpus, resources)
+        self._start_node([*ports, "--include-dashboard=true"], cpus, resources)
         self._wait_for_head()
 
     def add_node(self, cpus: float, resources: dict[str, float] | None = None, command: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -140,7 +143,7 @@ class RayCluster:
     @property
     def metrics_file(self) -> Path:
         """The nodes' metrics addresses, for Prometheus."""
-        return self.folder / "prom_metrics_service_discovery.json"
+        return self.folder / "0" / "prom_metrics_service_discovery.json"
 
     def stop(self) -> None:
         for node in reversed(self.nodes):
@@ -151,7 +154,10 @@ class RayCluster:
         self, arguments: list[str], cpus: float, resources: dict[str, float] | None, command: tuple[str, ...] = ()
     ) -> subprocess.Popen:
         ray = str(Path(sys.executable).parent / "ray")
-        given = [f"--num-cpus={cpus}", f"--resources={json.dumps(resources or {})}", "--node-ip-address=127.0.0.1", "--block"]
+        # Each with its own files, as on machines of their own: nodes unpack a job's code where the others would be reading it.
+        files = f"--temp-dir={self.folder / str(self.started)}"
+        self.started += 1
+        given = [files, f"--num-cpus={cpus}", f"--resources={json.dumps(resources or {})}", "--node-ip-address=127.0.0.1", "--block"]
         more = [f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
         more += [f"--{name}={_free_port()}" for name in ("metrics-export-port", "dashboard-agent-listen-port")]
         with (self.folder / "nodes.log").open("a") as log:
@@ -199,10 +205,10 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A head of two CPUs; a test may add nodes."""
+    """A head of two CPUs, for learners too; a test may add nodes."""
     cluster = RayCluster()
     try:
-        cluster.start(cpus=2)
+        cluster.start(cpus=2, resources={"learner": 2})
         yield cluster
     finally:
         cluster.stop()

@@ -1,9 +1,14 @@
-"""`laser submit` and `laser jobs` against a real cluster with a token, as somebody uses them from another machine."""
+"""`laser submit` and `laser jobs` against a real cluster with a token, as somebody uses them from another machine.
 
+Its three nodes are processes with resources that force each pool onto another one.
+"""
+
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from mlflow import MlflowClient
 from orchestrator.progress import StepLine
 
 LASER = str(Path(sys.executable).parent / "laser")
-STEPS = 4
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +33,10 @@ def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": "data/train.jsonl", "eval": "data/test.jsonl", "instruction": ""},
         "rollout": {
             "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
-            "engine_args": {"enforce_eager": True},
+            "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
         },
-        "verification": {"cpus": 0.25},
-        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
+        "verification": {"cpus": 0.25, "resources": {"verifier": 1}},
+        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "resources": {"learner": 1}},
         "loss": {"alpha": 1.0, "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 50},
         "evaluation": {"samples_per_problem": 2},
@@ -68,11 +73,22 @@ class User:
         first, *others = done.stdout.splitlines()
         job_id = first.split()[1]
         assert first == f"submitted {job_id} to {self.cluster.dashboard}"
-        assert others[1:] == [
-            f"follow    {LASER} jobs logs -f {job_id} --address {self.cluster.dashboard}",
-            f"stop      {LASER} jobs stop {job_id} --address {self.cluster.dashboard}",
-        ]
+        for line, order in zip(others[1:], ("logs -f", "stop"), strict=True):
+            assert line.endswith(f"laser jobs {order} {job_id} --address {self.cluster.dashboard}")
         return job_id
+
+    @contextlib.contextmanager
+    def following(self, job: str) -> Iterator[subprocess.Popen[str]]:
+        """`laser jobs logs -f` in another terminal."""
+        command = [LASER, "jobs", "logs", "-f", job, "--address", self.cluster.dashboard]
+        terminal = subprocess.Popen(
+            command, cwd=self.home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            yield terminal
+        finally:
+            terminal.kill()
+            terminal.wait()
 
     def wait_for(self, path: Path, job_id: str, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
@@ -82,7 +98,13 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(cluster, home: Path) -> User:
+def workers(cluster) -> dict[str, subprocess.Popen]:
+    """The nodes beside the head, by what they are for."""
+    return {name: cluster.add_node(1, {name: 2}) for name in ("rollout", "verifier")}
+
+
+@pytest.fixture(scope="module")
+def user(cluster, workers: dict[str, subprocess.Popen], home: Path) -> User:
     return User(cluster, home)
 
 
@@ -98,19 +120,28 @@ def steps_in(log: str) -> list[str]:
     return [f"{step.step}/{step.total}" for line in log.splitlines() if (step := StepLine.parse(line))]
 
 
-def test_a_job_runs_on_its_own_and_is_followed_from_elsewhere(user: User, mlflow_server) -> None:
-    job_id = user.submitted(f"tracking.uri={mlflow_server.uri}", "run.save_every=2")
+def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_elsewhere(
+    user: User, workers: dict[str, subprocess.Popen], mlflow_server
+) -> None:
+    settings = (f"tracking.uri={mlflow_server.uri}", "run.save_every=2")
+    job_id = user.submitted(*settings)
     second = refused(user.submit())
     assert second.startswith(f"tiny is on {user.cluster.dashboard} already: {job_id} is ")
     assert f"laser jobs stop {job_id}" in second
 
-    followed = user.jobs("logs", "-f", "tiny")
-    assert followed.returncode == 0, followed.stdout + followed.stderr
-    lines = followed.stdout.splitlines()
-    assert steps_in(followed.stdout) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
+    folder = user.storage / "runs" / "tiny"
+    with user.following("tiny") as terminal:
+        for name, step in (("rollout", 2), ("verifier", 6)):
+            user.wait_for(folder / "checkpoints" / f"step-{step:06d}", job_id)
+            user.cluster.kill_node(workers[name])
+            workers[name] = user.cluster.add_node(1, {name: 2})
+        log, _ = terminal.communicate(timeout=240)
+    assert terminal.returncode == 0, log
+    lines = log.splitlines()
+    # A node that takes with it what the learner reads at that moment sends the run back to its newest checkpoint.
+    assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
     assert not [line for line in lines if "pid=" in line], "what actors print stays in their own logs"
 
-    folder = user.storage / "runs" / "tiny"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == STEPS
     run = MlflowClient(mlflow_server.uri).get_run(summary["mlflow_run_id"])
@@ -118,6 +149,7 @@ def test_a_job_runs_on_its_own_and_is_followed_from_elsewhere(user: User, mlflow
     for key in ("train/accuracy", "loss/total", "time/step"):
         steps = [point.step for point in MlflowClient(mlflow_server.uri).get_metric_history(run.info.run_id, key)]
         assert steps == list(range(1, STEPS + 1)), key
+    assert run.data.metrics["pool/restarts"] >= 2, "an engine and a verifier went with their nodes"
     page = f"{mlflow_server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     assert f"curves    {page}" in lines
 
@@ -126,7 +158,7 @@ def test_a_job_runs_on_its_own_and_is_followed_from_elsewhere(user: User, mlflow
     assert "status    SUCCEEDED" in status
     listed = user.jobs("list").stdout.splitlines()
     assert [line.split()[:3] for line in listed[1:]] == [[job_id, "train", "SUCCEEDED"]], "the probe is not left behind"
-    assert user.jobs("logs", job_id).stdout.split() == followed.stdout.split(), "each line once"
+    assert user.jobs("logs", job_id).stdout.split() == log.split(), "each line once"
 
 
 def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_path: Path) -> None:
@@ -139,8 +171,11 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
     assert refused(user.laser("submit", "tiny.yaml")).startswith("http://127.0.0.1:9: no Ray cluster answers there")
 
     table = refused(user.submit("rollout.gpus=1", "run.name=large"))
-    assert table.startswith(f"{user.cluster.dashboard}, with 1 node, could never place large: the pools need 1 GPUs, but 0 are there:\n")
-    assert "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1)\n" in table
+    assert table.startswith(f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPUs, but 0 are there:\n")
+    assert (
+        "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1, rollout.resources={'rollout': 1.0})\n"
+        in table
+    )
     assert "--no-placement-check" in table
 
     secret = refused(user.submit("run.name=other", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:5000"))
@@ -160,6 +195,7 @@ def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: 
     stopped = user.jobs("stop", "stopped")
     assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, f"{job_id} STOPPED"), stopped.stderr
     assert time.monotonic() - began < 60
+    assert "stopped as asked; step" in (log := user.jobs("logs", job_id).stdout), log
     (checkpoint,) = (folder / "checkpoints").iterdir()
     reached = max(path.stem for path in (folder / "rollouts").iterdir())
     assert checkpoint.name == reached, "of the step that it had come to, though none was due"
@@ -172,3 +208,18 @@ def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: 
     assert continued.returncode == 0, continued.stdout + continued.stderr
     assert f"continuing from {checkpoint}" in continued.stdout
     assert steps_in(continued.stdout) == [f"{step}/{done + 2}" for step in (done + 1, done + 2)]
+
+
+def test_a_node_that_has_another_folder_is_named_before_anything_starts(user: User) -> None:
+    user.storage.mkdir(exist_ok=True)
+    another_disk = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{user.storage}" && exec "$@"', "sh")
+    if subprocess.run([*another_disk, "true"], capture_output=True, check=False).returncode:
+        pytest.skip(
+            "no mount of its own can be made here (it takes root): the check of shared folders was not tried on a node without them"
+        )
+    user.cluster.add_node(1, {"alone": 1}, command=another_disk)
+    done = user.submit("run.name=alone", "learning.resources={alone: 1}", "data.eval=null")
+    assert done.returncode == 1
+    assert f"{user.storage}/runs/alone is not the same folder there" in done.stdout
+    assert "--storage" in done.stdout
+    assert not list((user.storage / "runs" / "alone").glob(".shared*"))

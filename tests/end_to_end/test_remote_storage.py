@@ -1,0 +1,119 @@
+"""`laser train` with its checkpoints on an S3 server: after the loss of its folder, and on nodes that share no folder."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+
+from orchestrator.journal import read_events
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment of whoever uses the S3 server, which has the bucket `laser`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys).create_bucket(Bucket="laser")
+    yield environment
+    server.stop()
+
+
+def stored(s3: dict[str, str], run: str) -> list[str]:
+    """Files of a run on the server."""
+    client = boto3.client(
+        "s3", endpoint_url=s3["AWS_ENDPOINT_URL"], region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="laser", Prefix=f"runs/{run}/")
+    return [item["Key"].removeprefix(f"runs/{run}/") for page in pages for item in page.get("Contents", ()) if item["Size"]]
+
+
+@pytest.fixture
+def config(task: Path, tmp_path: Path) -> Path:
+    tree = {
+        "run": {"name": "tiny", "dir": str(tmp_path / "runs"), "steps": 4, "save_every": 2, "remote": "s3://laser/runs"},
+        "model": {"path": str(Path("experiments/quickstart/base").resolve())},
+        "data": {"train": str(task / "train.jsonl"), "instruction": ""},
+        "rollout": {
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
+            "engine_args": {"enforce_eager": True},
+        },
+        "verification": {"cpus": 0.25},
+        "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
+        "self_reward": {"token": "<|self_reward|>", "calibration_samples": 50},
+    }  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(laser, config: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laser, "environment", laser.environment | s3)
+    folder = config.parent / "runs" / "tiny"
+    with laser.started("train", str(config)) as process:
+        laser.wait_for(folder / "checkpoints" / "step-000002", process)
+    killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
+    assert not (folder / "checkpoints" / "step-000004" / "state.json").exists()
+    shutil.rmtree(folder)
+
+    resumed = laser.run("train", str(config))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "continuing from" in resumed.stdout
+    steps = [event["step"] for event in read_events(folder) if event["event"] == "step"]
+    assert steps == [1, 2, 3, 4]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["c_ref"]) == (4, killed_at["c_ref"])
+    assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"]
+    client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
+    assert [point.step for point in client.get_metric_history(summary["mlflow_run_id"], "loss/total")] == [1, 2, 3, 4]
+
+    there = stored(s3, "tiny")
+    here = [str(path.relative_to(folder)) for path in folder.glob("checkpoints/step-000004/**/*") if path.is_file()]
+    assert sorted(path for path in there if "step-000004" in path) == sorted(here)
+    assert "checkpoints/step-000002/learner/random_state_1.pt" in there
+    assert {"config.yaml", "metrics.jsonl", "summary.json", "mlflow_run_id"} <= set(there)
+
+
+@pytest.mark.long
+def test_nodes_that_share_no_folder_need_none(laser, cluster, config: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = config.parent / "runs" / "tiny"
+    folder.parent.mkdir()
+    own_disk = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder.parent}" && exec "$@"', "sh")
+    if subprocess.run([*own_disk, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount of its own can be made here (it takes root): a run on nodes that share no folder was not tried")
+    monkeypatch.setattr(cluster, "environment", cluster.environment | s3)
+    monkeypatch.setattr(laser, "environment", cluster.environment | {"RAY_ADDRESS": cluster.address})
+    settings = ("run.name=apart", "learning.resources={disk: 1}")
+    folder = folder.with_name("apart")
+
+    nodes = [cluster.add_node(1, {"disk": 1}, command=own_disk) for _ in range(2)]
+    done = laser.run("train", str(config), *settings, "run.steps=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = folder / "checkpoints" / "step-000002"
+    assert not (checkpoint / "learner").exists(), "ranks write to disks of their own"
+    assert {"config.json", "self_reward.json", "model.safetensors"} <= set(os.listdir(folder / "export"))
+    for node in nodes:
+        own = Path(f"/proc/{node.pid}/root{folder}/checkpoints")
+        assert [path.name for path in own.rglob("*") if path.is_file()] == [], "what is at the URL is not kept twice"
+        cluster.kill_node(node)
+
+    for _ in range(2):
+        cluster.add_node(1, {"disk": 1}, command=own_disk)
+    done = laser.run("train", str(config), *settings, "run.steps=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing from" in done.stdout
+    assert [event["step"] for event in read_events(folder) if event["event"] == "step"] == [1, 2, 3]
+    assert [path for path in stored(s3, "apart") if path.endswith("_1.pt")] == [
+        "checkpoints/step-000002/learner/random_state_1.pt",
+        "checkpoints/step-000003/learner/random_state_1.pt",
+    ]
