@@ -28,6 +28,7 @@ class Stop:
     def __init__(self, say: Callable[[str], None] = print) -> None:
         self.say = say
         self.requested = False
+        self._at_once = False
         self._interruptible = False
 
     @contextlib.contextmanager
@@ -51,11 +52,17 @@ class Stop:
             if self.requested:
                 raise StopRequested
             yield
+        except KeyboardInterrupt:
+            # Ray, where it waits, makes a plain KeyboardInterrupt of whatever a signal handler raises.
+            if self.requested and not self._at_once:
+                raise StopRequested from None
+            raise
         finally:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> Any:
         if self.requested:
+            self._at_once = True
             raise KeyboardInterrupt
         self.requested = True
         with contextlib.suppress(RuntimeError):  # it came in the middle of a line that is being printed

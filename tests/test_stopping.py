@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import ray
 
 from orchestrator.stopping import Stop, StopRequested
 
@@ -36,6 +37,15 @@ def test_waiting_for_samples_is_given_up_at_once() -> None:
     with pytest.raises(StopRequested), stop.on_signals(), stop.interruptible():
         time.sleep(10)
     assert time.monotonic() - began < 5
+
+
+def test_a_wait_in_ray_is_given_up_too(ray_cluster) -> None:
+    never = ray.remote(num_cpus=0)(lambda: time.sleep(60)).remote()
+    stop = Stop(lambda message: None)
+    threading.Timer(0.5, ask).start()
+    with pytest.raises(StopRequested), stop.on_signals(), stop.interruptible():
+        ray.wait([never], timeout=30)
+    ray.cancel(never, force=True)
 
 
 def test_a_second_signal_ends_the_process_even_while_a_checkpoint_is_written() -> None:
