@@ -430,12 +430,16 @@ class LearnerRank:
         return settings.lr * min(1.0, step / settings.warmup_steps if settings.warmup_steps else 1.0)
 
 
-def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: Any) -> list[Any]:
-    """Start all ranks and wait until they hold the model. `spawn(cls, rank, *arguments)` makes an actor."""
+def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: Any, timeout_s: float | None = None) -> list[Any]:
+    """Start all ranks and wait until they hold the model. `spawn(cls, rank, *arguments)` makes an actor.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: They have not started within `timeout_s`.
+    """
     world_size = config.learning.num_ranks
     ranks = [spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)]
-    address, port = ray.get(ranks[0].address.remote())
-    ray.get([rank.setup.remote(address, port) for rank in ranks])
+    address, port = ray.get(ranks[0].address.remote(), timeout=timeout_s)
+    ray.get([rank.setup.remote(address, port) for rank in ranks], timeout=timeout_s)
     return ranks
 
 

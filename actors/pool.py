@@ -163,6 +163,7 @@ class Pool:
 
         Raises:
             PoolError: A worker cannot be started, the restart budget is used up, or data was lost with a node that nobody can remake.
+            ray.exceptions.ObjectLostError: What a worker was to be refreshed with was lost; the owner may have it anew.
             ray.exceptions.RayTaskError: The task itself failed; that is a fault in the work, not in the worker.
         """
         worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
@@ -170,7 +171,10 @@ class Pool:
             value = ray.get(ref)
         except ObjectLostError as error:
             task = worker.tasks.pop(ref, None)
-            if task is None or task.remake is None:
+            if task is None:  # what it was to be refreshed with
+                worker.state, worker.waiting_for = WorkerState.STARTING, worker.actor.ping.remote()
+                raise
+            if task.remake is None:
                 raise PoolError(f"the {self.name} pool cannot go on: data of a task went down with its node: {error}") from error
             task.remake()
             return None
@@ -191,11 +195,16 @@ class Pool:
         if waited > self.start_timeout_s and all(worker.state is not WorkerState.READY for worker in self.workers):
             raise PoolError(f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})")
 
-    def stop(self) -> None:
-        """Kill every worker and drop every task."""
+    def abandon(self) -> None:
+        """Drop every task; nobody wants the values of those that run."""
         self.queue.clear()
         for worker in self.workers:
             worker.tasks.clear()
+
+    def stop(self) -> None:
+        """Kill every worker and drop every task."""
+        self.abandon()
+        for worker in self.workers:
             ray.kill(worker.actor)
 
     def _start(self, index: int, is_replacement: bool) -> _Worker:

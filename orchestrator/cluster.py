@@ -6,6 +6,7 @@ is there, before anything is started.
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -145,12 +146,11 @@ class Placement:
             self.group: PlacementGroup = around
             return
         self.group = placement_group(bundles.all, strategy="PACK", bundle_label_selector=label_selectors(bundles))
-        if not self.group.wait(timeout_seconds=FREE_TIMEOUT_S):
+        try:
+            self._wait_for_room()
+        except BaseException:
             remove_placement_group(self.group)
-            raise ConfigError(
-                f"the cluster is busy: it could not place {demand(bundles)} within {FREE_TIMEOUT_S} s; free are "
-                f"{_listed(ray.available_resources()) or 'none'}. Stop other jobs, or try again later"
-            )
+            raise
 
     def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
         assert isinstance(self.config, RunConfig), "an evaluation has no learner"
@@ -193,6 +193,15 @@ class Placement:
             return
         for actor in self.actors:
             ray.kill(actor)
+
+    def _wait_for_room(self) -> None:
+        deadline = time.monotonic() + FREE_TIMEOUT_S
+        while not self.group.wait(timeout_seconds=1):  # no longer at once: meanwhile no signal is heard
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the cluster is busy: it could not place {demand(self.bundles)} within {FREE_TIMEOUT_S} s; free are "
+                    f"{_listed(ray.available_resources()) or 'none'}. Stop other jobs, or try again later"
+                )
 
     def _spawn(
         self,

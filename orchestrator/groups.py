@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 from jaxtyping import Bool, Float32, Int32
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.pool import Pool, finished
 from actors.rollout import GroupRequest
@@ -152,10 +153,12 @@ def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) 
 
 
 def _write(path: Path, batch: Batch, columns: dict[str, Any], trajectories: list | None) -> None:
-    """Write columns, responses and, where given, trajectories, from a task: no text passes through the driver."""
+    """Write columns, responses and, where given, trajectories, from a task beside the driver, whose files need not be seen elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [group.texts for group in batch.groups]
-    ray.get(ray.remote(_write_table).options(num_cpus=0).remote(str(path.resolve()), trajectories, texts, columns))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(_write_table).options(num_cpus=0, scheduling_strategy=here)
+    ray.get(task.remote(str(path.resolve()), trajectories, texts, columns))
 
 
 def _write_table(path: str, trajectory_refs: list | None, text_refs: list, columns: dict[str, Any]) -> None:

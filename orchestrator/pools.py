@@ -60,17 +60,26 @@ class Pools:
         """Replace all ranks after one has failed: they hold shards of one model, so the others are of no use without it.
 
         Raises:
-            PoolError: They died more often than a pool may.
+            PoolError: They died more often than a pool may, or there is no room for them.
         """
         self.learner_restarts += 1
         if self.learner_restarts > MAX_RESTARTS:
             raise PoolError(f"learner ranks failed {self.learner_restarts} times; the last one said: {error}") from error
-        if self.engines_turn and self.colocated:
-            self._send_engines_to_sleep()
-            self.engines_turn = False
+        for pool in (self.rollouts, self.verifiers):
+            pool.abandon()
+        self.chunks = []  # the weights are their maker's, who is gone
         for rank in self.learners:
             ray.kill(rank)
+        if not self.colocated:
+            self.learners = self._start_learners()
+            return
+        # Engines may have gone with their ranks, and if not, they hold the GPUs that the new ranks need.
+        self.rollouts.stop()
         self.learners = self._start_learners()
+        self._release_learners()
+        restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
+        self.rollouts.restarts = restarts
+        self.engines_turn = True
 
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
@@ -163,7 +172,11 @@ class Pools:
         return self.placement.colocated_engine(RolloutWorker, index, gpus, self.settings)
 
     def _start_learners(self) -> list[Any]:
-        return start_ranks(self.config, absolute_path(self.config.model.path), self.z_token, self.placement.learner)
+        model = absolute_path(self.config.model.path)
+        try:
+            return start_ranks(self.config, model, self.z_token, self.placement.learner, START_TIMEOUT_S)
+        except GetTimeoutError as error:
+            raise PoolError(f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?") from error
 
     def _bring_up_to_date(self, engine: Any) -> Any:
         return engine.load_weights.remote(self.version, self.chunks) if self.chunks else None

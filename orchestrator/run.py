@@ -141,6 +141,9 @@ def _train(
         ending = "KILLED"
         saved = _last_step(checkpoints)
         raise RunStopped(f"stopped as asked; step {saved} of {config.run.steps} is saved, and the same command continues") from None
+    except (KeyboardInterrupt, SystemExit):  # asked before the run could be, or more than once
+        ending = "KILLED"
+        raise
     except ConfigError as error:
         raise RunError(str(error)) from error
     except RayError as error:
@@ -167,14 +170,18 @@ def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -
 
     The other pools mend themselves.
     """
+    failure: RayError | None = None
     while True:
         try:
+            if failure is not None:
+                with trainer.stop.interruptible():  # there is nothing to save
+                    pools.restart_learners(failure)
+                    trainer.rewind()
             return trainer.run()
         except (RayActorError, ObjectLostError) as error:
-            what = "a learner rank died" if isinstance(error, RayActorError) else "a node died with trajectories"
+            failure = error
+            what = "a learner rank died" if isinstance(error, RayActorError) else "a node died with what was needed"
             progress.say(f"{what} after step {trainer.step}: starting the ranks again")
-            pools.restart_learners(error)
-            trainer.rewind()
 
 
 @contextlib.contextmanager

@@ -65,7 +65,8 @@ class Stop:
             self._at_once = True
             raise KeyboardInterrupt
         self.requested = True
-        with contextlib.suppress(RuntimeError):  # it came in the middle of a line that is being printed
+        # It may come in the middle of a line that is being printed; or Ctrl-C has ended the `tee` that took what is said (rich exits then).
+        with contextlib.suppress(RuntimeError, OSError, SystemExit):
             self.say("stopping with a checkpoint; once more stops at once")
         if self._interruptible:
             raise StopRequested

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float32
+from ray.exceptions import ObjectLostError
 from rich.markup import escape
 
 from actors.learning import StepSums
@@ -96,6 +97,8 @@ class Trainer:
         if self.at_start:
             self.c_ref = self._choose_c_ref()
             self.base = self._evaluate()
+        elif self._evaluation_is_due():
+            self._evaluate()  # of the checkpoint's step, before which the run was asked to stop
         for step in range(self.step + 1, self.config.run.steps + 1):
             began = time.perf_counter()
             # Sample y ~ pi(. | x), verify r_v, and read log pi(z_c | x, y, EOS) in the same generation.
@@ -170,6 +173,8 @@ class Trainer:
 
     def _generate(self, work: Callable[[], T]) -> T:
         """Have the engines do something that may be given up."""
+        with self.stop.interruptible():
+            pass  # whoever was asked to stop does not hand over first
         self.pools.turn_to_engines()
         with self.stop.interruptible():
             return work()
@@ -237,11 +242,20 @@ class Trainer:
         run, last = self.config.run, self.step == self.config.run.steps
         if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
             path = self.config.folder / "rollouts" / f"step-{self.step:06d}.parquet"
-            save_rollouts(path, batch, scores, advantages)
+            try:
+                save_rollouts(path, batch, scores, advantages)
+            except ObjectLostError:
+                self.progress.say(f"{path} is not kept: a node took its samples with it")
         if run.eval_every and self.step % run.eval_every == 0 and not last:
             self._evaluate()
         if (run.save_every and self.step % run.save_every == 0) or last:
             self._save()
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether the step that a run continues from should have been evaluated, and was not."""
+        every, evaluated = self.config.run.eval_every, self.tracker.journal.evaluations
+        due = every > 0 and self.step % every == 0 and self.step < self.config.run.steps
+        return due and self.role is None and (self.prepared.eval_name, self.step) not in evaluated
 
     def _choose_c_ref(self) -> float | None:
         loss, token = self.config.loss, self.config.self_reward.token

@@ -57,6 +57,18 @@ def test_a_second_signal_ends_the_process_even_while_a_checkpoint_is_written() -
     assert not isinstance(caught.value, StopRequested)
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1), RuntimeError("reentrant call")])
+def test_a_terminal_that_is_gone_takes_no_checkpoint_with_it(error) -> None:
+    def say(message: str) -> None:
+        raise error
+
+    stop = Stop(say)
+    with stop.on_signals():
+        ask()
+        with pytest.raises(StopRequested), stop.interruptible():
+            pass
+
+
 def test_it_is_no_failure_that_somebody_may_catch() -> None:
     assert not issubclass(StopRequested, Exception)
 

@@ -6,9 +6,12 @@ tests/end_to_end/test_train.py.
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from orchestrator import pools as pools_module
 from orchestrator.cluster import bundles_for
@@ -21,19 +24,22 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @ray.remote(num_cpus=0)
 class Gpu:
-    """Memory that engines or learner ranks hold, never both; keeps what happened in order."""
+    """Memory that engines or learner ranks hold, never both, until they give it back or die; keeps what happened in order."""
 
     def __init__(self):
-        self.holders, self.events, self.deaths = set(), [], set()
+        self.holders, self.events, self.deaths = {}, [], set()
 
-    def take(self, kind, name):
-        if any(holder != kind for holder, _ in self.holders):
-            raise MemoryError(f"{name} wants the GPU while it is held by {sorted(self.holders)}")
-        self.holders.add((kind, name))
+    def take(self, kind, name, process):
+        deadline = time.monotonic() + 10
+        while others := [other for other, (held_by, pid) in self.holders.items() if held_by != kind and Path(f"/proc/{pid}").exists()]:
+            if time.monotonic() > deadline:
+                raise MemoryError(f"{name} wants the GPU while it is held by {others}")
+            time.sleep(0.1)  # one that was killed is a moment in dying
+        self.holders[name] = kind, process
         self.events.append(f"{name} takes")
 
     def give(self, kind, name):
-        self.holders.discard((kind, name))
+        self.holders.pop(name, None)
         self.events.append(f"{name} gives")
 
     def note(self, event):
@@ -50,7 +56,6 @@ class Gpu:
         if method not in self.deaths:
             return False
         self.deaths.discard(method)
-        self.holders.discard((kind, name))
         self.events.append(f"{name} dies")
         return True
 
@@ -64,7 +69,7 @@ class Rank:
 
     def __init__(self, number):
         self.name = f"rank {number}"
-        ray.get(gpu().take.remote("learner", self.name))
+        ray.get(gpu().take.remote("learner", self.name, os.getpid()))
 
     def gpu_ids(self):
         return [3]
@@ -76,7 +81,7 @@ class Rank:
         ray.get(gpu().give.remote("learner", self.name))
 
     def take_device(self):
-        ray.get(gpu().take.remote("learner", self.name))
+        ray.get(gpu().take.remote("learner", self.name, os.getpid()))
 
     def step(self, batch):
         ray.get(gpu().note.remote(f"{self.name} learns"))
@@ -90,7 +95,7 @@ class Engine:
 
     def __init__(self, settings):
         self.name = f"engine on {os.environ['CUDA_VISIBLE_DEVICES']}"
-        ray.get(gpu().take.remote("engine", self.name))
+        ray.get(gpu().take.remote("engine", self.name, os.getpid()))
 
     async def ping(self):
         return 0
@@ -106,7 +111,7 @@ class Engine:
     async def wake(self, version, chunks):
         if await gpu().dies.remote("wake", "engine", self.name):
             os._exit(1)
-        await gpu().take.remote("engine", self.name)
+        await gpu().take.remote("engine", self.name, os.getpid())
         await gpu().note.remote(f"{self.name} loads {version}")
 
 
@@ -125,7 +130,7 @@ def pools(ray_cluster, monkeypatch, tmp_path):
     monkeypatch.setattr(pools_module, "RolloutWorker", Engine)
     monkeypatch.setattr(pools_module, "VerificationWorker", Verifier)
 
-    def start_ranks(config, model_path, z_token, spawn):
+    def start_ranks(config, model_path, z_token, spawn, timeout_s):
         ranks = [spawn(Rank, 0, 0)]
         ray.get([rank.ping.remote() for rank in ranks])
         return ranks
@@ -200,10 +205,21 @@ def test_an_engine_that_does_not_wake_is_replaced_with_the_newest_weights(pools)
     assert history()[before:] == ["rank 0 gives", "engine on 3 dies", "engine on 3 takes", "engine on 3 loads 1"]
 
 
-def test_ranks_that_failed_start_again_beside_sleeping_engines(pools):
+@pytest.mark.parametrize("with_engine", [False, True])
+def test_ranks_that_died_start_again_with_new_engines_whether_or_not_these_went_with_them(pools, with_engine):
     pools.publish(0)
-    ray.get(gpu().give.remote("learner", "rank 0"))  # as its death does
+    pools.rollouts.submit("generate", "what was being generated")
     before = len(history())
-    pools.restart_learners(ray.exceptions.RayActorError())
+    ray.kill(pools.learners[0])
+    if with_engine:
+        ray.kill(pools.rollouts.workers[0].actor)
+    with pytest.raises(RayActorError) as death:
+        pools.learn(None)
+    pools.restart_learners(death.value)
     pools.publish(0)
-    assert history()[before:] == ["engine on 3 gives", "rank 0 takes", "rank 0 gives", "engine on 3 takes", "engine on 3 loads 0"]
+    pools.wait_ready()
+    again = ["rank 0 takes", "rank 0 gives", "engine on 3 takes"]
+    assert history()[-8:] == [*again, "engine on 3 gives", *again, "engine on 3 loads 0"]
+    assert len(history()) - before <= 9, "and before that, an engine that lived may have gone to sleep"
+    assert not pools.rollouts.outstanding
+    assert pools.restarts == 1 + with_engine

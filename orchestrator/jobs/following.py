@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
 
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.jobs.client import RUN, Cluster
+from orchestrator.jobs.client import KIND, RUN, Cluster
 from orchestrator.progress import RunProgress, StepLine
 
 POLL_S = 0.5
@@ -92,6 +92,9 @@ async def log_lines(cluster: Cluster, job_id: str, say: Callable[[str], None]) -
                 break
             lost_at = None
         except LOST as error:
+            with contextlib.suppress(*LOST):  # only its log may be out of reach
+                if cluster.job(job_id).status.is_terminal():
+                    break
             if lost_at is None:
                 lost_at = time.monotonic()
                 say(f"the connection to {cluster.address} is lost; the job goes on, and is looked for again")
@@ -109,7 +112,8 @@ def stop(cluster: Cluster, name: str, say: Callable[[str], None] = print) -> Non
     job = cluster.find(name)
     if not job.status.is_terminal():
         cluster.stop(job.submission_id)
-        say(f"{job.submission_id} is asked to stop, and waited for: a run ends its step and makes a checkpoint")
+        saves = ": a run makes a checkpoint" if job.metadata[KIND] == "train" else ""
+        say(f"{job.submission_id} is asked to stop, and waited for{saves}")
     while not job.status.is_terminal():
         time.sleep(POLL_S)
         job = cluster.job(job.submission_id)

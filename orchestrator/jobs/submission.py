@@ -139,17 +139,20 @@ def _lacking(cluster: Cluster, runtime_env: dict[str, Any], with_gpus: bool) -> 
     """Requirements that the image of the cluster's head does not meet, pinned as here: a small job of the same environment tells."""
     job_id = f"laser-probe-{secrets.token_hex(6)}"
     cluster.submit(job_id, _command("probe"), runtime_env, {})
-    deadline = time.monotonic() + PROBE_TIMEOUT_S
-    while not (job := cluster.job(job_id)).status.is_terminal():
-        if time.monotonic() > deadline:
-            cluster.stop(job_id)
-            raise ConfigError(f"{cluster.address} has not started a small job within {PROBE_TIMEOUT_S:g} s: is its head overloaded?")
-        time.sleep(0.2)
-    log = cluster.log(job_id)
+    try:
+        deadline = time.monotonic() + PROBE_TIMEOUT_S
+        while not (job := cluster.job(job_id)).status.is_terminal():
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{cluster.address} has not started a small job within {PROBE_TIMEOUT_S:g} s: is its head overloaded?")
+            time.sleep(0.2)
+        log = cluster.log(job_id)
+    except BaseException:
+        cluster.stop(job_id)
+        raise
     found = next((line.removeprefix(MARK) for line in log.splitlines() if line.startswith(MARK)), None)
+    cluster.forget(job_id)
     if job.status is not JobStatus.SUCCEEDED or found is None:
         raise ConfigError(f"{cluster.address} cannot run our code ({job.status.value}): {(log or job.message or '').strip()[-1000:]}")
-    cluster.forget(job_id)
     unmet = json.loads(found)
     engine = unmet["gpu" if with_gpus else "cpu"] if unmet["cpu"] and unmet["gpu"] else []
     if any(Requirement(requirement).name == "ray" for requirement in unmet["all"]):

@@ -223,3 +223,26 @@ def test_a_node_that_has_another_folder_is_named_before_anything_starts(user: Us
     assert f"{user.storage}/runs/alone is not the same folder there" in done.stdout
     assert "--storage" in done.stdout
     assert not list((user.storage / "runs" / "alone").glob(".shared*"))
+
+
+@pytest.mark.long
+def test_a_node_with_learner_and_colocated_engine_may_be_lost(user: User) -> None:
+    both = user.cluster.add_node(1, {"both": 2})
+    settings = (
+        "run.name=turns",
+        "run.save_every=2",
+        "data.eval=null",
+        "rollout.colocate=true",
+        "rollout.resources={}",
+        "rollout.cpus=0.25",
+    )
+    job_id = user.submitted(*settings, "learning.resources={both: 1}")
+    folder = user.storage / "runs" / "turns"
+    with user.following("turns") as terminal:
+        user.wait_for(folder / "checkpoints" / "step-000002", job_id)
+        user.cluster.kill_node(both)
+        user.cluster.add_node(1, {"both": 2})
+        log, _ = terminal.communicate(timeout=300)
+    assert terminal.returncode == 0, log
+    assert "starting the ranks again" in log
+    assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
