@@ -34,7 +34,7 @@ class Prometheus:
         for old, new in (
             ("/tmp/ray/prom_metrics_service_discovery.json", str(metrics_file)),
             ("127.0.0.1:8000", f"127.0.0.1:{service_port}"),
-            ("_interval: 10s", "_interval: 1s"),
+            ("_interval: 10s", "_interval: 2s"),
         ):
             assert old in text
             text = text.replace(old, new)
@@ -131,11 +131,11 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
         problem = json.loads((task / "train.jsonl").read_text().splitlines()[0])["problem"]
         body = {"model": "tiny", "messages": [{"role": "user", "content": problem}], "max_tokens": 40, "n": 8}
         wait_for(lambda: prometheus.has_data("laser_weights_info", started), "page of the service")
-        for _ in range(2):
+        for seen in ("laser_response_tokens_total", "rate(laser_response_tokens_total[5m]) > 0"):  # a rate needs two scrapes
             assert httpx.post(f"{url}/chat/completions", json=body, timeout=60).status_code == 200
             score = {"items": [{"problem": problem, "solution": r"\boxed{1+2}"}]}
             assert httpx.post(f"{url}/score", json=score, timeout=60).status_code == 200
-            time.sleep(2.5)  # a rate needs two scrapes
+            wait_for(lambda seen=seen: prometheus.has_data(seen, started), f"value of {seen}")
     finally:
         laser.kill_all(service)
 
@@ -143,7 +143,7 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
     absent = AFTER_A_REPLICA_DIED | (set() if torch.cuda.is_available() else OF_GPUS)
     named = metrics_in((DASHBOARDS / "alerts.yml").read_text()).union(*map(metrics_in, of_boards()))
     assert named - there - absent == set()
-    values = {"run": "seen", "model": "tiny", "__rate_interval": "5s"}
+    values = {"run": "seen", "model": "tiny", "__rate_interval": "20s"}
     for expression in of_boards():
         if not metrics_in(expression) <= absent:
             asked = re.sub(r"\$(\w+)", lambda variable: values[variable[1]], expression)
