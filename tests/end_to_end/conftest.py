@@ -108,8 +108,6 @@ class RayCluster:
         self.started = 0
         self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160", "NO_COLOR": "1"}
         self.environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-        # Results of any size lie in the object store of the node that made them, as those of large models do: a node takes them with it.
-        self.environment["RAY_max_direct_call_object_size"] = "1"
 
     def start(self, cpus: float, resources: dict[str, float] | None = None) -> None:
         """The head, with a dashboard and its job server."""
@@ -204,9 +202,10 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    """A head of two CPUs, for learners too; a test may add nodes."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
+    """A head of two CPUs, for learners too; a test may add nodes. The module may give Ray settings of its own, `RAY_SETTINGS`."""
     cluster = RayCluster()
+    cluster.environment |= getattr(request.module, "RAY_SETTINGS", {})
     try:
         cluster.start(cpus=2, resources={"learner": 2})
         yield cluster

@@ -131,7 +131,7 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
         problem = json.loads((task / "train.jsonl").read_text().splitlines()[0])["problem"]
         body = {"model": "tiny", "messages": [{"role": "user", "content": problem}], "max_tokens": 40, "n": 8}
         wait_for(lambda: prometheus.has_data("laser_weights_info", started), "page of the service")
-        for seen in ("laser_response_tokens_total", "rate(laser_response_tokens_total[5m]) > 0"):  # a rate needs two scrapes
+        for seen in ("laser_requests_total", "rate(laser_requests_total[5m]) > 0"):  # a counter that begins at 1 has no rate yet
             assert httpx.post(f"{url}/chat/completions", json=body, timeout=60).status_code == 200
             score = {"items": [{"problem": problem, "solution": r"\boxed{1+2}"}]}
             assert httpx.post(f"{url}/score", json=score, timeout=60).status_code == 200

@@ -19,6 +19,8 @@ from orchestrator.progress import StepLine
 
 LASER = str(Path(sys.executable).parent / "laser")
 STEPS = 10
+RAY_SETTINGS = {"RAY_max_direct_call_object_size": "1"}
+"""Results of any size lie in the object store of the node that made them, as those of large models do: a node takes them with it."""
 
 
 @pytest.fixture(scope="module")
