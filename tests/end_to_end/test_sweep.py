@@ -197,6 +197,7 @@ def assert_equal(ours: Any, scratch: Any, where: str) -> int:
     return 0
 
 
+@pytest.mark.long
 def test_a_pruned_trial_gives_everything_back(task: Path, ray_cluster: None, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path / "pruned.yaml",
@@ -219,6 +220,7 @@ def test_a_pruned_trial_gives_everything_back(task: Path, ray_cluster: None, tmp
     assert [point.step for point in client.get_metric_history(destroyed.mlflow_run_id, "loss/total")] == [1, 2]
 
 
+@pytest.mark.long
 def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path / "found.yaml",
@@ -242,6 +244,7 @@ def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tm
     assert not all(math.isnan(score) for score in samples.column("score").to_pylist())
 
 
+@pytest.mark.long
 def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
     task: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
