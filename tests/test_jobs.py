@@ -346,7 +346,17 @@ def test_a_broken_connection_is_opened_again_and_no_line_is_repeated(monkeypatch
 
     cluster = Broken(["one\ntwo\nthr", None], [None], ["one\n", "two\nthree\nfo", "ur\nfive"])
     assert asyncio.run(read(cluster)) == ["one", "two", "three", "four", "five"]
-    assert said == ["the connection to http://head is lost; the job goes on, and is looked for again"], "once, until it is back"
+    assert said == ["the connection to http://head is lost, and looked for again"], "once, until it is back"
+
+
+def test_a_job_that_ended_where_its_log_cannot_be_read_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("orchestrator.jobs.following.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.jobs.following.QUIET_S", 0.2)
+
+    async def read(cluster):
+        return [line async for line in log_lines(cluster, "trial-1", lambda message: None)]
+
+    assert asyncio.run(read(Broken(["one\ntw", None], *[[None]] * 1000))) == ["one", "tw"]
 
 
 def test_jobs_are_shown(capsys):

@@ -92,12 +92,14 @@ async def log_lines(cluster: Cluster, job_id: str, say: Callable[[str], None]) -
                 break
             lost_at = None
         except LOST as error:
+            ended = False
             with contextlib.suppress(*LOST):  # only its log may be out of reach
-                if cluster.job(job_id).status.is_terminal():
-                    break
+                ended = cluster.job(job_id).status.is_terminal()
             if lost_at is None:
                 lost_at = time.monotonic()
-                say(f"the connection to {cluster.address} is lost; the job goes on, and is looked for again")
+                say(f"the connection to {cluster.address} is lost, and looked for again")
+            elif ended and time.monotonic() - lost_at > QUIET_S:
+                break
             elif time.monotonic() - lost_at > GIVE_UP_S:
                 raise RunError(
                     f"{cluster.address} has not answered for {GIVE_UP_S:g} s; follow again with laser jobs logs -f {job_id}{cluster.option}"
