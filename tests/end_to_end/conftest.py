@@ -55,7 +55,7 @@ class Laser:
     program = str(Path(sys.executable).parent / "laser")
     environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
 
-    def run(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 480) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.program, *arguments],
             cwd=self.repository, capture_output=True, text=True, timeout=timeout_s, env=self.environment, check=False,
@@ -73,7 +73,7 @@ class Laser:
         finally:
             self.kill_all(process)
 
-    def wait_for(self, path: Path, process: subprocess.Popen, timeout_s: float = 240) -> None:
+    def wait_for(self, path: Path, process: subprocess.Popen, timeout_s: float = 480) -> None:
         deadline = time.monotonic() + timeout_s
         while not path.exists():
             assert process.poll() is None, f"the command ended before it wrote {path}: {process.stdout.read()}"

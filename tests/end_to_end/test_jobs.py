@@ -55,7 +55,7 @@ class User:
         self.environment = {key: value for key, value in cluster.environment.items() if not key.startswith(("RAY_A", "MLFLOW_"))}
         self.environment |= {"RAY_AUTH_TOKEN": cluster.token, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "COLUMNS": "200"}
 
-    def laser(self, *arguments: str, timeout_s: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
+    def laser(self, *arguments: str, timeout_s: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [LASER, *arguments], cwd=self.home, env=self.environment | environment,
             capture_output=True, text=True, timeout=timeout_s, check=False,
@@ -92,7 +92,7 @@ class User:
             terminal.kill()
             terminal.wait()
 
-    def wait_for(self, path: Path, job_id: str, timeout_s: float = 120) -> None:
+    def wait_for(self, path: Path, job_id: str, timeout_s: float = 300) -> None:
         deadline = time.monotonic() + timeout_s
         while not path.exists():
             assert time.monotonic() < deadline, self.jobs("logs", job_id).stdout
@@ -137,7 +137,7 @@ def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_else
             user.wait_for(folder / "checkpoints" / f"step-{step:06d}", job_id)
             user.cluster.kill_node(workers[name])
             workers[name] = user.cluster.add_node(1, {name: 2})
-        log, _ = terminal.communicate(timeout=240)
+        log, _ = terminal.communicate(timeout=400)
     assert terminal.returncode == 0, log
     lines = log.splitlines()
     # A node that takes with it what the learner reads at that moment sends the run back to its newest checkpoint.
