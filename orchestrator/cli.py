@@ -231,33 +231,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep.add_argument("--plan", action="store_true", help="list what would be trained, and stop")
 
-    address_help = "dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
-    submit = add("submit", _submit, "train, sweep or evaluate on a Ray cluster, whatever the file is for, and follow it")
-    submit.add_argument("config", metavar="CONFIG", help="YAML configuration of a run, a sweep or an evaluation")
-    submit.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
-    submit.add_argument("--address", metavar="URL", help=address_help)
-    submit.add_argument("--storage", metavar="PATH", default="~/laser", help="folder on the cluster for results and inputs (~/laser)")
-    submit.add_argument("--detach", action="store_true", help="return when the job is queued")
-    submit.add_argument("--no-placement-check", action="store_true", help="submit also what the nodes that are there could not hold")
-
-    jobs = add("jobs", _jobs_list, "list, follow and stop what was submitted to a Ray cluster")
-    orders = jobs.add_subparsers(metavar="COMMAND", required=True)
-
-    def add_order(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
-        order = orders.add_parser(name, help=help_text, description=help_text)
-        order.set_defaults(command=run)
-        order.add_argument("--address", metavar="URL", help=address_help)
-        return order
-
-    job_help = "id of a job, or the name of a run, which means its newest job"
-    add_order("list", _jobs_list, "all jobs, the newest first")
-    logs = add_order("logs", _jobs_logs, "what a job has written")
-    logs.add_argument("-f", "--follow", action="store_true", help="and writes, until it ends")
-    logs.add_argument("job", metavar="ID", help=job_help)
-    add_order("status", _jobs_status, "what a job is and where it stands").add_argument("job", metavar="ID", help=job_help)
-    add_order("stop", _jobs_stop, "end a job with a checkpoint, from which submitting it again continues").add_argument(
-        "job", metavar="ID", help=job_help
-    )
+    _add_jobs(add)
 
     report = add("report", _report, "compare runs or show a sweep as one HTML page")
     report.add_argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/")
@@ -296,6 +270,37 @@ def _parser() -> argparse.ArgumentParser:
 
     add("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
     return parser
+
+
+def _add_jobs(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What goes on on a cluster."""
+    address_help = "dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    submit = add("submit", _submit, "train, sweep or evaluate on a Ray cluster, whatever the file is for, and follow it")
+    submit.add_argument("config", metavar="CONFIG", help="YAML configuration of a run, a sweep or an evaluation")
+    submit.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+    submit.add_argument("--address", metavar="URL", help=address_help)
+    submit.add_argument("--storage", metavar="PATH", default="~/laser", help="folder on the cluster for results and inputs (~/laser)")
+    submit.add_argument("--detach", action="store_true", help="return when the job is queued")
+    submit.add_argument("--no-placement-check", action="store_true", help="submit also what the nodes that are there could not hold")
+
+    jobs = add("jobs", _jobs_list, "list, follow and stop what was submitted to a Ray cluster")
+    orders = jobs.add_subparsers(metavar="COMMAND", required=True)
+
+    def add_order(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        order = orders.add_parser(name, help=help_text, description=help_text)
+        order.set_defaults(command=run)
+        order.add_argument("--address", metavar="URL", help=address_help)
+        return order
+
+    job_help = "id of a job, or the name of a run, which means its newest job"
+    add_order("list", _jobs_list, "all jobs, the newest first")
+    logs = add_order("logs", _jobs_logs, "what a job has written")
+    logs.add_argument("-f", "--follow", action="store_true", help="and writes, until it ends")
+    logs.add_argument("job", metavar="ID", help=job_help)
+    add_order("status", _jobs_status, "what a job is and where it stands").add_argument("job", metavar="ID", help=job_help)
+    add_order("stop", _jobs_stop, "end a job with a checkpoint, from which submitting it again continues").add_argument(
+        "job", metavar="ID", help=job_help
+    )
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def _train(
                 pools.stop()
         finally:
             with contextlib.ExitStack() as first_failure:
-                if ending == "FAILED":
+                if ending != "FINISHED":
                     first_failure.enter_context(contextlib.suppress(RunError))  # of two failures, the first is to be told
                 tracker.finish(ending)
     return Outcome(summary, already_finished=False)

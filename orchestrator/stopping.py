@@ -9,9 +9,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+@contextlib.contextmanager
+def handling_stops(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have `handler` take SIGTERM and Ctrl-C. To be entered after `ray.init`, which sets a handler of its own for SIGTERM.
+
+    Outside the main thread signals are the caller's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 class StopRequested(KeyboardInterrupt):
@@ -19,7 +33,7 @@ class StopRequested(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a run was asked to stop. Of two runs in one process, and outside the main thread, signals are the caller's.
+    """Whether a run was asked to stop.
 
     Args:
         say: Told of the first signal.
@@ -31,18 +45,9 @@ class Stop:
         self._at_once = False
         self._interruptible = False
 
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Take the signals. To be entered after `ray.init`, which sets a handler of its own for SIGTERM."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def on_signals(self) -> contextlib.AbstractContextManager[None]:
+        """Take the signals, as `handling_stops` does."""
+        return handling_stops(self._handle)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -60,7 +65,7 @@ class Stop:
         finally:
             self._interruptible = False
 
-    def _handle(self, number: int, frame: FrameType | None) -> Any:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
             self._at_once = True
             raise KeyboardInterrupt

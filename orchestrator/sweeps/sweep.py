@@ -9,8 +9,6 @@ import functools
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ from orchestrator.journal import JOURNAL
 from orchestrator.preparation import prepare
 from orchestrator.registry import register
 from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S, claimed
-from orchestrator.stopping import SIGNALS
+from orchestrator.stopping import handling_stops
 from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.progress import SweepProgress
@@ -248,19 +246,13 @@ class _Sweep:
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM end the trials first: Tune gives them back when a callback raises, and not when it is interrupted itself."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
         try:
-            yield
+            with handling_stops(self._interrupt):
+                yield
         except Exception:
             if self.interrupted:
                 raise KeyboardInterrupt from None
             raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self.interrupted:
