@@ -33,6 +33,7 @@ from orchestrator.sizing import Sizing, size
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SHORT_PROMPT_TOKENS = 40
 SHOWN_PROMPT_CHARACTERS = 1200
+NO_STEPS = "no training step (run.steps is 0): the run only measures the initial model"
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,13 @@ def plan_batch(config: RunConfig) -> BatchPlan:
 
 
 def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
-    """The run's phases, and a warning for each that its settings ask for and its steps never reach."""
+    """The run's phases, and a warning for each that its settings ask for and its steps never reach.
+
+    Both are empty for a run without steps, which only measures the initial model.
+    """
     loss, steps = config.loss, config.run.steps
+    if steps == 0:
+        return [], []
     if config.self_reward.token is None:
         return [Phase(1, steps, "GRPO; self-rewarding is off (self_reward.token is null)")], []
     schedule = Schedule(loss.reasoning_warmup_steps, loss.self_reward_warmup_steps)
@@ -346,7 +352,8 @@ def show(report: Report, console: Console) -> None:
     if report.inputs.prepared is not None:
         _show_prompt(report.inputs.prepared, config, console)
     _section(console, "One step", _batch_table(report.batch, report.inputs.prepared, config))
-    _section(console, "Schedule", _pairs((_steps(phase), phase.terms) for phase in report.phases))
+    phases = _pairs((_steps(phase), phase.terms) for phase in report.phases)
+    _section(console, "Schedule", phases if report.phases else NO_STEPS)
     if report.c_ref:
         _section(console, "c_ref, the log-probability of z_c in the initial model", *report.c_ref)
     if report.size is not None and report.memory is not None:

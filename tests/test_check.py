@@ -121,6 +121,16 @@ def test_schedule_does_not_warn_of_what_is_switched_off():
     assert plan_schedule(run_config(loss=loss)) == ([Phase(1, 10, "GRPO")], [])
 
 
+@pytest.mark.parametrize("sections", [{}, {"self_reward": {"token": None}, "loss": {"alpha": 0.0, "tau": 0.0}}])
+def test_a_run_without_steps_has_no_phase_and_no_warning(untrained, problems, laser_check, sections):
+    no_steps = {"run": {"steps": 0}, **sections}
+    assert plan_schedule(run_config(**no_steps)) == ([], [])
+    status, text = laser_check(settings(untrained, problems, **no_steps))
+    assert status == 0
+    assert "Schedule no training step (run.steps is 0): the run only measures the initial model" in text
+    assert "never starts" not in text
+
+
 def test_c_ref_as_a_number_shows_its_targets():
     lines, warnings = explain_c_ref(run_config(loss={"c_ref": -23.0, "beta_v": 0.1}).loss)
     text = " ".join(lines)
