@@ -18,6 +18,7 @@ import yaml
 from jaxtyping import Bool, Float, Int
 
 from orchestrator.errors import ConfigError
+from orchestrator.folders import RESULTS, results_of
 from orchestrator.journal import read_events
 
 Curve = dict[int, float]
@@ -150,7 +151,8 @@ def load_runs(folders: Sequence[Path]) -> Report:
     """Read runs and sweeps; a folder named twice is read once.
 
     Raises:
-        ConfigError: No folder is given, or one holds neither a run nor a sweep, or a file in it cannot be read.
+        ConfigError: No folder is given, or one holds neither a run nor a sweep (such as that of an evaluation), or a
+            file in it cannot be read.
         RunError: A line of a journal is no event.
     """
     if not folders:
@@ -159,12 +161,19 @@ def load_runs(folders: Sequence[Path]) -> Report:
     sweeps: list[Sweep] = []
     notes: list[str] = []
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        if (folder / "results.json").is_file():
-            sweep, trials = _load_sweep(folder, len(sweeps), notes)
+        kind, results = results_of(folder) or (None, {})
+        if kind == "sweep":
+            sweep, trials = _load_sweep(folder, results, len(sweeps), notes)
             sweeps.append(sweep)
             runs += trials
         elif (folder / "metrics.jsonl").is_file():
             runs.append(_load_run(folder, notes))
+        elif kind == "evaluation":
+            raise ConfigError(
+                f"{folder}: is the folder of an evaluation (laser eval) of {results.get('model')}, and a report shows runs "
+                "and sweeps. Name the folder of the run or sweep instead. The figures of the evaluation are in "
+                f"{folder / RESULTS}."
+            )
         else:
             found = "does not exist" if not folder.exists() else "is not a folder" if not folder.is_dir() else "holds neither"
             raise ConfigError(
@@ -254,8 +263,7 @@ def _load_run(folder: Path, notes: list[str]) -> Run:
     )
 
 
-def _load_sweep(folder: Path, number: int, notes: list[str]) -> tuple[Sweep, list[Run]]:
-    results = _read_json(folder / "results.json")
+def _load_sweep(folder: Path, results: dict[str, Any], number: int, notes: list[str]) -> tuple[Sweep, list[Run]]:
     trials = [_load_trial(folder, trial, number, results.get("set"), notes) for trial in results["trials"]]
     best = results.get("best")
     sweep = Sweep(

@@ -121,6 +121,20 @@ def test_what_is_not_here_is_refused(here, override, message):
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"trials": [], "best": None}, "is a sweep; name the folder of one of its trials"),
+        ({"sets": [], "model": "owner/base"}, "is the folder of an evaluation .* was evaluated \\(owner/base\\)"),
+    ],
+)
+def test_what_is_named_as_the_model_and_holds_no_weights_is_refused_by_its_kind(here, results, message):
+    (here / "runs" / "other").mkdir()
+    (here / "runs" / "other" / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match=f"model other: .*{message}"):
+        load_work(Path("eval.yaml"), ["model=other"])
+
+
 def test_absolute_paths_are_the_clusters_and_names_the_hubs(here):
     assert list(load_work(Path("run.yaml"), ["model.path=/shared/model", "data.eval=owner/problems"]).inputs) == ["train.jsonl"]
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import numpy as np
@@ -29,7 +30,9 @@ from dashboards.report_figures import (
     reliability,
     thinned,
 )
+from orchestrator.cli import main
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.evaluations.results import EvalResults, Figures
 
 NASTY = '</script><script>document.title="broken out"</script><img src="https://example.com/x.png" onerror="alert(1)"> <b>&amp;'
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -295,6 +298,19 @@ def test_another_folder_is_refused_with_what_is_expected(tmp_path, make, message
     make(tmp_path / "x")
     with pytest.raises(ConfigError, match=rf"/x: {message}\. .*metrics\.jsonl.*results\.json"):
         write_report([tmp_path / "x"], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_folder_of_an_evaluation_is_refused_with_what_to_give_instead(tmp_path, capsys):
+    folder = tmp_path / "evaluated"
+    folder.mkdir()
+    figures = Figures(**{field.name: 0.5 for field in fields(Figures)})
+    results = EvalResults(folder, "runs/quickstart step-000100", None, [], figures, 0)
+    (folder / "results.json").write_text(json.dumps(results.tree()))
+    assert main(["report", str(folder), "-o", str(tmp_path / "report.html")]) == 2
+    message = capsys.readouterr().err
+    assert f"{folder}: is the folder of an evaluation (laser eval) of runs/quickstart step-000100" in message
+    assert "Name the folder of the run or sweep instead" in message
     assert not (tmp_path / "report.html").exists()
 
 

@@ -18,6 +18,7 @@ from orchestrator.cluster import Resources, bundles_for, bundles_without_learner
 from orchestrator.config import RunConfig, Section, TrackingConfig, dump_config, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.evaluations.settings import EvalConfig, default_folder, requested_sets
+from orchestrator.folders import results_of
 from orchestrator.models import RUNS
 from orchestrator.preparation import looks_local
 from orchestrator.sweeps.settings import SweepConfig, base_config, load_sweep
@@ -195,8 +196,14 @@ def _model(name: str) -> dict[str, Path]:
         for weights in (folder, folder / "export"):
             if (weights / "config.json").is_file():
                 return _local_models(str(weights))
-        if (folder / "results.json").is_file():
+        kind, results = results_of(folder) or (None, {})
+        if kind == "sweep":
             raise ConfigError(f"model {name}: is a sweep; name the folder of one of its trials, such as {folder}/trials/TRIAL")
+        if kind == "evaluation":
+            raise ConfigError(
+                f"model {name}: {folder} is the folder of an evaluation and holds no weights; name the model that was "
+                f"evaluated ({results.get('model')})"
+            )
     if looks_local(name):
         raise ConfigError(
             f"model {name}: neither here (looked in {Path.cwd()} and {RUNS}) nor a hub name. A run on the cluster is named by its path "
