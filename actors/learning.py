@@ -24,6 +24,7 @@ from actors import zero3
 from actors.weight_chunks import pack_chunks
 from orchestrator.algorithm.loss import LossInputs, LossOutputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
+from orchestrator.algorithm.policy import kl_terms
 from orchestrator.checkpoints import SELF_REWARD, STATE, TrainingState, random_state
 from orchestrator.config import RunConfig
 from orchestrator.errors import LaserError
@@ -69,10 +70,10 @@ class StepSums:
     clipped_tokens: int = 0
     entropy: float = 0.0
     """Sum over tokens."""
-    mismatch_kl: float = 0.0
-    """Sum over tokens of k3 estimates of KL(engine || learner)."""
     compared_tokens: int = 0
     """Tokens of the first mini-batch: there engine and learner have the same weights, and their log-probs are compared."""
+    mismatch_kl: float = 0.0
+    """Sum over the compared tokens of k3 estimates of KL(engine || learner)."""
     mismatch_abs: float = 0.0
     """Sum over the compared tokens of |engine - learner| log-prob."""
     mismatch_max: float = 0.0
@@ -89,14 +90,15 @@ class StepSums:
         self.total_loss += outputs.total.item() / mini_batches
         self.kl += outputs.kl.item() / mini_batches
         self.clipped_tokens += int(outputs.clipped_tokens)
-        self.mismatch_kl += outputs.mismatch_kl_sum.item()
         self.entropy += entropy.sum().item()
         self.tokens += len(entropy)
 
     def compare(self, learner: Float[Tensor, "tokens"], engine: Float[Tensor, "tokens"]) -> None:
         """Take in how far the engine's log-probs are from the learner's."""
-        difference = (learner.detach() - engine).abs()
+        learner = learner.detach()
+        difference = (learner - engine).abs()
         self.compared_tokens += len(difference)
+        self.mismatch_kl += kl_terms(engine, learner, "k3").sum().item()
         self.mismatch_abs += difference.sum().item()
         self.mismatch_max = max(self.mismatch_max, difference.max().item())
 

@@ -114,10 +114,8 @@ class Trainer:
             self.pools.publish(step)
             synced = time.perf_counter()
             self.step, self.next_problems = step, self.order.state_dict()
-            metrics = self._metrics(batch, scores, sums, times) | {
-                "time/learn": max(rank.seconds for rank in sums),
+            metrics = step_metrics(batch, scores, sums, times, synced - began, self.pools.restarts) | {
                 "time/sync": synced - learned,
-                "time/step": synced - began,
                 "rollout/staleness": staleness,
                 "sync/bytes": float(self.pools.published_bytes),
             }
@@ -195,48 +193,6 @@ class Trainer:
         found = self.pools.on_all_ranks("reference_z_logprobs", refs, plan, self.config.rollout.samples_per_prompt)
         exact = {index: value for rank in found for index, value in rank.items()}
         return np.array([exact.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
-
-    def _metrics(self, batch: Batch, scores: np.ndarray | None, sums: Sequence[StepSums], times: CollectTimes) -> dict[str, float]:
-        tokens = sum(rank.tokens for rank in sums)
-        compared_tokens = sum(rank.compared_tokens for rank in sums)
-        learning_s = max(rank.seconds for rank in sums)
-        seconds = times.rollout + times.verify + learning_s
-        metrics = {
-            "train/accuracy": batch.accuracy,
-            "train/response_tokens": float(batch.lengths.mean()),
-            "train/finished_share": float(batch.finished.mean()),
-            "loss/policy": sum(rank.policy_loss for rank in sums),
-            "loss/total": sum(rank.total_loss for rank in sums),
-            "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
-            "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
-            "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / tokens,
-            "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
-            "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
-            "policy/grad_norm": sums[0].grad_norm,
-            "policy/kl": sum(rank.kl for rank in sums),  # 0 without a reference model
-            "time/rollout": times.rollout,
-            "time/verify": times.verify,
-            "throughput/samples_per_s": len(batch.rewards) / seconds,
-            "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds,
-            "throughput/rollout_tokens_per_s": float(batch.lengths.sum()) / times.rollout,
-            "throughput/learning_tokens_per_s": tokens / learning_s,
-            "verify/timeouts": float(batch.count(Status.TIMEOUT)),
-            "verify/errors": float(batch.count(Status.ERROR)),
-            "pool/restarts": float(self.pools.restarts),
-        }
-        if scores is None:
-            return metrics
-        correct, usable = batch.rewards > 0, batch.scored
-        agreement = self_verification(scores[batch.verified], correct[batch.verified], batch.finished[batch.verified])
-        return metrics | {
-            "loss/self_reward": sum(rank.self_reward_loss for rank in sums),
-            "self_reward/f1": agreement.f1,
-            "self_reward/accuracy_correct": agreement.accuracy_correct,
-            "self_reward/accuracy_wrong": agreement.accuracy_wrong,
-            "self_reward/score_correct": _mean(scores[usable & correct]),
-            "self_reward/score_wrong": _mean(scores[usable & ~correct]),
-            "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
-        }
 
     def _keep(self, batch: Batch, scores: np.ndarray | None, advantages: np.ndarray) -> None:
         run, last = self.config.run, self.step == self.config.run.steps
@@ -393,6 +349,65 @@ class Trainer:
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
+
+
+def step_metrics(
+    batch: Batch,
+    scores: Float32[np.ndarray, "samples"] | None,
+    sums: Sequence[StepSums],
+    times: CollectTimes,
+    step_s: float,
+    restarts: int,
+) -> dict[str, float]:
+    """Metrics of one training step.
+
+    Args:
+        scores: Self-reward of each sample, NaN where unfinished; None when self-rewarding is off.
+        sums: Of each learner rank.
+        step_s: Seconds of the whole step, from its first request to the last engine with new weights.
+        restarts: Workers and ranks that have been replaced since the run started.
+    """
+    tokens = sum(rank.tokens for rank in sums)
+    compared_tokens = sum(rank.compared_tokens for rank in sums)
+    learning_s = max(rank.seconds for rank in sums)
+    metrics = {
+        "train/accuracy": batch.accuracy,
+        "train/response_tokens": float(batch.lengths.mean()),
+        "train/finished_share": float(batch.finished.mean()),
+        "loss/policy": sum(rank.policy_loss for rank in sums),
+        "loss/total": sum(rank.total_loss for rank in sums),
+        "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
+        "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
+        "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / compared_tokens,
+        "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
+        "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
+        "policy/grad_norm": sums[0].grad_norm,
+        "policy/kl": sum(rank.kl for rank in sums),  # 0 without a reference model
+        "time/rollout": times.rollout,
+        "time/verify": times.verify,
+        "time/learn": learning_s,
+        "time/step": step_s,
+        "throughput/samples_per_s": len(batch.rewards) / step_s,
+        "throughput/tokens_per_s": float(batch.lengths.sum()) / step_s,
+        "throughput/rollout_tokens_per_s": float(batch.lengths.sum()) / times.rollout,
+        "throughput/learning_tokens_per_s": tokens / learning_s,
+        "verify/timeouts": float(batch.count(Status.TIMEOUT)),
+        "verify/errors": float(batch.count(Status.ERROR)),
+        "pool/restarts": float(restarts),
+    }
+    if scores is None:
+        return metrics
+    correct, usable = batch.rewards > 0, batch.scored
+    agreement = self_verification(scores[batch.verified], correct[batch.verified], batch.finished[batch.verified])
+    return metrics | {
+        "loss/self_reward": sum(rank.self_reward_loss for rank in sums),
+        "self_reward/f1": agreement.f1,
+        "self_reward/accuracy_correct": agreement.accuracy_correct,
+        "self_reward/accuracy_wrong": agreement.accuracy_wrong,
+        "self_reward/score_correct": _mean(scores[usable & correct]),
+        "self_reward/score_wrong": _mean(scores[usable & ~correct]),
+        "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

@@ -65,8 +65,6 @@ class LossOutputs:
     kl: Float[Tensor, ""]
     """Share of the mini-batch's token-mean KL to the reference model, before `kl_coef`; 0 without `ref_logprobs`."""
     clipped_tokens: Int[Tensor, ""]
-    mismatch_kl_sum: Float[Tensor, ""]
-    """Sum over tokens of k3 estimates of KL(behaviour || current policy), in nats; 0 without `behaviour_logprobs`."""
     scores: Float[Tensor, "samples"] | None
     """Unclipped self-reward scores, NaN where unfinished; None without `z_logprobs`."""
 
@@ -112,17 +110,12 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
     if settings.alpha != 0:
         total = total + settings.alpha * self_reward
 
-    with torch.no_grad():
-        mismatch = torch.zeros_like(policy)
-        if inputs.behaviour_logprobs is not None:
-            mismatch = kl_terms(inputs.behaviour_logprobs, logprobs, "k3").sum()
     return LossOutputs(
         total=total,
         policy=policy.detach(),
         self_reward=self_reward.detach(),
         kl=kl.detach(),
         clipped_tokens=terms.clipped.sum(),
-        mismatch_kl_sum=mismatch,
         scores=scores,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_loss_gradients_and_update_equal_plain_torch_under_any_split(
         # Adam's first step is lr in the gradient's direction, which rounding decides where the gradient is next to nothing.
         clear = parameter.grad.abs() > 1e-5
         torch.testing.assert_close(updated[name][clear], parameter.detach()[clear], atol=2e-4, rtol=0, msg=name)
+
+
+def test_the_engine_is_compared_with_the_weights_it_had(models: dict[str, Path], groups: list[Trajectories]) -> None:
+    """From the second mini-batch on the learner has moved: that gap is the update's, not the engine's."""
+    once = batch_of(groups, 1, 256)
+    twice = replace(once, mini_batches=once.mini_batches * 2)
+    with learner(settings(models["untied"])) as (rank,):
+        before, _ = ray.get(rank.gradients.remote(once))
+        sums = ray.get(rank.step.remote(twice))
+    assert sums.tokens == 2 * before.tokens
+    assert sums.compared_tokens == before.compared_tokens
+    assert sums.mismatch_kl == before.mismatch_kl > 0
 
 
 def test_without_weight_the_self_reward_changes_no_bit(models: dict[str, Path], groups: list[Trajectories]) -> None:
