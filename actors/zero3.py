@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
+from orchestrator.files import locked
 
 
 class LogProbModel(torch.nn.Module):
@@ -87,14 +88,11 @@ def _build_cpu_operators() -> None:
     torch's build leaves a `lock` behind when it is killed, and every later build waits for it for ever. Whoever holds our lock,
     which the kernel frees with its process, knows that no build runs, so that a `lock` found then is such a leftover.
     """
-    import fcntl
-
     # ninja is a package of this environment, which need not be activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")))
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "laser.lock").open("w") as ours:
-        fcntl.flock(ours, fcntl.LOCK_EX)
+    with locked(cache / "laser.lock"):
         for leftover in cache.glob("**/lock"):
             leftover.unlink()
         from deepspeed.accelerator import get_accelerator

@@ -33,7 +33,7 @@ from dashboards.report_figures import (
     value_text,
 )
 from dashboards.report_payload import figure, metric_words, payload, shortened, surface_figures
-from orchestrator.checkpoints import write_atomically
+from orchestrator.files import write_atomically
 
 CELL_WIDTH = 62
 """Least width of a surface's cell, in pixels."""

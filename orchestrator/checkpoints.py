@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.files import atomically
 
 SELF_REWARD = "self_reward.json"
 STATE = "state.json"
@@ -137,10 +138,8 @@ class Checkpoints:
 
     def link_export(self) -> None:
         """Let `export` lead to the newest checkpoint's, which a crash right after it was completed may have prevented."""
-        link, temporary = self.run_folder / "export", self.run_folder / ".export-new"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
-        temporary.replace(link)
+        with atomically(self.run_folder / "export") as link:
+            link.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
 
     def _complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -152,10 +151,3 @@ class Checkpoints:
         doomed = self.folder / f".partial-old-{checkpoint.name}"
         checkpoint.rename(doomed)
         shutil.rmtree(doomed)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from orchestrator.checkpoints import write_atomically
+from orchestrator.files import write_atomically
 from orchestrator.journal import RUN_ID, Event, Journal, saved_run_id
 from orchestrator.mlflow_server import Server, may_pass
 

@@ -177,18 +177,21 @@ def extensions_cache() -> Path:
 
 def check_extensions_cache(cache: Path) -> Finding:
     """A `lock` that a killed build left behind: torch waits for it for ever. Our ranks build only while they hold `laser.lock`."""
-    import fcntl
-
     locks = sorted(cache.glob("**/lock"))
     if not locks:
         return Finding("ok", "compiled operators", f"{cache}" if cache.exists() else "compiled at the first start, in about 30 s")
     ours = cache / "laser.lock"
     if ours.exists():
-        with ours.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return Finding("ok", "compiled operators", "being compiled right now")
+        # Imported here, so that the doctor starts where packages are missing.
+        from filelock import Timeout
+
+        from orchestrator.files import locked
+
+        try:
+            with locked(ours, timeout_s=0.0):
+                pass
+        except Timeout:
+            return Finding("ok", "compiled operators", "being compiled right now")
     text = "a build that was killed left a lock, on which other programs wait for ever"
     return Finding("warning", "compiled operators", text, f"rm {' '.join(map(str, locks))}")
 

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.pool import Pool, finished
 from actors.rollout import GroupRequest
 from actors.verification import Status, Verdict
+from orchestrator.files import atomically
 from orchestrator.prompts import Problem
 from orchestrator.trajectories import GroupSummary, to_table
 
@@ -167,6 +168,5 @@ def _write_table(path: str, trajectory_refs: list | None, text_refs: list, colum
 
     columns["response"] = [text for group in ray.get(text_refs) for text in group]
     table = pa.table(columns) if trajectory_refs is None else to_table(ray.get(trajectory_refs), columns)
-    partial = Path(path).with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with atomically(Path(path)) as partial:
+        pq.write_table(table, partial, compression="zstd")

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import RunError
+from orchestrator.files import write_atomically
 
 JOURNAL = "metrics.jsonl"
 SENT = ".mlflow-sent"

@@ -3,7 +3,6 @@
 In: a tracking URI. Out: a client whose requests fail soon, and messages without passwords.
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import atomically, locked
 
 REQUEST_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own 7 block for minutes, and send again what may have arrived
@@ -139,14 +139,9 @@ def _make_database(path: Path) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        if not path.exists():
-            for leftover in (partial, partial.with_name(f"{partial.name}-journal")):
-                leftover.unlink(missing_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        with atomically(path) as partial:
+            partial.with_name(f"{partial.name}-journal").unlink(missing_ok=True)
             SqlAlchemyStore(f"sqlite:///{partial}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-            partial.rename(path)
-    finally:
-        os.close(folder)

@@ -4,7 +4,6 @@ In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that can be s
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import ConfigError
+from orchestrator.files import locked
 from orchestrator.mlflow_server import REQUEST_DEFAULTS, Server, may_pass
 
 ARTIFACT = "model"
@@ -83,7 +83,7 @@ def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Pat
         into = into or Path.home() / ".cache" / "laser" / "models"
         final = into / version.name / f"{version.version}-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(final.with_name(f".{final.name}.lock")):
+        with locked(final.with_name(f".{final.name}.lock")):
             if not final.exists():
                 partial = final.with_name(f".{final.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -165,11 +165,3 @@ def _patient_requests() -> Iterator[None]:
         yield
     finally:
         os.environ.update(quick)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the kernel gives the lock back when the process ends, however it ends."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

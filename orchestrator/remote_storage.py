@@ -15,6 +15,7 @@ from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandl
 
 from orchestrator.checkpoints import STATE, TrainingState, step_name
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.files import write_atomically
 from orchestrator.journal import JOURNAL, RUN_ID, SENT
 
 SMALL_FILES = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
@@ -113,7 +114,7 @@ class RemoteStorage:
             if data is None:
                 (folder / name).unlink(missing_ok=True)
             else:
-                (folder / name).write_bytes(data)
+                write_atomically(folder / name, data)
         for table in TABLES:
             self.fetch(table, folder / table)
 

@@ -1,11 +1,8 @@
 """A training run from its configuration to its summary: prepare, claim its folder, start or resume, train, clean up."""
 
 import contextlib
-import fcntl
 import json
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.verification import load_verifier
-from orchestrator.checkpoints import Checkpoints, TrainingState, write_atomically
+from orchestrator.checkpoints import Checkpoints, TrainingState
 from orchestrator.cluster import bundles_for, connect, planned_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config
 from orchestrator.errors import ConfigError, RunError, RunStopped
+from orchestrator.files import claimed, write_atomically
 from orchestrator.journal import Ending, forget
 from orchestrator.preparation import Prepared, prepare
 from orchestrator.progress import RunProgress
@@ -182,22 +180,6 @@ def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -
             failure = error
             what = "a learner rank died" if isinstance(error, RayActorError) else "a node died with what was needed"
             progress.say(f"{what} after step {trainer.step}: starting the ranks again")
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, patience_s: float = 0.0, work: str = "training this run", key: str = "run.name") -> Iterator[None]:
-    """The folder is this process's alone; the system gives it back when this one ends, however it ends. `work` and `key` word the error."""
-    deadline = time.monotonic() + patience_s
-    with (folder / ".lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}") from None
-                time.sleep(0.5)
-        yield
 
 
 def _forget_other_attempt(config: RunConfig) -> None:

@@ -18,10 +18,10 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from orchestrator.checkpoints import write_atomically
 from orchestrator.config import RunConfig, SFTConfig, dump_config, flat_settings
 from orchestrator.delivery import PARAM_VALUE_LIMIT, Delivery, RunCard
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.files import atomically, write_atomically
 from orchestrator.journal import RUN_ID, Ending, Journal, saved_run_id
 from orchestrator.mlflow_server import Server, may_pass, without_password
 
@@ -266,9 +266,8 @@ def _table_text(table: Mapping[str, list]) -> str:
 
 def _save_figure(path: Path, figure: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with atomically(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def score_figure(scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"], title: str) -> Any:

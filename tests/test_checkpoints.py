@@ -89,11 +89,11 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(checkpoints):
 def test_what_a_crash_left_behind_is_removed_by_the_next_save(checkpoints):
     for name in (".partial-000002", ".partial-000003"):
         (checkpoints.folder / name / "learner").mkdir(parents=True)
-    (checkpoints.run_folder / ".export-new").symlink_to("nowhere")
+    (checkpoints.run_folder / ".export.partial").symlink_to("nowhere")
     save(checkpoints, 3)
     assert names(checkpoints) == ["step-000003"]
     assert exported_step(checkpoints) == "step-000003"
-    assert not (checkpoints.run_folder / ".export-new").is_symlink()
+    assert not (checkpoints.run_folder / ".export.partial").is_symlink()
 
 
 def test_a_crash_while_an_older_one_is_pruned_leaves_no_half_checkpoint(checkpoints, monkeypatch):

@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.config import RunConfig, dump_config, validate
 from orchestrator.errors import ConfigError
+from orchestrator.files import claimed
 from orchestrator.journal import Journal
-from orchestrator.run import _forget_other_attempt, _refuse_other_settings, claimed
+from orchestrator.run import _forget_other_attempt, _refuse_other_settings
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import yaml
 from ray.exceptions import RayError
 
 from actors.verification import load_verifier
-from orchestrator.checkpoints import write_atomically
 from orchestrator.cluster import bundles_without_learner, connect, planned_nodes
 from orchestrator.config import dump_config, flat_settings, load_config, validate, with_settings
 from orchestrator.errors import ConfigError, RunError
@@ -27,8 +26,9 @@ from orchestrator.evaluations.results import EvalResults, average, set_results
 from orchestrator.evaluations.samples import Sample, SampleFile, claim_protocol
 from orchestrator.evaluations.settings import EvalConfig
 from orchestrator.evaluations.show import EvalProgress, save_cost_figure
+from orchestrator.files import claimed, write_atomically
 from orchestrator.mlflow_server import Server
-from orchestrator.run import LOGS, claimed
+from orchestrator.run import LOGS
 from orchestrator.tracking import SweepTracker, tracking_uri
 
 RESULTS = "results.json"

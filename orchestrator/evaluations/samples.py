@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import ConfigError, DataError, RunError
+from orchestrator.files import write_atomically
 
 SAMPLES = "samples.jsonl"
 PROTOCOL = "protocol.json"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluations.results import AVERAGE, EvalResults, Figures, SetResults
+from orchestrator.files import atomically
 from orchestrator.progress import clock
 
 PLAIN_LINES_EVERY_S = 10.0
@@ -115,9 +116,8 @@ def save_cost_figure(sets: Sequence[SetResults], path: Path) -> None:
         axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
         axes.set(xlabel="tokens a problem (ticks: 1, 2, 4 ... samples)", ylabel="accuracy", title=found.name)
         axes.legend(loc="lower right")
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _figures_table(results: EvalResults) -> Table:

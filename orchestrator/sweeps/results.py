@@ -11,8 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import write_atomically
 from orchestrator.errors import ConfigError
+from orchestrator.files import write_atomically
 from orchestrator.journal import JOURNAL, last_step, saved_run_id
 from orchestrator.sweeps.formula import Formula, NotDefined
 from orchestrator.sweeps.plan import Member

@@ -25,14 +25,14 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from dashboards.report import write_report
-from orchestrator.checkpoints import write_atomically
 from orchestrator.cluster import Resources, bundles_for, connect, demand, planned_nodes
 from orchestrator.config import RunConfig, changed_settings, dump_config, flat_settings
 from orchestrator.errors import ConfigError, LaserError, RunError
+from orchestrator.files import claimed, write_atomically
 from orchestrator.journal import JOURNAL
 from orchestrator.preparation import prepare
 from orchestrator.registry import register
-from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S, claimed
+from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S
 from orchestrator.stopping import handling_stops
 from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan

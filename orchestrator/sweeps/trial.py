@@ -16,9 +16,9 @@ from ray.exceptions import RayError
 from ray.tune.search.repeater import TRIAL_INDEX
 from rich.console import Console
 
-from orchestrator.checkpoints import write_atomically
 from orchestrator.cluster import Resources, bundles_for
 from orchestrator.errors import LaserError, PoolError
+from orchestrator.files import write_atomically
 from orchestrator.journal import saved_run_id
 from orchestrator.progress import RunProgress
 from orchestrator.run import train

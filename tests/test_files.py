@@ -1,0 +1,94 @@
+"""Atomic writes, and locks that end with their process."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from filelock import Timeout
+
+from orchestrator.errors import ConfigError
+from orchestrator.files import atomically, claimed, locked, write_atomically
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from orchestrator.files import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_file_is_the_old_one_until_the_block_ends(tmp_path):
+    path = tmp_path / "results.json"
+    write_atomically(path, "old ä")
+    with atomically(path) as partial:
+        partial.write_text("new")
+        assert path.read_text(encoding="utf-8") == "old ä"
+    assert path.read_text() == "new"
+    write_atomically(path, b"\xff\x00")
+    assert path.read_bytes() == b"\xff\x00"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def write_half():
+        with atomically(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_not_part_of_the_next_one(tmp_path):
+    (tmp_path / ".log.partial").write_text("of a killed process")
+    with atomically(tmp_path / "log") as partial, partial.open("a") as file:
+        file.write("new")
+    assert (tmp_path / "log").read_text() == "new"
+
+
+def test_a_lock_has_one_holder(tmp_path):
+    with locked(tmp_path / "lock"), pytest.raises(Timeout), locked(tmp_path / "lock", timeout_s=0.0):
+        pass
+    with locked(tmp_path / "lock", timeout_s=0.0):
+        pass
+
+
+def test_a_holder_is_waited_for(tmp_path):
+    order = []
+    held = threading.Event()
+
+    def hold():
+        with locked(tmp_path / "lock"):
+            held.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    first = threading.Thread(target=hold)
+    first.start()
+    held.wait()
+    with locked(tmp_path / "lock"):
+        order.append("second")
+    first.join()
+    assert order == ["first", "second"]
+
+
+def test_a_killed_process_releases_its_folder(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    words = "another process is training this run; wait for it, stop it, or choose another run.name"
+    with pytest.raises(ConfigError, match=words), claimed(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with claimed(tmp_path):
+        pass
