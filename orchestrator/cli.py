@@ -219,15 +219,15 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add("train", _train, "train a run; the same command again resumes it")
     train.add_argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
-    train.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.alpha=0.5")
+    _add_overrides(train, "settings that replace the file's, such as loss.alpha=0.5")
 
     sft = add("sft", _sft, "cold start: train on worked solutions before reinforcement learning")
     sft.add_argument("config", metavar="CONFIG", help="YAML configuration")
-    sft.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as run.steps=500")
+    _add_overrides(sft, "settings that replace the file's, such as run.steps=500")
 
     sweep = add("sweep", _sweep, "train the points of a search space and find the best; the same command again continues")
     sweep.add_argument("config", metavar="SWEEP", help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml")
-    sweep.add_argument("overrides", metavar="key=value", nargs="*", help="such as concurrency=1 or settings.run.steps=50")
+    _add_overrides(sweep, "such as concurrency=1 or settings.run.steps=50")
 
     sweep.add_argument("--plan", action="store_true", help="list what would be trained, and stop")
 
@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, help="port to listen on (8000)")
     serve.add_argument("--keys-file", metavar="FILE", help="API keys, one a line; LASER_API_KEY holds a key too")
     serve.add_argument("--follow", action="store_true", help="serve new weights as they appear: a run's exports, or what an alias names")
-    serve.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as engine.replicas=2 or limits.queued=16")
+    _add_overrides(serve, "settings, such as engine.replicas=2 or limits.queued=16")
 
     evaluation = add("eval", _eval, "accuracy, self-verification F1, votes and adaptive sampling; the same command again continues")
     evaluation.add_argument("--model", metavar="M", help="a Hugging Face folder or name, a run, checkpoint or sweep, or models:/NAME@ALIAS")
@@ -255,21 +255,26 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--samples", metavar="FILE", help="check and score the samples.jsonl of an earlier evaluation again")
     evaluation.add_argument("--config", metavar="CONFIG", help="YAML file of settings that options and overrides replace")
     evaluation.add_argument("-o", "--output", metavar="FOLDER", help="where results go (runs/evaluations/MODEL-SETS)")
-    evaluation.add_argument("overrides", metavar="key=value", nargs="*", help="settings, such as rollout.num_engines=2 or seed=1")
+    _add_overrides(evaluation, "settings, such as rollout.num_engines=2 or seed=1")
 
     check = add("check", _check, "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement")
     check.add_argument("--strict", action="store_true", help="refuse also what cannot be checked or does not fit on this machine")
     check.add_argument("--measured", metavar="RUN", type=Path, help="size the pools by the times of this run's folder")
     check.add_argument("config", metavar="CONFIG", help="YAML configuration")
-    check.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+    _add_overrides(check, "settings that replace the file's")
 
     replay = add("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts")
     replay.add_argument("rollouts", metavar="ROLLOUTS", help="a run's rollouts/step-NNNNNN.parquet")
     replay.add_argument("config", metavar="CONFIG", help="YAML configuration; model.path is the model that is looked at")
-    replay.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's, such as loss.beta_v=0.2")
+    _add_overrides(replay, "settings that replace the file's, such as loss.beta_v=0.2")
 
     add("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
     return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser, what: str) -> None:
+    values = "a value is YAML; `key=` is the empty text where a setting may be empty, such as the instruction, else null"
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=f"{what}; {values}")
 
 
 def _add_jobs(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -277,7 +282,7 @@ def _add_jobs(add: Callable[..., argparse.ArgumentParser]) -> None:
     address_help = "dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
     submit = add("submit", _submit, "train, sweep or evaluate on a Ray cluster, whatever the file is for, and follow it")
     submit.add_argument("config", metavar="CONFIG", help="YAML configuration of a run, a sweep or an evaluation")
-    submit.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace the file's")
+    _add_overrides(submit, "settings that replace the file's")
     submit.add_argument("--address", metavar="URL", help=address_help)
     submit.add_argument("--storage", metavar="PATH", default="~/laser", help="folder on the cluster for results and inputs (~/laser)")
     submit.add_argument("--detach", action="store_true", help="return when the job is queued")

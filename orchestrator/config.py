@@ -8,15 +8,17 @@ import difflib
 import re
 import types
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from orchestrator.errors import ConfigError
 
+Text = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 StepCount = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0)]
@@ -32,23 +34,30 @@ class Section(BaseModel):
 C = TypeVar("C", bound=Section)
 
 
+@dataclass(frozen=True)
+class SettingsOf:
+    """Marks a dictionary whose keys are those of another schema: `Annotated[dict[str, Any], SettingsOf(RunConfig)]`."""
+
+    schema: type[Section]
+
+
 class ModelConfig(Section):
-    path: str
+    path: Text
     """Hugging Face folder or hub name of the model to start from."""
 
 
 class DataConfig(Section):
-    train: str
+    train: Text
     """Training problems: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
-    eval: str | None = None
+    eval: Text | None = None
     """Held-out problems, same formats; the metrics' set name is the file's stem."""
-    problem_field: str = "problem"
+    problem_field: Text = "problem"
     """Field that holds the problem's text."""
-    answer_field: str = "answer"
+    answer_field: Text = "answer"
     """Field that holds the reference answer (text or number)."""
-    eval_problem_field: str | None = None
+    eval_problem_field: Text | None = None
     """The same in the held-out problems; `problem_field` when null."""
-    eval_answer_field: str | None = None
+    eval_answer_field: Text | None = None
     """The same in the held-out problems; `answer_field` when null."""
     instruction: str = r"Please reason step by step, and put your final answer within \boxed{}."
     """Text after each problem, in training, evaluation and service alike. Empty for none."""
@@ -120,7 +129,7 @@ class VerificationConfig(Section):
     """CPUs a worker reserves; fractions share a CPU."""
     resources: CustomResources = {}
     """Custom resources a worker reserves."""
-    verifier: str = "actors.verification:verify_math"
+    verifier: Text = "actors.verification:verify_math"
     """Import path `package.module:function` of the check."""
 
 
@@ -189,7 +198,7 @@ class LossConfig(Section):
 
 
 class SelfRewardConfig(Section):
-    token: str | None
+    token: Text | None
     """z_c: a single token that the model uses for nothing else. null switches self-rewarding off altogether."""
     calibration_samples: Annotated[int, Field(ge=16)] = 300
     """Solutions of the initial model that c_ref is measured on."""
@@ -205,9 +214,9 @@ class EvaluationConfig(Section):
 
 
 class TrackingConfig(Section):
-    uri: str | None = None
+    uri: Text | None = None
     """MLflow server; MLFLOW_TRACKING_URI, else sqlite in `run.dir`, when null."""
-    experiment: str = "laser"
+    experiment: Text = "laser"
     """MLflow experiment."""
     sampled_solutions: PositiveInt = 32
     """Solutions in the table that each evaluation logs."""
@@ -230,7 +239,7 @@ class RunSection(Section):
     """Keep the rollouts of every so many steps as parquet; 0 never."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
-    remote: str | None = None
+    remote: Text | None = None
     """URL under which `<name>/` holds what any node needs to continue the run: s3://bucket/runs, gs://..., file:///mnt/runs.
     Nodes then need no shared `dir`. Credentials are those of each node's environment."""
 
@@ -327,11 +336,11 @@ class RunConfig(Section):
 
 
 class SFTDataConfig(Section):
-    train: str
+    train: Text
     """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
-    problem_field: str = "problem"
+    problem_field: Text = "problem"
     """Field that holds the problem's text."""
-    solution_field: str = "solution"
+    solution_field: Text = "solution"
     """Field that holds the worked solution."""
     instruction: str = DataConfig.model_fields["instruction"].default
     """Text after each problem; the same as in the training that follows."""
@@ -371,7 +380,7 @@ class SFTLearningConfig(Section):
 
 
 class SFTSelfRewardConfig(Section):
-    token: str | None = None
+    token: Text | None = None
     """z_c; when given, the loss also covers one token after EOS, which makes log pi(z_c) there nearly uniform."""
 
 
@@ -419,7 +428,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = (), schema: type[Section] = RunConfig) -> Section:
-    """Read `path`, apply `key.path=value` overrides (values are YAML), and validate.
+    """Read `path`, apply `overrides` as `apply_overrides` does, and validate.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping, an override is malformed, or a key or value is refused.
@@ -433,8 +442,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = (), schema: 
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold sections such as `run:` and `model:`, but is {type(tree).__name__}.")
-    for override in overrides:
-        _apply_override(tree, override)
+    apply_overrides(tree, overrides, schema)
     return validate(tree, schema, str(path))
 
 
@@ -450,6 +458,37 @@ def validate(tree: dict[str, Any], schema: type[C], source: str) -> C:
         lines = [_explain(schema, alternatives) for alternatives in problems.values()]
         count = "1 setting" if len(lines) == 1 else f"{len(lines)} settings"
         raise ConfigError(f"{source}: " + "\n  ".join([f"{count} refused", *lines])) from error
+
+
+def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str], schema: type[Section]) -> None:
+    """Set `key.path=value` texts in a tree of the settings of `schema`, in order; all commands read theirs here.
+
+    A value is YAML. Without one, `key=` is the empty text where the setting may be empty, such as `data.instruction`,
+    and null everywhere else; `key=null` is null everywhere.
+
+    Raises:
+        ConfigError: An override has no key or no `=`, its value is no YAML, or its key goes through a value.
+    """
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r}: write key.path=value, with a key such as {known_keys(schema)[0]}")
+        try:
+            value = yaml.safe_load(text) if text.strip() else "" if _may_be_empty(schema, key) else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        _assign(tree, key, value, f"override {override!r}")
+
+
+def with_overrides(config: C, overrides: typing.Sequence[str], source: str) -> C:
+    """A copy with `overrides` applied as by `apply_overrides`, validated again; `source` names them in the error.
+
+    Raises:
+        ConfigError: An override is malformed, or a key or value is refused.
+    """
+    tree = config.model_dump(mode="json")
+    apply_overrides(tree, overrides, type(config))
+    return validate(tree, type(config), source)
 
 
 def with_settings(config: C, settings: typing.Mapping[str, Any], source: str = "settings") -> C:
@@ -497,15 +536,23 @@ def changed_settings(saved: Path, config: Section, source: str | None = None) ->
     return {key: f"{before.get(key)!r} before, {now.get(key)!r} now" for key in changed}
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override {override!r}: write key.path=value, for example loss.alpha=0.5")
+def _may_be_empty(schema: type[Section], key: str) -> bool:
+    """Whether the setting at a dotted key takes the empty text."""
+    name, _, rest = key.partition(".")
+    field = schema.model_fields.get(name)
+    if field is None:
+        return False
+    if rest:
+        marks = (mark.schema for mark in field.metadata if isinstance(mark, SettingsOf))
+        section = _section_of(field.annotation) or next(marks, None)
+        return section is not None and _may_be_empty(section, rest)
+    # Strict, because a path, which is no text, would take it for the current directory.
+    allowed: Any = Annotated[field.annotation, field]
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    _assign(tree, key, value, f"override {override!r}")
+        TypeAdapter(allowed).validate_python("", strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:

@@ -8,6 +8,9 @@ from pydantic import ValidationError
 
 from orchestrator.config import RunConfig, SFTConfig, changed_settings, dump_config, flat_settings, known_keys, load_config
 from orchestrator.errors import ConfigError
+from orchestrator.evaluations.run import load_eval
+from orchestrator.serving.settings import serve_config
+from orchestrator.sweeps.settings import base_config, load_sweep
 
 SMALLEST = {
     "run": {"name": "trial", "steps": 3},
@@ -209,6 +212,57 @@ def test_a_reference_model_runs_only_when_asked_for(load, overrides, needed):
 )
 def test_overrides_are_yaml_values(load, override, key, value):
     assert flat_settings(load(override))[key] == value
+
+
+def commands(folder):
+    """How each command that takes overrides reads them, with the key of its instruction and of a setting that may be null."""
+    base, sweep, sft = folder / "config.yaml", folder / "sweep.yaml", folder / "sft.yaml"
+    held_out = {**SMALLEST["data"], "eval": "test.jsonl"}
+    base.write_text(yaml.safe_dump({**SMALLEST, "data": held_out}))
+    sft.write_text(yaml.safe_dump(SMALLEST))
+    space = {"learning.lr": {"grid": [0.1]}}
+    sweep.write_text(yaml.safe_dump({"name": "search", "base": str(base), "space": space}))
+    return {
+        "train": (lambda *texts: load_config(base, texts), "data.instruction", "data.eval"),
+        "sft": (lambda *texts: load_config(sft, texts, SFTConfig), "data.instruction", "tracking.uri"),
+        "sweep": (lambda *texts: base_config(load_sweep(sweep, texts)), "settings.data.instruction", "settings.tracking.uri"),
+        "eval": (lambda *texts: load_eval(None, {}, texts), "instruction", "tracking.uri"),
+        "serve": (lambda *texts: serve_config(["owner/model"], {"keys_file": "keys"}, texts), None, "keys_file"),
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "sweep", "eval", "serve"])
+def test_an_empty_value_is_the_empty_text_where_that_is_allowed_and_else_null(tmp_path, command):
+    read, instruction, optional = commands(tmp_path)[command]
+
+    def value(key, text):
+        return flat_settings(read(f"{key}={text}"))[key.removeprefix("settings.")]
+
+    assert value(optional, "") is None
+    assert value(optional, "null") is None
+    if instruction is None:
+        return
+    for text in ("", "''", " "):
+        assert value(instruction, text) == ""
+    if command == "eval":
+        assert value(instruction, "null") is None
+    else:
+        with pytest.raises(ConfigError, match=r"data.instruction: must be a valid string, got None"):
+            value(instruction, "null")
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "sweep", "eval", "serve"])
+def test_every_command_refuses_a_malformed_override_in_the_same_words(tmp_path, command):
+    read, _, optional = commands(tmp_path)[command]
+    with pytest.raises(ConfigError, match=r"override 'lr': write key.path=value, with a key such as "):
+        read("lr")
+    with pytest.raises(ConfigError, match=r"override '.*=\[1': the value is not valid YAML"):
+        read(f"{optional}=[1")
+
+
+def test_a_path_and_a_required_text_take_no_empty_value(refusal):
+    assert refusal("run.dir=").startswith("run.dir: must be a valid path, got None.")
+    assert refusal("model.path=''").startswith("model.path: must have at least 1 character, got ''.")
 
 
 def test_overrides_apply_in_order_and_keep_the_sections_other_keys(load):

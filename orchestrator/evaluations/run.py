@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.exceptions import RayError
 
 from actors.verification import load_verifier
 from orchestrator.cluster import bundles_without_learner, connect, planned_nodes
-from orchestrator.config import dump_config, flat_settings, load_config, validate, with_settings
+from orchestrator.config import dump_config, flat_settings, load_config, validate, with_overrides, with_settings
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.evaluations.drawing import draw, missing, pool_answers, rescore, verify
 from orchestrator.evaluations.pools import EvalPools
@@ -38,23 +37,14 @@ DELIVERED = ".mlflow-sent"
 
 
 def load_eval(config_file: Path | None, settings: dict[str, Any], overrides: Sequence[str]) -> EvalConfig:
-    """The file's settings, or the defaults, under `settings` (those of options), under `key=value` overrides.
+    """The file's settings, or the defaults, under `settings` (those of options), under `overrides` (see `apply_overrides`).
 
     Raises:
         ConfigError: The file is missing, or a key or value is refused.
     """
     config = validate({}, EvalConfig, "defaults") if config_file is None else load_config(config_file, (), EvalConfig)
     config = with_settings(config, settings, "options")
-    values = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r}: write key.path=value, for example rollout.num_engines=2")
-        try:
-            values[key] = yaml.safe_load(text) if text else ""  # `instruction=` means none, where null means the default
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    return with_settings(config, values, "overrides")
+    return with_overrides(config, overrides, "overrides")
 
 
 def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalResults:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config import EngineConfig, PositiveInt, Section, TrackingConfig, VerificationConfig
+from orchestrator.config import EngineConfig, PositiveInt, Section, Text, TrackingConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
 SAMPLES_PER_PROBLEM = 8
@@ -37,7 +37,7 @@ NAMED_SETS = {
 class BaselineConfig(Section):
     """How `score: baseline` reads a score out of a model that was not trained to give one."""
 
-    token: str | None = None
+    token: Text | None = None
     """z_c: a single token that the model uses for nothing else. Of stored samples it is known."""
     beta_v: Annotated[float, Field(gt=0)] = 0.1
     """Scale of the score."""
@@ -48,9 +48,9 @@ class BaselineConfig(Section):
 class EvalConfig(Section):
     """Settings of `laser eval`. Sampling is at top-p 1, as in the paper."""
 
-    model: str | None = None
+    model: Text | None = None
     """A Hugging Face folder or hub name, a run, a checkpoint, a sweep, or models:/NAME@ALIAS."""
-    data: tuple[str, ...] = ()
+    data: tuple[Text, ...] = ()
     """Problem sets: files, Hugging Face data sets, or math500, amc23, aime24, aime25, olympiadbench; `:16` after one sets its samples."""
     samples: Path | None = None
     """Stored samples.jsonl: checked and scored again instead of generated; with `model`, that model scores them."""
@@ -62,11 +62,11 @@ class EvalConfig(Section):
     """Solutions a problem; the paper's for sets with a name and 8 for others when null."""
     max_problems: PositiveInt | None = None
     """Only the first so many problems of each set."""
-    problem_field: str = "problem"
+    problem_field: Text = "problem"
     """Field that holds the problem's text, in files and data sets without a name."""
-    answer_field: str = "answer"
+    answer_field: Text = "answer"
     """Field that holds the reference answer there."""
-    split: str = "test"
+    split: Text = "test"
     """Split of data sets without a name."""
     instruction: str | None = None
     """Text after each problem; the one that the score was trained with, else the paper's, when null. Empty for none."""

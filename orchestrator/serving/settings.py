@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from orchestrator.config import PositiveInt, Section, Share, validate, with_settings
+from orchestrator.config import PositiveInt, Section, Share, Text, validate, with_overrides
 from orchestrator.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -90,7 +89,7 @@ class ReplicaConfig(Section):
 
     name: Name
     """What clients call the model; the application must have this name too."""
-    model: str
+    model: Text
     """A Hugging Face folder or name, a run, a checkpoint or `models:/NAME/VERSION`, read on the replica's node."""
     engine: ServedEngine = ServedEngine()
     limits: Limits = Limits()
@@ -99,9 +98,9 @@ class ReplicaConfig(Section):
 class ServeConfig(Section):
     """Settings of `laser serve`."""
 
-    models: Annotated[dict[Name, str], Field(min_length=1)]
+    models: Annotated[dict[Name, Text], Field(min_length=1)]
     """Models by the name that clients call them: folders, runs, checkpoints, hub names or `models:/NAME@ALIAS`."""
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     """Address to listen on. Any but a loopback address needs an API key."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
@@ -142,7 +141,7 @@ INGRESS = "laser-ingress"
 
 
 def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str]) -> ServeConfig:
-    """The settings of a command line: `models` as `MODEL` or `NAME=MODEL`, `overrides` as `key.path=value` (values are YAML).
+    """The settings of a command line: `models` as `MODEL` or `NAME=MODEL`, `overrides` as `apply_overrides` reads them.
 
     Raises:
         ConfigError: A model has no name of its own, or a key or value is refused.
@@ -154,16 +153,8 @@ def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: 
         if name in named:
             raise ConfigError(f"--model {model}: there is another model {name!r} already; write --model OTHERNAME={path}")
         named[name] = path
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r}: write key.path=value, for example engine.cpus=0.5")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    return with_settings(validate({"models": named, **settings}, ServeConfig, "laser serve"), values, "laser serve")
+    config = validate({"models": named, **settings}, ServeConfig, "laser serve")
+    return with_overrides(config, overrides, "laser serve")
 
 
 def _name(model: str) -> str:

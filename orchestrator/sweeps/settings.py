@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from orchestrator.config import PositiveInt, RunConfig, Section, load_config, validate, with_settings
+from orchestrator.config import PositiveInt, RunConfig, Section, SettingsOf, Text, load_config, validate, with_settings
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.formula import Formula, NotDefined
 
@@ -79,9 +79,9 @@ class SweepConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the sweep: its folder under the base's `run.dir`, its MLflow run, and the registered model."""
-    base: str
+    base: Text
     """YAML configuration that the trials start from."""
-    settings: dict[str, Any] = Field(default={})
+    settings: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(default={})
     """Sections merged over the base's, for all trials."""
     space: Annotated[dict[str, Values], Field(min_length=1)]
     """What is searched: values by configuration key."""
@@ -89,7 +89,7 @@ class SweepConfig(Section):
     """Conditions that each point must meet, such as `loss.alpha * loss.beta_v < 0.5`."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
     """`run.seed` of the trials; each point is trained with each."""
-    metric: str = "(accuracy + self_verification_f1) / 2"
+    metric: Text = "(accuracy + self_verification_f1) / 2"
     """What to maximise: a formula over the figures of the evaluation on the held-out problems."""
     search: SearchConfig = SearchConfig()
     asha: AshaConfig | None = None
