@@ -73,7 +73,9 @@ def test_a_run_takes_its_code_and_what_it_names_by_relative_path(here):
         "inputs": ["models/base", "train.jsonl", "test.jsonl"],
     }  # fmt: skip
     assert {"models/base/config.json", "train.jsonl", "test.jsonl", "job.yaml", "launch.sh"} <= set(files)
-    assert {"orchestrator/jobs/entry.py", "actors/rollout.py", "dashboards/report.css", "experiments/quickstart/task.py"} <= set(files)
+    assert {"orchestrator/jobs/entry.py", "actors/rollout.py", "dashboards/report/report.css", "experiments/quickstart/task.py"} <= set(
+        files
+    )
     for unwanted in ("__pycache__", ".gitignore", "experiments/quickstart/base", "eval.yaml"):
         assert not any(unwanted in file for file in files), unwanted
     assert load_config("staged/job.yaml", (), RunConfig) == load_config("run.yaml", ["run.steps=7"], RunConfig)

@@ -1,6 +1,6 @@
 """The numbers that the report's figures show: bands over seeds, surfaces, histograms, reliability bins, and which samples to show.
 
-In: what `report_data` loaded. Out: plain values; how they are drawn is `report.js`'s business.
+In: what `load` loaded. Out: plain values; how they are drawn is `report.js`'s business.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dashboards.report_data import IDENTITY, Curve, Report, Run, Scores
+from dashboards.report.load import IDENTITY, Curve, Report, Run, Scores
 
 MAX_CURVE_POINTS = 200
 HISTOGRAM_RANGE = (-0.5, 1.5)

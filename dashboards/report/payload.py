@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dashboards.report_data import Curve, Report, Run, Scores, Sweep
-from dashboards.report_figures import (
+from dashboards.report.figures import (
     Objective,
     Point,
     axis_values,
@@ -28,6 +27,7 @@ from dashboards.report_figures import (
     thinned,
     value_text,
 )
+from dashboards.report.load import Curve, Report, Run, Scores, Sweep
 
 MAX_SAMPLES = 150
 MAX_SAMPLED_RUNS = 12

@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from dashboards.report import write_report
-from dashboards.report_data import Scores, join, load_runs, newest_scores
-from dashboards.report_figures import (
+from dashboards.report.figures import (
     band,
     cell,
     choose_samples,
@@ -30,6 +29,7 @@ from dashboards.report_figures import (
     reliability,
     thinned,
 )
+from dashboards.report.load import Scores, join, load_runs, newest_scores
 from orchestrator.cli import main
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.evaluations.results import EvalResults, Figures

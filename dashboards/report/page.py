@@ -17,8 +17,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from dashboards.report_data import Report, Run, Sweep, load_runs, newest_scores
-from dashboards.report_figures import (
+from dashboards.report.figures import (
     Cell,
     Objective,
     Point,
@@ -32,7 +31,8 @@ from dashboards.report_figures import (
     surface_axes,
     value_text,
 )
-from dashboards.report_payload import figure, metric_words, payload, shortened, surface_figures
+from dashboards.report.load import Report, Run, Sweep, load_runs, newest_scores
+from dashboards.report.payload import figure, metric_words, payload, shortened, surface_figures
 from orchestrator.files import write_atomically
 
 CELL_WIDTH = 62
@@ -74,8 +74,8 @@ def page(report: Report, title: str | None = None) -> str:
     title = title or ", ".join(dict.fromkeys(_whole_names(report)))
     scores = {number: scores for number, run in enumerate(report.runs) if (scores := newest_scores(run)) is not None}
     data, notes = payload(report, groups, found, scores)
-    here = Path(__file__)
-    plotly, script = get_plotlyjs(), here.with_suffix(".js").read_text()
+    here = Path(__file__).parent
+    plotly, script = get_plotlyjs(), (here / "report.js").read_text()
     # Nothing but these two scripts may run, and nothing may be fetched, whatever a solution's text holds.
     policy = f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:"
     sections = [
@@ -94,7 +94,7 @@ def page(report: Report, title: str | None = None) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)} · LaSeR</title>",
-            f"<style>{here.with_suffix('.css').read_text()}</style></head><body>",
+            f"<style>{(here / 'report.css').read_text()}</style></head><body>",
             *sections,
             # `<` must not be written in a script's text: a solution may hold `</script>`.
             '<script type="application/json" id="data">' + _json(data).replace("<", "\\u003c") + "</script>",
