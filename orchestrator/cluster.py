@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.config import EngineConfig, LearningConfig, RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
+from orchestrator.machine import usable_cpus
 
 Resources = dict[str, float]
 
@@ -92,7 +93,7 @@ def bundles_without_learner(config: PoolsConfig, nodes: list[Resources], engines
 
 def local_nodes() -> list[Resources]:
     """This machine as a cluster of one node, without starting Ray."""
-    node: Resources = {"CPU": float(os.cpu_count() or 1)}
+    node: Resources = {"CPU": float(usable_cpus())}
     try:
         import torch
 

