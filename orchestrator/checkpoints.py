@@ -6,11 +6,12 @@ weights as a Hugging Face folder with its `self_reward.json`. `export` beside `c
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,22 @@ class TrainingState:
     seconds: float
     """Training time so far, all sessions together."""
     base: dict[str, float] | None
-    """Evaluation of the initial model."""
+    """Evaluation of the initial model; NaN for a figure that has no value."""
 
     def text(self) -> str:
-        """`state.json`. No two attempts at a step have the same: they took other times."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """`state.json`, in which NaN is null. No two attempts at a step have the same text: they took other times."""
+        tree = asdict(self)
+        if self.base is not None:
+            tree["base"] = {name: value if math.isfinite(value) else None for name, value in self.base.items()}
+        return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+
+    @staticmethod
+    def parse(text: str | bytes) -> "TrainingState":
+        """The state of a `state.json`; earlier versions wrote NaN itself. Raises ValueError or TypeError when it is none."""
+        state = TrainingState(**json.loads(text))
+        if state.base is None:
+            return state
+        return replace(state, base={name: math.nan if value is None else value for name, value in state.base.items()})
 
 
 def step_name(step: int) -> str:
@@ -95,7 +107,7 @@ class Checkpoints:
             return None
         path = complete[-1] / STATE
         try:
-            return complete[-1], TrainingState(**json.loads(path.read_text()))
+            return complete[-1], TrainingState.parse(path.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to go on from the checkpoint before it, "

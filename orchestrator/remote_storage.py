@@ -5,7 +5,6 @@ In: files of a run's folder, each uploaded by the process that wrote it. Out: th
 """
 
 import contextlib
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +19,8 @@ from orchestrator.journal import JOURNAL, RUN_ID, SENT
 
 SMALL_FILES = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
 """What the driver keeps beside the checkpoints. The count of events sent goes before the journal: one too small sends nothing twice."""
-TABLES = ("samples", "scores")
-"""Folders of what the journal's evaluations refer to. Files in them never change."""
+TABLES = ("samples", "scores", "evaluations")
+"""Folders of what belongs to the journal's evaluations. A file in them is uploaded once, as its evaluation is logged once."""
 COPY_CHUNK_BYTES = 64 * 2**20
 ADVICE = "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for a store of your own"
 
@@ -56,7 +55,7 @@ class RemoteStorage:
         if text is None:
             return None
         try:
-            return TrainingState(**json.loads(text))
+            return TrainingState.parse(text)
         except (ValueError, TypeError) as error:
             place = f"{self.shown}/{place_of(complete[-1])}"
             raise RunError(f"{place}/{STATE}: is not a state this version can read ({error}); delete {place}") from error
@@ -74,7 +73,11 @@ class RemoteStorage:
 
     def holds(self, state: TrainingState) -> bool:
         """Whether the checkpoint of that state is complete here, and not another attempt's of the same step."""
-        return self.read(f"{place_of(state.step)}/{STATE}") == state.text().encode()
+        data = self.read(f"{place_of(state.step)}/{STATE}")
+        try:
+            return data is not None and TrainingState.parse(data).text() == state.text()
+        except (ValueError, TypeError):
+            return False
 
     def upload(self, files: Iterable[Path], folder: Path, place: str) -> None:
         """Copy files that are below `folder` to the same paths below `place`."""

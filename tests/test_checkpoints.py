@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import replace
 
@@ -55,6 +56,23 @@ def test_the_state_reads_back(checkpoints, state):
     folder = checkpoints.save(state, write_model)
     assert checkpoints.newest() == (folder, state)
     assert (folder / "learner" / "shard.pt").read_text() == "weights"
+
+
+def test_a_figure_without_a_value_is_null_in_the_state_and_nan_when_read(checkpoints):
+    folder = checkpoints.save(replace(STATE, base={"accuracy": 0.25, "auroc": math.nan}), write_model)
+    text = (folder / "state.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["base"] == {"accuracy": 0.25, "auroc": None}
+    base = checkpoints.newest()[1].base
+    assert base["accuracy"] == 0.25
+    assert math.isnan(base["auroc"])
+    assert checkpoints.newest()[1].text() == text
+
+
+def test_a_state_of_an_earlier_version_holds_nan_itself(checkpoints):
+    folder = checkpoints.save(replace(STATE, base={"auroc": 0.5}), write_model)
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"auroc": 0.5', '"auroc": NaN'))
+    assert math.isnan(checkpoints.newest()[1].base["auroc"])
 
 
 def test_older_checkpoints_are_pruned_and_export_leads_to_the_newest(checkpoints):

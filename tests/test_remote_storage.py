@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,16 @@ def test_a_checkpoint_comes_back_each_rank_s_part_to_it(remote, tmp_path):
     assert not remote.holds(replace(STATE, seconds=12.6)), "another attempt at the same step"
     assert fetched(remote, 2, tmp_path / "a", rank=0) == {"zero3/zero_pp_rank_0_mp_rank_00.pt": "zero_pp_rank_0_mp_rank_00.pt of step 2"}
     assert fetched(remote, 2, tmp_path / "b", rank=1) == {"random_state_1.pt": "random_state_1.pt of step 2"}
+
+
+def test_a_state_that_an_earlier_version_wrote_with_nan_is_still_the_same_checkpoint(remote, tmp_path):
+    save(remote, tmp_path, 2)
+    place = f"{place_of(2)}/state.json"
+    remote.write(place, remote.read(place).replace(b'"f1": 0.25', b'"f1": NaN'))
+    state = remote.newest()
+    assert math.isnan(state.base["f1"])
+    assert remote.holds(state)
+    assert not remote.holds(STATE)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +195,9 @@ def test_a_folder_that_is_lost_comes_back_up_to_the_newest_checkpoint(configure,
     config = configure()
     (config.folder / "samples").mkdir(parents=True)
     (config.folder / "samples" / "test-000001.json").write_text("{}")
+    (config.folder / "evaluations").mkdir()
+    (config.folder / "evaluations" / "test-000001.parquet").write_bytes(b"PAR1\xff")
+    (config.folder / "evaluations" / ".test-000002.parquet.partial").write_bytes(b"half")
     (config.folder / "mlflow_run_id").write_text("abc")
     checkpoints, remote = train_to(config, 1, 2)
     Journal(config.folder).step(3, {"loss/total": 1.0})  # after the checkpoint: trained again
@@ -198,6 +212,8 @@ def test_a_folder_that_is_lost_comes_back_up_to_the_newest_checkpoint(configure,
     assert Journal(config.folder).sent == 2
     for name in ("config.yaml", "mlflow_run_id", "samples/test-000001.json"):
         assert (config.folder / name).read_text() == (before / name).read_text()
+    evaluations = [(path.name, path.read_bytes()) for path in (config.folder / "evaluations").iterdir()]
+    assert evaluations == [("test-000001.parquet", b"PAR1\xff")]
 
 
 def test_the_newer_of_both_is_gone_on_with(configure, tmp_path):
