@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.verification import load_verifier
+from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
 from orchestrator.algorithm.schedule import Schedule
-from orchestrator.algorithm.self_reward import check_c_ref
 from orchestrator.cluster import Resources, bundles_for, local_nodes
 from orchestrator.config import LossConfig, RunConfig
 from orchestrator.errors import ConfigError, LaserError
@@ -266,16 +266,10 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
 
 
 def explain_c_ref(loss: LossConfig) -> tuple[list[str], list[str]]:
-    """What becomes of the method's assumption about c_ref, in words, and warnings.
-
-    Raises:
-        ConfigError: A c_ref given as a number fails it.
-    """
+    """What becomes of the method's assumption about c_ref, in words, and warnings."""
     beta_v = loss.beta_v
     if not isinstance(loss.c_ref, str):
         verdict = check_c_ref(loss.c_ref, beta_v)
-        if verdict.level == "refuse":
-            raise ConfigError("loss.c_ref: " + " ".join(verdict.messages))
         target = loss.c_ref + 1 / beta_v
         targets = f"log pi(z_c) is trained to {loss.c_ref:.4g} after a wrong solution and {target:.4g} after a correct one"
         threshold = f"a solution counts as called correct above {loss.c_ref + 0.5 / beta_v:.4g} (score 0.5)"

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
@@ -294,6 +295,8 @@ class RunConfig(Section):
                 f"self_reward.token: is null, which switches self-rewarding off, but loss.alpha={self.loss.alpha} and "
                 f"loss.tau={self.loss.tau} ask for it: set both to 0, or name a token"
             )
+        if self.self_reward.token is not None and not isinstance(self.loss.c_ref, str):
+            self._refuse_c_ref(self.loss.c_ref)
         if self.learning.mini_batches > self.rollout.prompts_per_step:
             raise ValueError(
                 f"learning.mini_batches: {self.learning.mini_batches} is more than rollout.prompts_per_step="
@@ -308,6 +311,14 @@ class RunConfig(Section):
         if self.rollout.colocate:
             self._refuse_unequal_turns()
         return self
+
+    def _refuse_c_ref(self, c_ref: float) -> None:
+        """A number can be checked before anything starts; a measured c_ref is checked when it is known."""
+        check = check_c_ref(c_ref, self.loss.beta_v)
+        if check.level == "refuse":
+            raise ValueError(
+                f"loss.c_ref: {' '.join(check.messages)} (above {-1 / c_ref:.3g}), or leave loss.c_ref=calibrate, which measures it"
+            )
 
     def _refuse_unequal_turns(self) -> None:
         """An engine takes turns with as many ranks as it has tensor-parallel ranks, and has what they have."""

@@ -21,9 +21,10 @@ from rich.markup import escape
 from actors.learning import StepSums
 from actors.rollout import GroupRequest
 from actors.verification import Status
+from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.metrics import self_verification
 from orchestrator.algorithm.micro_batches import plan_micro_batches
-from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, check_c_ref, self_reward_score
+from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref, self_reward_score
 from orchestrator.checkpoints import SELF_REWARD, Checkpoints, SelfRewardCard, TrainingState, template_hash
 from orchestrator.config import RunConfig
 from orchestrator.errors import RunError

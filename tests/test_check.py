@@ -11,7 +11,6 @@ from experiments.quickstart.task import write_untrained
 from orchestrator.check import Phase, explain_c_ref, placement, plan_batch, plan_schedule
 from orchestrator.cli import main
 from orchestrator.config import RunConfig
-from orchestrator.errors import ConfigError
 from orchestrator.memory_plan import GIB, ModelSize, learner_memory, memory_notes, model_size, plan_memory
 
 RECIPES = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
@@ -139,9 +138,7 @@ def test_c_ref_as_a_number_shows_its_targets():
     assert warnings == []
 
 
-def test_c_ref_that_fails_the_assumption_is_refused_or_warned_about():
-    with pytest.raises(ConfigError, match=r"loss\.c_ref"):
-        explain_c_ref(run_config(loss={"c_ref": -9.0}).loss)
+def test_c_ref_that_nearly_fails_the_assumption_is_warned_about():
     _, warnings = explain_c_ref(run_config(loss={"c_ref": -12.0}).loss)
     assert len(warnings) == 2
 

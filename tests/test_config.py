@@ -158,6 +158,11 @@ def test_missing_keys_are_named(tmp_path):
         (["rollout.max_staleness=1"], "rollout.max_staleness: is 1", "0 (on-policy)"),
         (["rollout.prompts_per_step=2", "learning.mini_batches=3"], "learning.mini_batches: 3 is more than ", "rollout.prompts_per_step=2"),
         (["rollout.max_response_tokens=16384"], "learning.tokens_per_micro_batch: 16384 is less than ", "use at least 18432"),
+        (
+            ["loss.c_ref=-4.85", "loss.beta_v=0.1"],
+            "loss.c_ref: pi_ref(z_c) * exp(1 / beta_v) = exp(5.15) at c_ref -4.85 and beta_v 0.1: it must be far below 1",
+            "a larger loss.beta_v (above 0.206), or leave loss.c_ref=calibrate",
+        ),
         (["self_reward.token=null"], "self_reward.token: is null", "set both to 0, or name a token"),
         (["self_reward.token=null", "loss.alpha=0"], "self_reward.token: is null", "loss.tau=0.1"),
         (
@@ -180,6 +185,10 @@ def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, ove
     assert message.startswith(start)
     assert also in message
     assert "{" not in message  # the section's other settings are no part of the message
+
+
+def test_a_c_ref_that_nothing_uses_is_not_checked(load):
+    assert load("self_reward.token=null", "loss.alpha=0", "loss.tau=0", "loss.c_ref=-4.85").loss.c_ref == -4.85
 
 
 def test_without_a_self_reward_token_there_is_plain_grpo(load):

@@ -127,6 +127,13 @@ def test_without_warm_up_the_trunk_still_shares_c_ref_and_the_base_evaluation(pl
     assert {trial.trunk for trial in no_warm_up.trials} == {"trunk_seed-0"}
 
 
+def test_a_trunk_is_valid_whatever_beta_v_its_c_ref_needs(plan):
+    space = {"loss.c_ref": {"grid": [-4.0, -20.0]}, "loss.beta_v": {"grid": [0.5, 1.0]}}
+    trunks = plan(space=space).trunks
+    # The base's beta_v, 0.1, does not go with -4.
+    assert [(trunk.config.loss.c_ref, trunk.config.loss.beta_v) for trunk in trunks] == [(-4.0, 0.5), (-20.0, 0.1)]
+
+
 def test_optuna_plans_trunks_before_it_proposes_points(plan):
     search = {"algorithm": "optuna", "points": 4}
     neutral = plan(space={"loss.alpha": {"log_uniform": [0.1, 1]}}, search=search, seeds=[0, 1])
@@ -232,6 +239,10 @@ def test_names_tell_points_apart(plan):
         ({"settings": {"data": {"eval": None}}}, "data.eval is missing"),
         ({"settings": {"loss": {"alfa": 1}}}, "loss.alfa: unknown key"),
         ({"base": "nowhere.yaml"}, "base: nowhere.yaml cannot be read"),
+        (
+            {"settings": {"loss": {"c_ref": -12.0}}, "space": {"loss.beta_v": {"grid": [0.1, 0.05]}}},
+            "point loss.beta_v=0.05: .*loss.c_ref: .* larger loss.beta_v \\(above 0.0833\\)",
+        ),
         ({"space": {"learning.mini_batches": {"grid": [1, 500]}}}, "point learning.mini_batches=500: .*more than rollout.prompts_per_step"),
     ],
 )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config import RunConfig, flat_settings, with_settings
 from orchestrator.errors import ConfigError
 from orchestrator.preparation import absolute_path
@@ -97,8 +98,15 @@ class Plan:
     def _trunk(self, point: Point, seed: int) -> Member:
         point = _before_the_branch(point)
         name = self._trunk_name(point, seed)
-        config = self._configured(point, "trunks", name, seed)
+        config = self._configured(point | self._valid_beta_v(point), "trunks", name, seed)
         return Member(name, point, seed, with_settings(config, {"run.steps": config.loss.reasoning_warmup_steps}, "trunk"), is_trunk=True)
+
+    def _valid_beta_v(self, point: Point) -> Point:
+        """A `loss.beta_v` for a trunk of the point, where the base's is for another c_ref; a trunk computes no score with it."""
+        c_ref = point.get("loss.c_ref", self.base.loss.c_ref)
+        if isinstance(c_ref, str) or check_c_ref(c_ref, self.base.loss.beta_v).level != "refuse":
+            return {}
+        return {"loss.beta_v": -2 / c_ref}
 
     def _trunk_of(self, config: RunConfig, point: Point) -> str | None:
         """Name of the trunk that a trial can branch from."""

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.algorithm.self_reward import calibrate_c_ref, check_c_ref, class_weights, self_reward_loss_terms, self_reward_score
+from orchestrator.algorithm.c_ref import check_c_ref
+from orchestrator.algorithm.self_reward import calibrate_c_ref, class_weights, self_reward_loss_terms, self_reward_score
 
 
 def test_targets_of_the_published_runs():
