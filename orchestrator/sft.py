@@ -23,7 +23,8 @@ from orchestrator.cluster import Resources, connect, planned_nodes
 from orchestrator.config import SFTConfig, changed_settings, dump_config
 from orchestrator.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.journal import forget
+from orchestrator.files import claimed, write_atomically
+from orchestrator.journal import Ending, forget
 from orchestrator.preparation import absolute_path, load_tokens
 from orchestrator.progress import RunProgress
 from orchestrator.run import Outcome
@@ -54,26 +55,38 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
     _refuse_what_cannot_fit(config, planned_nodes())
 
     config.folder.mkdir(parents=True, exist_ok=True)
+    with claimed(config.folder):
+        if summary := _summary_of_finished(config):  # another process has finished it in the meantime
+            return Outcome(summary, already_finished=True)
+        return Outcome(_train(config, demonstrations, progress), already_finished=False)
+
+
+def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgress | None) -> dict[str, Any]:
+    """Train in the folder that this process holds, and return the summary."""
     shutil.rmtree(config.folder / STORAGE, ignore_errors=True)  # an earlier attempt's: Ray Train would take it for one to continue
     forget(config.folder)  # a cold start is not resumed
-    (config.folder / "config.yaml").write_text(dump_config(config))
+    write_atomically(config.folder / "config.yaml", dump_config(config))
     progress = progress or RunProgress(config.run.name, config.run.steps, 0)
     tracker = Tracker(config, progress.say_plainly)
-    complete = False
+    ending: Ending = "FAILED"
     try:
         with progress:
             if demonstrations.dropped:
                 progress.say(f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and were left out")
             progress.say(f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3")
             summary = _fit(config, demonstrations, tracker, progress)
-            complete = True
+            ending = "FINISHED"
     except RayError as error:
         raise RunError(f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew") from error
     except KeyboardInterrupt:
+        ending = "KILLED"
         raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
+    except SystemExit:  # Ray's answer to SIGTERM
+        ending = "KILLED"
+        raise
     finally:
-        tracker.finish("FINISHED" if complete else "FAILED")
-    return Outcome(summary, already_finished=False)
+        tracker.finish(ending)
+    return summary
 
 
 def _fit(config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, progress: RunProgress) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The cold start: which positions are targets, the schedule, the batches, the loss over ranks, and a few real steps on two ranks."""
 
+import contextlib
 import json
 import re
 from itertools import islice
@@ -19,8 +20,10 @@ from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.config import SFTConfig, SFTDataConfig, dump_config
 from orchestrator.demonstrations import Demonstrations, TurnEnd, length_batches, load_demonstrations, turn_end
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.files import claimed
+from orchestrator.journal import read_events
 from orchestrator.preparation import ModelTokens, load_tokens
-from orchestrator.sft import train
+from orchestrator.sft import STORAGE, train
 
 CPU = torch.device("cpu")
 
@@ -230,6 +233,28 @@ class TestCommand:
         assert "is finished: loss 0.500" in capsys.readouterr().out
         assert cli.main([*arguments, "run.steps=7"]) == 2
         assert "run.steps: 6 before, 7 now" in capsys.readouterr().err
+
+    def test_a_folder_has_one_cold_start_at_a_time(self, arguments, capsys, tmp_path):
+        folder = tmp_path / "runs" / "cold"
+        (folder / STORAGE).mkdir(parents=True)
+        with claimed(folder):
+            assert cli.main(arguments) == 2
+        assert "another process is training this run" in capsys.readouterr().err
+        assert (folder / STORAGE).exists(), "it is the other process's"
+
+    @pytest.mark.parametrize("signalled", [KeyboardInterrupt, SystemExit])
+    def test_a_cold_start_that_is_stopped_is_recorded_as_killed(self, arguments, monkeypatch, tmp_path, signalled):
+        monkeypatch.chdir(tmp_path)
+
+        def interrupted(*_):  # stands in for a signal during the training
+            raise signalled
+
+        monkeypatch.setattr("orchestrator.sft._fit", interrupted)
+        with contextlib.suppress(SystemExit):
+            assert cli.main(arguments) == 1
+        assert [event["status"] for event in read_events(tmp_path / "runs" / "cold") if event["event"] == "status"] == ["KILLED"]
+        with claimed(tmp_path / "runs" / "cold"):
+            pass
 
     def test_the_folder_of_a_training_run_is_left_alone(self, arguments, capsys, tmp_path):
         (tmp_path / "runs" / "cold" / "checkpoints").mkdir(parents=True)
