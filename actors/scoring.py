@@ -103,7 +103,7 @@ class EngineReplica:
         tokenizer = self.tokenizer
         self.special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
         self.answered = time.monotonic()
-        self.verifier: asyncio.Task[VerificationWorker] | None = None
+        self.comparer = AnswerComparer()
         self.counted = ReplicaMetrics(self.weights)
 
     async def check_health(self) -> None:
@@ -244,7 +244,7 @@ class EngineReplica:
             most, then = adaptive.max_samples, adaptive.parallel
             first = min(most, max(adaptive.min_samples, then))
             rule = StopRule(adaptive.confidence, adaptive.min_samples, most, weighted)
-        vote, answers = AdaptiveVote(rule), await self._answers()
+        vote, answers = AdaptiveVote(rule), AnswerClasses(await self.comparer.ready())
         solutions: list[Solution] = []
         classes: list[int] = []
         while not vote.settled:
@@ -260,12 +260,6 @@ class EngineReplica:
         votes = {answers.texts[class_]: sum_ for class_, sum_ in vote.votes.items()}
         settled = adaptive is None or vote.samples < most
         return best, Tally(vote.samples, vote.tokens, None if winner is None else answers.texts[winner], votes, settled)
-
-    async def _answers(self) -> "AnswerClasses":
-        if self.verifier is None:  # a process of its own, which only votes need
-            self.verifier = asyncio.create_task(asyncio.to_thread(VerificationWorker))
-        # Shielded, since others may wait for it when this request is cancelled.
-        return AnswerClasses(await asyncio.shield(self.verifier))
 
     def _prompt(self, request: ChatRequest) -> tuple[list[int], int]:
         """Token ids of the prompt, and the most tokens that a response may have. Raises ApiError."""
@@ -393,6 +387,26 @@ class StreamedText:
     def _tell(self, upto: int) -> str:
         told, self._told = self.text[self._told : upto], upto
         return told
+
+
+class AnswerComparer:
+    """The process that compares answers, which only votes need: the first vote starts it, and later ones share it.
+
+    Args:
+        start: Starts it. After a failure, such as a machine too busy to start it in time, the next vote tries again.
+    """
+
+    def __init__(self, start: Callable[[], VerificationWorker] = VerificationWorker) -> None:
+        self.start = start
+        self._starting: asyncio.Task[VerificationWorker] | None = None
+
+    async def ready(self) -> VerificationWorker:
+        """The running process. Raises what its start raises, to every vote that waits for this start."""
+        task = self._starting
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._starting = asyncio.create_task(asyncio.to_thread(self.start))
+        # Shielded, since others may wait for it when this request is cancelled.
+        return await asyncio.shield(task)
 
 
 class AnswerClasses:

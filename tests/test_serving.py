@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
 
 from actors.rollout import Engine
-from actors.scoring import AnswerClasses, StreamedText, engine_settings, weights_name
+from actors.scoring import AnswerClasses, AnswerComparer, StreamedText, engine_settings, weights_name
 from orchestrator.cli import main
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.serving.app import Ingress, _Call, engine, ingress
@@ -334,6 +334,26 @@ def test_answers_share_a_class_when_math_verify_says_so():
     texts = [r"\boxed{1/2}", r"\boxed{3}", r"so \boxed{0.5}", "none", r"\boxed{3}", r"\boxed{"]
     assert asyncio.run(classes(answers, texts)) == [0, 1, 0, -1, 1, -1]
     assert verifier.asked == 2, "equal texts need no check"
+
+
+def test_a_start_of_the_comparer_that_failed_is_tried_again_by_the_next_vote():
+    # A start fails by itself only after two minutes on an overloaded machine, hence the function that fails once.
+    worker = object()
+    starts = iter([ConfigError("not warm within 120 s"), worker])
+
+    def start():
+        outcome = next(starts)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def votes():
+        comparer = AnswerComparer(start)
+        together = await asyncio.gather(comparer.ready(), comparer.ready(), return_exceptions=True)
+        assert [str(outcome) for outcome in together] == ["not warm within 120 s"] * 2, "two votes share a start"
+        assert [await comparer.ready(), await comparer.ready()] == [worker, worker]
+
+    asyncio.run(votes())
 
 
 async def classes(answers, texts):
