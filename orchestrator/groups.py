@@ -102,8 +102,17 @@ def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> tuple[B
 
 
 def to_batch(groups: Sequence[Group]) -> Batch:
-    """Lay out the scalars of generated and verified groups."""
-    summaries = [group.summary for group in groups if group.summary is not None]
+    """Lay out the scalars of generated and verified groups.
+
+    Raises:
+        ValueError: A group has no summary, or not one verdict for each of its samples: its scalars would shift those of others.
+    """
+    summaries = []
+    for group in groups:
+        if group.summary is None or len(group.verdicts) != len(group.summary.lengths):
+            samples = "no" if group.summary is None else str(len(group.summary.lengths))
+            raise ValueError(f"problem {group.problem.id}: {samples} generated samples, but {len(group.verdicts)} verdicts")
+        summaries.append(group.summary)
     statuses = [verdict.status for group in groups for verdict in group.verdicts]
     lengths = np.concatenate([summary.lengths for summary in summaries])
     prompt_lengths = np.concatenate([np.full(len(summary.lengths), summary.prompt_tokens, np.int32) for summary in summaries])

@@ -1,6 +1,7 @@
 """The figures of an evaluated batch against values worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_the_batch_lays_out_scalars_group_after_group(batch):
     assert batch.scored.tolist() == [True, True, True, False, True, True, True, False]
     assert batch.total_lengths.tolist() == [12, 22, 32, 42, 12, 12, 12, 32]
     assert batch.count(TIMEOUT) == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ({"summary": None}, "problem b: no generated samples, but 2 verdicts"),
+        ({"verdicts": []}, "problem b: 2 generated samples, but 0 verdicts"),
+    ],
+)
+def test_an_incomplete_group_shifts_no_others_scalars(missing, message):
+    samples = [(CORRECT, "1", True, 1), (WRONG, "2", True, 1)]
+    with pytest.raises(ValueError, match=message):
+        to_batch([group("a", samples), replace(group("b", samples), **missing), group("c", samples)])
 
 
 def test_every_figure_by_hand(batch):
