@@ -18,7 +18,9 @@ import numpy as np
 import ray
 import torch
 from jaxtyping import Bool, Float, Float32, Int
+from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from actors import zero3
 from actors.weight_chunks import pack_chunks
@@ -30,6 +32,8 @@ from orchestrator.config import RunConfig
 from orchestrator.errors import LaserError
 from orchestrator.remote_storage import RemoteStorage, place_of
 from orchestrator.trajectories import Sample, Trajectories
+
+PING_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -163,18 +167,17 @@ class LearnerRank:
         self.config, self.model_path, self.z_token = config, model_path, z_token
         self.rank, self.world_size = rank, world_size
         self.fetched: Path | None = None
+        self.store: TCPStore | None = None
         self.on_gpu = config.learning.gpus_per_rank > 0
         self.device = torch.device("cuda" if self.on_gpu else "cpu")
         if not self.on_gpu:
             torch.set_num_threads(max(1, int(config.learning.cpus_per_rank)))
 
-    def address(self) -> tuple[str, int]:
-        """Host and a free port for the process group; asked of rank 0."""
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+    def open_store(self) -> tuple[str, int]:
+        """Start the store at which the ranks meet, on rank 0's node; returns its host and port."""
+        host = ray.util.get_node_ip_address()
+        self.store = zero3.open_store(host)
+        return host, self.store.port
 
     def ping(self) -> int:
         return self.rank
@@ -185,7 +188,7 @@ class LearnerRank:
 
     def setup(self, address: str, port: int) -> int:
         """Join the process group and load the model into shards. Returns the number of parameters."""
-        zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu)
+        zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu, self.store)
         import deepspeed
         from transformers import AutoTokenizer
 
@@ -437,12 +440,36 @@ def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: 
 
     Raises:
         ray.exceptions.GetTimeoutError: They have not started within `timeout_s`.
+        ray.exceptions.RayActorError: A rank died while it started.
     """
     world_size = config.learning.num_ranks
     ranks = [spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)]
-    address, port = ray.get(ranks[0].address.remote(), timeout=timeout_s)
-    ray.get([rank.setup.remote(address, port) for rank in ranks], timeout=timeout_s)
+    address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
+    call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
     return ranks
+
+
+def call_ranks(ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None) -> list[Any]:
+    """Call a collective of all ranks; returns what each returned.
+
+    Raises:
+        ray.exceptions.RayActorError: A rank died.
+        ray.exceptions.RayTaskError: A rank failed, and all of them live.
+        ray.exceptions.GetTimeoutError: They have not returned within `timeout_s`.
+    """
+    try:
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
+    except RayTaskError:
+        # A rank fails in a collective when its peer has died: report the death, from which the run can recover.
+        check_alive(ranks)
+        raise
+
+
+def check_alive(ranks: Sequence[Any]) -> None:
+    """Raises RayActorError when a rank has died; one that is busy passes."""
+    for rank in ranks:
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
 
 
 def _is_of_rank(name: str, rank: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
@@ -48,8 +49,22 @@ class LogProbModel(torch.nn.Module):
         yield from self.model.named_parameters(remove_duplicate=False)
 
 
-def join_process_group(rank: int, world_size: int, address: str, port: int, on_gpu: bool) -> None:
-    """Enter the ranks' process group: nccl between GPUs, gloo between CPUs. `LOCAL_RANK` is 0, since Ray shows a rank its own GPU."""
+def open_store(host: str) -> TCPStore:
+    """Rank 0's store, at which the ranks meet. It listens at once, so that no other process can take its port before they do.
+
+    Args:
+        host: Address of this node, as the other ranks' nodes reach it.
+    """
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+def join_process_group(rank: int, world_size: int, address: str, port: int, on_gpu: bool, store: TCPStore | None = None) -> None:
+    """Enter the ranks' process group: nccl between GPUs, gloo between CPUs. `LOCAL_RANK` is 0, since Ray shows a rank its own GPU.
+
+    Args:
+        address, port: Where rank 0's store listens.
+        store: That store; None in other ranks, which connect to it.
+    """
     os.environ |= {
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
@@ -57,11 +72,22 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, on_g
         "WORLD_SIZE": str(world_size),
         "LOCAL_RANK": "0",
     }
+    prepare_process(on_gpu)
+    from deepspeed.constants import default_pg_timeout
+
+    if store is None:
+        store = TCPStore(address, port, timeout=default_pg_timeout)
+    store.set_timeout(default_pg_timeout)
+    # As DeepSpeed would: with its deadline, and where ranks have peers, nccl is bound to the rank's GPU.
+    device = torch.device("cuda", 0) if on_gpu and world_size > 1 else None
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=device
+    )
     start_deepspeed(on_gpu)
 
 
 def start_deepspeed(on_gpu: bool) -> None:
-    """Give DeepSpeed its process group: the one that torch is in already, or that of the environment's ranks."""
+    """Let DeepSpeed take over the process group that torch is in."""
     prepare_process(on_gpu)
     if not on_gpu:
         _build_cpu_operators()

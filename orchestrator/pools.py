@@ -1,12 +1,11 @@
 """The run's three pools in one placement group, and the weights' way from the learner to the engines."""
 
-import contextlib
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
-from actors.learning import StepSums, TrainBatch, start_ranks
+from actors.learning import StepSums, TrainBatch, call_ranks, start_ranks
 from actors.pool import MAX_RESTARTS, Pool
 from actors.rollout import EngineSettings, RolloutWorker
 from actors.verification import VerificationWorker
@@ -17,7 +16,6 @@ from orchestrator.preparation import ModelTokens, absolute_path
 from orchestrator.shared_storage import check_shared_folders
 
 START_TIMEOUT_S = 1800.0
-PING_TIMEOUT_S = 5.0
 
 
 class Pools:
@@ -125,14 +123,7 @@ class Pools:
         self.placement.remove()
 
     def _call_ranks(self, method: str, *arguments: Any) -> list[Any]:
-        try:
-            return ray.get([getattr(rank, method).remote(*arguments) for rank in self.learners])
-        except RayTaskError:
-            # A rank fails in a collective when its peer has died: then the death is what is to be told.
-            for rank in self.learners:
-                with contextlib.suppress(GetTimeoutError):
-                    ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
-            raise
+        return call_ranks(self.learners, method, *arguments)
 
     def _send_engines_to_sleep(self) -> None:
         """Returns when none holds memory: one that has died meanwhile is up again, and asleep too."""
