@@ -120,15 +120,23 @@ class Pool:
             self.settle(ready[0])
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Call every ready worker and wait; one that dies meanwhile is replaced. The others are refreshed before they are ready."""
+        """Call every ready worker and wait; one that dies meanwhile is replaced. The others are refreshed before they are ready.
+
+        Raises:
+            ray.exceptions.RayTaskError, ray.exceptions.ObjectLostError: The call failed; raised when all workers have answered or died.
+        """
         self.broadcasts += 1
         calls = [(worker, getattr(worker.actor, method).remote(*arguments)) for worker in self.workers if worker.state is WorkerState.READY]
-        values = []
+        values, failure = [], None
         for worker, ref in calls:
             try:
                 values.append(ray.get(ref))
+            except (RayTaskError, ObjectLostError) as error:  # ahead of RayActorError: a call that met another actor's death raises both
+                failure = failure or error
             except RayActorError as error:
                 self._replace(worker, error)
+        if failure is not None:
+            raise failure
         return values
 
     def stats(self) -> PoolStats:
@@ -165,6 +173,7 @@ class Pool:
             PoolError: A worker cannot be started, the restart budget is used up, or data was lost with a node that nobody can remake.
             ray.exceptions.ObjectLostError: What a worker was to be refreshed with was lost; the owner may have it anew.
             ray.exceptions.RayTaskError: The task itself failed; that is a fault in the work, not in the worker.
+            ray.exceptions.RayActorError: What the pool's `refresh` raises when the owner of the worker's data has died.
         """
         worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
         try:
@@ -216,8 +225,8 @@ class Pool:
         if worker.state is WorkerState.STALE and worker.refreshed_after == self.broadcasts:
             worker.waiting_for = None
         else:
-            worker.state, worker.refreshed_after = WorkerState.STALE, self.broadcasts
-            worker.waiting_for = self.refresh(worker.actor)
+            refreshed_after, refresh = self.broadcasts, self.refresh(worker.actor)  # may raise: then it stays as it was
+            worker.state, worker.refreshed_after, worker.waiting_for = WorkerState.STALE, refreshed_after, refresh
         if worker.waiting_for is None:
             worker.state = WorkerState.READY
 

@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.trajectories import Generated, GroupSummary, Trajectories, pack
 
@@ -94,7 +94,10 @@ class _Group:
 
 
 class Engine:
-    """A vLLM engine that a thread of its process decodes with. An engine that fails in a decode step ends its process."""
+    """A vLLM engine that a thread of its process decodes with.
+
+    An engine that fails in a decode step or in the middle of a weight update ends its process: its state is unknown then.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         from actors.last_token import LastTokenProcessor
@@ -186,7 +189,10 @@ class Engine:
         return self.engine.get_num_unfinished_requests()
 
     async def load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
-        """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`."""
+        """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`.
+
+        Raises what the first chunk raises, which leaves the engine as it was. A later failure ends the process.
+        """
         await self._between_steps(lambda: self._load_weights(version, chunks))
         return version
 
@@ -196,7 +202,7 @@ class Engine:
 
     async def wake(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
         """Take the memory back and load weights; returns `version`. An engine that is awake loads them only."""
-        await self._between_steps(lambda: self._wake(version, chunks))
+        await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
         return version
 
     async def _pieces(self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int) -> AsyncGenerator[Generated, None]:
@@ -233,9 +239,7 @@ class Engine:
                 for output in self.engine.step() if self.engine.has_unfinished_requests() else []:
                     self._collect(output)
             except Exception:
-                # An engine in an unknown state must not go on. The pool sees its process end, replaces it and gives its groups to others.
-                logging.getLogger(__name__).exception("the engine failed in a decode step")
-                os._exit(1)
+                _end_process("the engine failed in a decode step")
 
     def _run_commands(self, wait: bool) -> None:
         """Run all that wait; with `wait`, at least one."""
@@ -251,16 +255,27 @@ class Engine:
             else:
                 done.set_result(None)
 
-    def _load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> None:
-        self.engine.collective_rpc("start_weight_update")
-        for chunk in chunks:
-            self.engine.collective_rpc("update_weights", args=(vars(chunk),))
-        self.engine.collective_rpc("finish_weight_update")
-        self.version = version
-        self.engine.set_weight_version(str(version))
-        # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
-        if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
-            raise RuntimeError(f"vLLM kept cached prefixes of older weights after the update to version {version}")
+    def _load_weights(self, version: int, chunks: "Iterable[WeightChunk]", wakes: bool = False) -> None:
+        remaining, on_gpu = iter(chunks), self.settings.on_gpu
+        chunk = next(remaining, None)  # a lost one raises before anything has changed
+        try:
+            if wakes and on_gpu:
+                self.engine.wake_up(["weights"])  # not yet the KV-cache: beside it the chunks' copies need room
+            self.engine.collective_rpc("start_weight_update")
+            while chunk is not None:
+                self.engine.collective_rpc("update_weights", args=(vars(chunk),))
+                chunk = next(remaining, None)
+            self.engine.collective_rpc("finish_weight_update")
+            self.version = version
+            self.engine.set_weight_version(str(version))
+            # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
+            if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
+                raise RuntimeError("vLLM kept cached prefixes of older weights")
+            if wakes:
+                self.engine.wake_up(["kv_cache"] if on_gpu else ["scheduling"])
+        except Exception:
+            # Its weights may be a mix of two versions, and vLLM refuses to start another update.
+            _end_process(f"the engine failed in the middle of its update to weights of version {version}")
 
     def _sleep(self) -> None:
         self.engine.abort_request([*self._groups, *self._samples])
@@ -268,12 +283,6 @@ class Engine:
         self._samples.clear()
         # Level 2 drops the weights: newer ones come with the next wake. Level 0 touches no memory.
         self.engine.sleep(level=2 if self.settings.on_gpu else 0)
-
-    def _wake(self, version: int, chunks: "Iterable[WeightChunk]") -> None:
-        if self.settings.on_gpu:
-            self.engine.wake_up(["weights"])  # not yet the KV-cache: beside it the chunks' copies need room
-        self._load_weights(version, chunks)
-        self.engine.wake_up(["kv_cache"] if self.settings.on_gpu else ["scheduling"])
 
     def _add(self, group: _Group) -> None:
         request = group.request
@@ -321,6 +330,12 @@ class Engine:
         group.missing -= 1
         if group.missing == 0:
             group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
+
+
+def _end_process(reason: str) -> NoReturn:
+    """Log the exception that is being handled and exit: the pool sees the death, starts another engine and gives it the groups."""
+    logging.getLogger(__name__).exception("%s; its process ends and is replaced", reason)
+    os._exit(1)
 
 
 def read_output(output: Any, settings: EngineSettings, last_token: int = -1) -> Generated:

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.learning import StepSums, TrainBatch, call_ranks, start_ranks
+from actors.learning import StepSums, TrainBatch, call_ranks, check_alive, start_ranks
 from actors.pool import MAX_RESTARTS, Pool
 from actors.rollout import EngineSettings, RolloutWorker
 from actors.verification import VerificationWorker
@@ -170,7 +170,11 @@ class Pools:
             raise PoolError(f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?") from error
 
     def _bring_up_to_date(self, engine: Any) -> Any:
-        return engine.load_weights.remote(self.version, self.chunks) if self.chunks else None
+        if not self.chunks:
+            return None
+        # Chunks whose owner has died may be readable in part: every engine that loads them would die half-way.
+        check_alive(self.learners[:1])
+        return engine.load_weights.remote(self.version, self.chunks)
 
 
 def engine_settings(config: RunConfig, tokens: ModelTokens) -> EngineSettings:

@@ -73,6 +73,15 @@ class Worker:
         """What a call sees whose argument went down with a node."""
         raise ObjectLostError("ff" * 28, "", "")
 
+    def lose_or_die(self, folder):
+        """The first call loses its data and the second one dies, once the other has failed."""
+        try:
+            (Path(folder) / "lost").mkdir()
+        except FileExistsError:
+            time.sleep(1)
+            os._exit(1)
+        self.read_lost()
+
     def three(self, value):
         return np.full(10, value), [str(value)], value
 
@@ -219,6 +228,33 @@ def test_broadcast_reaches_every_ready_worker_and_replaces_one_that_dies_in_it(m
     assert pool.restarts == 2 - len(survivors)
     pool.wait_ready(60)
     assert sorted(pool.broadcast("versions")) == sorted([(4, 2)] * len(survivors) + [(5, 1)] * pool.restarts)
+
+
+def test_a_broadcast_that_fails_replaces_the_dead_before_it_raises(make_pool, tmp_path):
+    """Else the pool would give work to a worker that is gone."""
+    pool = make_pool(2)
+    pool.wait_ready(60)
+    with pytest.raises(ObjectLostError):
+        pool.broadcast("lose_or_die", str(tmp_path))
+    assert pool.restarts == 1
+
+
+def test_a_worker_whose_refresh_could_not_begin_is_refreshed_before_it_works(make_pool):
+    """The owner of what it is refreshed with has died, and the pool cannot know who follows."""
+    owner_lives = False
+
+    def refresh(actor):
+        if not owner_lives:
+            raise RayActorError
+        return actor.load.remote(3)
+
+    pool = make_pool(1, refresh=refresh)
+    with pytest.raises(RayActorError):
+        pool.wait_ready(60)
+    owner_lives = True
+    pool.submit("versions")
+    assert values(pool) == [(3, 1)]
+    assert pool.restarts == 0
 
 
 def test_the_restart_budget_ends_a_pool_that_keeps_dying(make_pool):

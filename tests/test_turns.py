@@ -94,13 +94,17 @@ class Engine:
     """An engine: holds its GPU from its start, and says whose it shows."""
 
     def __init__(self, settings):
-        self.name = f"engine on {os.environ['CUDA_VISIBLE_DEVICES']}"
-        ray.get(gpu().take.remote("engine", self.name, os.getpid()))
+        device = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.name = f"engine on {device or 'its own'}"
+        if device:  # of the learner
+            ray.get(gpu().take.remote("engine", self.name, os.getpid()))
 
     async def ping(self):
         return 0
 
     async def load_weights(self, version, chunks):
+        if await gpu().dies.remote("load_weights", "engine", self.name):
+            os._exit(1)
         await gpu().note.remote(f"{self.name} loads {version}")
 
     async def sleep(self):
@@ -124,8 +128,13 @@ class Verifier:
 
 
 @pytest.fixture
-def pools(ray_cluster, monkeypatch, tmp_path):
-    """One rank and one engine on one GPU, after the start and the first weights."""
+def colocate():
+    return True
+
+
+@pytest.fixture
+def pools(ray_cluster, monkeypatch, tmp_path, colocate):
+    """One rank and one engine on one GPU."""
     held = Gpu.options(name="gpu").remote()
     monkeypatch.setattr(pools_module, "RolloutWorker", Engine)
     monkeypatch.setattr(pools_module, "VerificationWorker", Verifier)
@@ -141,7 +150,7 @@ def pools(ray_cluster, monkeypatch, tmp_path):
         "model": {"path": "m"},
         "data": {"train": "t.jsonl"},
         "self_reward": {"token": "z"},
-        "rollout": {"colocate": True, "cpus": 0.5},
+        "rollout": {"colocate": colocate, "cpus": 0.5},
         "learning": {"cpus_per_rank": 0.5},
         "verification": {"cpus": 0.5},
     }
@@ -223,3 +232,21 @@ def test_ranks_that_died_start_again_with_new_engines_whether_or_not_these_went_
     assert len(history()) - before <= 9, "and before that, an engine that lived may have gone to sleep"
     assert not pools.rollouts.outstanding
     assert pools.restarts == 1 + with_engine
+
+
+@pytest.mark.parametrize("colocate", [False])
+def test_engines_that_die_of_lost_weights_wait_for_new_ranks(pools):
+    """The chunks of a dead owner may be readable in part, so that each replacement would die of them too."""
+    pools.publish(0)
+    pools.wait_ready()
+    ray.kill(pools.learners[0])
+    ray.get(gpu().kill_next.remote("load_weights"))
+    assert pools.rollouts.broadcast("load_weights", 1, pools.chunks) == []
+    with pytest.raises(RayActorError) as death:
+        pools.wait_ready()
+    assert pools.rollouts.restarts == 1
+    pools.restart_learners(death.value)
+    pools.publish(0)
+    pools.wait_ready()
+    assert history()[-2:] == ["rank 0 takes", "engine on its own loads 0"]
+    assert pools.rollouts.restarts == 1

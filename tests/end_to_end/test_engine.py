@@ -1,6 +1,8 @@
 """A real vLLM engine against a float32 forward pass in transformers: behaviour log-probs and the one-pass score, token for token."""
 
 import math
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import GetTimeoutError, ObjectLostError
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from actors.pool import Pool
 from actors.rollout import EngineSettings, GroupRequest, RolloutWorker
-from actors.weight_chunks import pack_chunks
+from actors.weight_chunks import WeightChunk, pack_chunks
 from orchestrator.trajectories import Trajectories
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -21,6 +25,10 @@ MAX_RESPONSE = 24
 UPDATES = 10
 
 
+# Workers cannot import a test module.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def folder(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
     return models[request.param]
@@ -28,7 +36,11 @@ def folder(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def ids(folder: Path) -> dict:
-    """Token ids: z_c, a prompt, and so many EOS tokens that a random model ends most of its responses."""
+    return token_ids(folder)
+
+
+def token_ids(folder: Path) -> dict:
+    """z_c, a prompt, and so many EOS tokens that a random model ends most of its responses."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1+2=?"}], add_generation_prompt=True, return_dict=False)
     return {"z": tokenizer.convert_tokens_to_ids("<|self_reward|>"), "prompt": list(prompt), "eos": (2, *range(40, 60))}
@@ -61,8 +73,11 @@ def generate(engine: ray.actor.ActorHandle, ids: dict, groups: int = 4) -> list[
 
 
 def load(engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int, method: str = "load_weights") -> None:
-    chunks = pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000)
-    assert ray.get(getattr(engine, method).remote(version, [ray.put(chunk) for chunk in chunks])) == version
+    assert ray.get(getattr(engine, method).remote(version, [ray.put(chunk) for chunk in chunks_of(model)])) == version
+
+
+def chunks_of(model: Qwen2ForCausalLM) -> list[WeightChunk]:
+    return list(pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000))
 
 
 @torch.no_grad()
@@ -141,3 +156,52 @@ def test_an_engine_that_falls_asleep_drops_what_nobody_waits_for_any_more(engine
     load(engine, Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), 99, "wake")
     ((group, _),) = generate(engine, ids, groups=1)
     assert (group.versions == 99).all()
+
+
+class Owner:
+    """Puts weights into the object store, as rank 0 does; they go when it dies."""
+
+    def put(self, chunk: WeightChunk) -> list[ray.ObjectRef]:
+        return [ray.put(chunk)]
+
+
+def test_an_engine_whose_weight_update_fails_half_way_is_replaced(models: dict[str, Path]) -> None:
+    """vLLM would refuse every later update, and the weights would be a mix of two versions."""
+    folder = models["untied"]
+    ids = token_ids(folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    first, second, *others = [ray.put(chunk) for chunk in chunks_of(model)]
+    weights = [first, second, *others]
+    assert others
+    pool = Pool("rollout", lambda index: start(folder, ids), 1, capacity=1, refresh=lambda engine: engine.load_weights.remote(0, weights))
+    try:
+        pool.wait_ready(240)
+        lost = lost_chunk(ray.get(second))
+        with pytest.raises(ObjectLostError):
+            pool.broadcast("load_weights", 1, [lost, second, *others])
+        assert (pool.restarts, pool.broadcast("ping")) == (0, [0]), "nothing had changed when the first chunk was missing"
+        assert pool.broadcast("load_weights", 1, [first, lost, *others]) == []
+        assert pool.restarts == 1
+        pool.wait_ready(240)
+        assert pool.broadcast("load_weights", 2, weights) == [2]
+        ((group, _),) = generate(pool.workers[0].actor, ids, groups=1)
+        assert_equals_forward_pass(model, group, ids["z"])
+    finally:
+        pool.stop()
+
+
+def lost_chunk(chunk: WeightChunk) -> ray.ObjectRef:
+    """A chunk whose owner has died."""
+    owner = ray.remote(Owner).options(num_cpus=0).remote()
+    [ref] = ray.get(owner.put.remote(chunk))
+    ray.kill(owner)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            ray.get(ref, timeout=1)
+        except ObjectLostError:
+            return ref
+        except GetTimeoutError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the chunk has outlived its owner")
