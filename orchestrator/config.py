@@ -5,6 +5,7 @@ each wrong key, what is allowed there, and the nearest key that exists.
 """
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -22,7 +23,10 @@ from orchestrator.errors import ConfigError
 Text = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 StepCount = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(gt=0)]
+QUANTUM = 1e-4
+"""The finest part of a resource that Ray counts."""
+Share = Annotated[float, Field(gt=0, multiple_of=QUANTUM)]
+Gpus = Annotated[float, Field(ge=0, multiple_of=QUANTUM)]
 CustomResources = dict[str, Share]
 
 
@@ -40,6 +44,16 @@ class SettingsOf:
     """Marks a dictionary whose keys are those of another schema: `Annotated[dict[str, Any], SettingsOf(RunConfig)]`."""
 
     schema: type[Section]
+
+
+def refuse_parts_of_gpus(key: str, gpus: float, tensor_parallel: int = 1) -> None:
+    """Raises ValueError for a number of GPUs that an actor cannot be given; `tensor_parallel` ranks of it share them.
+
+    Ray gives an actor a part of one GPU, or whole ones. Ranks that share an engine's weights need a GPU each.
+    """
+    if gpus != int(gpus) and (gpus > 1 or tensor_parallel > 1):
+        ranks = f" for each of {tensor_parallel} tensor-parallel ranks" if tensor_parallel > 1 else ""
+        raise ValueError(f"{key}: is {gpus:g}{ranks}, but only a single GPU can be shared: use {math.ceil(gpus)}")
 
 
 class ModelConfig(Section):
@@ -86,12 +100,17 @@ class EngineConfig(Section):
     """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
     cpus: Share = 1.0
     """CPUs an engine reserves; fractions share a CPU."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Gpus = 0.0
     """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     resources: CustomResources = {}
     """Custom resources an engine reserves, such as {rollout: 1}: it runs only on nodes that were started with them."""
     engine_args: dict[str, Any] = {}
     """Passed through to vLLM's EngineArgs."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "EngineConfig":
+        refuse_parts_of_gpus("rollout.gpus", self.gpus, self.tensor_parallel)
+        return self
 
 
 class RolloutConfig(EngineConfig):
@@ -139,7 +158,7 @@ class LearningConfig(Section):
     """DeepSpeed ZeRO-3 ranks, each an actor."""
     cpus_per_rank: Share = 1.0
     """CPUs a rank reserves; fractions share a CPU."""
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_rank: Gpus = 0.0
     """GPUs a rank reserves; 0 trains on CPU over gloo."""
     resources: CustomResources = {}
     """Custom resources a rank reserves."""
@@ -167,6 +186,17 @@ class LearningConfig(Section):
     """transformers' attention implementation."""
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the other settings make."""
+
+    @model_validator(mode="after")
+    def _ranks_can_do_it(self) -> "LearningConfig":
+        refuse_parts_of_gpus("learning.gpus_per_rank", self.gpus_per_rank)
+        if self.attention == "flash_attention_2" and not (self.gpus_per_rank and self.dtype == "bfloat16"):
+            raise ValueError(
+                "learning.attention: flash_attention_2 runs on GPUs and in bfloat16 only, but "
+                f"learning.gpus_per_rank={self.gpus_per_rank:g} and learning.dtype={self.dtype}: set them to 1 and "
+                "bfloat16, or use sdpa"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -364,7 +394,7 @@ class SFTLearningConfig(Section):
     """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
     cpus_per_rank: Share = 1.0
     """CPUs a rank reserves."""
-    gpus_per_rank: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_rank: Gpus = 0.0
     """GPUs a rank reserves."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass."""
@@ -388,6 +418,11 @@ class SFTLearningConfig(Section):
     """Recompute activations in the backward pass to save memory."""
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the other settings make."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "SFTLearningConfig":
+        refuse_parts_of_gpus("learning.gpus_per_rank", self.gpus_per_rank)
+        return self
 
 
 class SFTSelfRewardConfig(Section):

@@ -120,6 +120,8 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
         ("learning.offload=cpu", "learning.offload: must be 'none', 'optimizer' or 'all', got 'cpu'."),
         ("learning.betas=[0.9, 1]", "learning.betas.1: must be less than 1, got 1."),
         ("learning.betas=[0.9]", "learning.betas.1: missing."),
+        ("rollout.cpus=0.33333", "rollout.cpus: must be a multiple of 0.0001, got 0.33333."),
+        ("learning.gpus_per_rank=0.00001", "learning.gpus_per_rank: must be a multiple of 0.0001, got 1e-05."),
         ("model.path=", "model.path: must be a valid string, got None."),
         ("loss=0.5", "loss: must be a section of keys such as loss.alpha, got 0.5."),
     ],
@@ -163,6 +165,19 @@ def test_missing_keys_are_named(tmp_path):
             "loss.c_ref: pi_ref(z_c) * exp(1 / beta_v) = exp(5.15) at c_ref -4.85 and beta_v 0.1: it must be far below 1",
             "a larger loss.beta_v (above 0.206), or leave loss.c_ref=calibrate",
         ),
+        (["rollout.gpus=1.5"], "rollout.gpus: is 1.5, but only a single GPU can be shared", "use 2"),
+        (
+            ["rollout.gpus=0.5", "rollout.tensor_parallel=2"],
+            "rollout.gpus: is 0.5 for each of 2 tensor-parallel ranks, but only a single GPU can be shared",
+            "use 1",
+        ),
+        (["learning.gpus_per_rank=2.5"], "learning.gpus_per_rank: is 2.5, but only a single GPU can be shared", "use 3"),
+        (["learning.attention=flash_attention_2"], "learning.attention: flash_attention_2 runs on GPUs", "or use sdpa"),
+        (
+            ["learning.attention=flash_attention_2", "learning.gpus_per_rank=1"],
+            "learning.attention: flash_attention_2 runs on GPUs and in bfloat16 only",
+            "learning.dtype=float32",
+        ),
         (["self_reward.token=null"], "self_reward.token: is null", "set both to 0, or name a token"),
         (["self_reward.token=null", "loss.alpha=0"], "self_reward.token: is null", "loss.tau=0.1"),
         (
@@ -185,6 +200,19 @@ def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, ove
     assert message.startswith(start)
     assert also in message
     assert "{" not in message  # the section's other settings are no part of the message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rollout.cpus=0.3333", "verification.cpus=1.5", "learning.cpus_per_rank=128", "rollout.resources={a: 2.5}"],
+        ["rollout.gpus=0.45", "learning.gpus_per_rank=0.55"],
+        ["rollout.gpus=1", "rollout.tensor_parallel=2", "learning.gpus_per_rank=2"],
+        ["learning.attention=flash_attention_2", "learning.gpus_per_rank=0.5", "learning.dtype=bfloat16"],
+    ],
+)
+def test_parts_that_ray_can_give_are_accepted(load, overrides):
+    load(*overrides)
 
 
 def test_a_c_ref_that_nothing_uses_is_not_checked(load):
@@ -267,6 +295,12 @@ def test_every_command_refuses_a_malformed_override_in_the_same_words(tmp_path, 
         read("lr")
     with pytest.raises(ConfigError, match=r"override '.*=\[1': the value is not valid YAML"):
         read(f"{optional}=[1")
+
+
+@pytest.mark.parametrize(("command", "key"), [("sft", "learning.gpus_per_rank"), ("eval", "rollout.gpus"), ("serve", "engine.gpus")])
+def test_parts_of_several_gpus_are_refused_by_every_command(tmp_path, command, key):
+    with pytest.raises(ConfigError, match=f"{key}: is 1.5, but only a single GPU can be shared: use 2"):
+        commands(tmp_path)[command][0](f"{key}=1.5")
 
 
 def test_a_path_and_a_required_text_take_no_empty_value(refusal):

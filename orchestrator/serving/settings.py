@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config import PositiveInt, Section, Share, Text, validate, with_overrides
+from orchestrator.config import Gpus, PositiveInt, Section, Share, Text, refuse_parts_of_gpus, validate, with_overrides
 from orchestrator.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -39,10 +39,15 @@ class ServedEngine(Section):
     """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
     cpus: Share = 1.0
     """CPUs a replica reserves; fractions share a CPU. While new weights roll out, old and new replicas need room together."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Gpus = 0.0
     """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     engine_args: dict[str, Any] = Field(default={})
     """Passed through to vLLM's EngineArgs."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "ServedEngine":
+        refuse_parts_of_gpus("engine.gpus", self.gpus, self.tensor_parallel)
+        return self
 
 
 class Limits(Section):
