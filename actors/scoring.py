@@ -94,7 +94,9 @@ class EngineReplica:
     """The deployment's class. A method that Ray Serve cancels takes its requests out of the engine."""
 
     def __init__(self, config: ReplicaConfig) -> None:
-        model = resolve_model(config.model)
+        self.hold = contextlib.ExitStack()
+        """Keeps the weights from being pruned while this replica lives: others of this version read them when they start."""
+        model = resolve_model(config.model, hold=self.hold)
         self.config, self.card, self.weights = config, model.card, weights_name(model)
         self.tokenizer, self.z_token, self.eos_tokens = model.tokens.tokenizer, model.tokens.z_token, model.tokens.eos_tokens
         self.settings = engine_settings(model, config.engine)

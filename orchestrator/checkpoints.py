@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.files import atomically
+from orchestrator.files import atomically, lease_free
 
 SELF_REWARD = "self_reward.json"
 STATE = "state.json"
+LEASED = "config.json"
+"""The file of a model's folder that stands for all of it in a lease."""
 _NAME = re.compile(r"step-\d+")
 
 
@@ -146,7 +148,11 @@ class Checkpoints:
         partial.rename(final)
         self.link_export()
         for old in self._complete()[: -self.keep]:
-            self._delete(old)
+            # A service or an evaluation that uses these weights reads them again whenever an engine restarts. It leases
+            # them, where a copy of its own would outlive it when it is killed. The next save looks again.
+            with lease_free(old / "export" / LEASED) as free:
+                if free:
+                    self._delete(old)
 
     def link_export(self) -> None:
         """Let `export` lead to the newest checkpoint's, which a crash right after it was completed may have prevented."""

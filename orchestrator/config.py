@@ -269,7 +269,7 @@ class RunSection(Section):
     save_rollouts_every: StepCount = 0
     """Keep the rollouts of every so many steps as parquet; 0 never."""
     keep_checkpoints: PositiveInt = 2
-    """Older checkpoints are deleted."""
+    """Older checkpoints are deleted; one that a service or an evaluation uses, only after that has ended."""
     remote: Text | None = None
     """URL under which `<name>/` holds what any node needs to continue the run: s3://bucket/runs, gs://..., file:///mnt/runs.
     Nodes then need no shared `dir`. Credentials are those of each node's environment."""

@@ -1,6 +1,8 @@
 """Files that processes share: atomic writes, and locks that the system releases when their process ends, however it ends."""
 
 import contextlib
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +67,39 @@ def claimed(folder: Path, patience_s: float = 0.0, work: str = "training this ru
         except Timeout:
             raise ConfigError(f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}") from None
         yield
+
+
+@contextlib.contextmanager
+def leased(file: Path) -> Iterator[None]:
+    """Keep the owner of `file`, if it asks `lease_free`, from deleting it while the block runs. Any number of processes may.
+
+    A lease is a shared lock on the file itself: it needs no right to write, leaves nothing behind, and ends with its
+    process. filelock has no such lock. Where the file system has no locks there is no lease, and no error.
+
+    Raises:
+        FileNotFoundError: The file does not exist, or is being deleted.
+    """
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError(f"{file} is being deleted") from None
+        except OSError:
+            pass  # no locks here
+        if not os.path.samestat(os.fstat(opened.fileno()), file.stat()):
+            raise FileNotFoundError(f"{file} was replaced")
+        yield
+
+
+@contextlib.contextmanager
+def lease_free(file: Path) -> Iterator[bool]:
+    """Whether nobody has `leased` the file; if so, nobody can while the block runs. A missing file is free."""
+    free = True
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(stack.enter_context(file.open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass  # no file, or no locks here
+        yield free

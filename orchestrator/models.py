@@ -3,15 +3,19 @@
 In: a name. Out: a `Model` that vLLM and transformers load, with its self-reward card and its tokens, checked against each other.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.checkpoints import SELF_REWARD, SelfRewardCard, template_hash
+from orchestrator.checkpoints import LEASED, SELF_REWARD, SelfRewardCard, template_hash
 from orchestrator.errors import ConfigError
+from orchestrator.files import leased
 from orchestrator.preparation import ModelTokens, load_tokens, looks_local
 
 RUNS = Path("runs")
+LOCATE_ATTEMPTS = 3
+"""A run prunes at most once a save, so that a second attempt finds its newest weights."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,45 @@ class Model:
     tokens: ModelTokens
 
 
-def resolve_model(name: str, tracking_uri: str | None = None) -> Model:
+def resolve_model(name: str, tracking_uri: str | None = None, hold: contextlib.ExitStack | None = None) -> Model:
     """The model that `name` means.
 
     Args:
         name: A Hugging Face folder or hub name; a run, by folder or by its name in `runs/`; a checkpoint's folder; a sweep, which means its
             best trial; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         tracking_uri: The MLflow server of `models:/...`; MLFLOW_TRACKING_URI, else sqlite in `runs/`, when None.
+        hold: Until it is closed, the run that the model belongs to does not prune it.
 
     Raises:
         ConfigError: There is no such model (the message says what was tried), or its card does not belong to its tokenizer.
     """
-    path, origin = _locate(name, tracking_uri)
-    card = _card(path)
-    try:
-        tokens = load_tokens(path, None if card is None else card.token)
-    except ConfigError as error:
-        raise ConfigError(f"model {name}: {str(error).removeprefix('model.path: ')}") from error
-    if card is not None:
-        _refuse_foreign_card(path, card, tokens)
-        tokens = replace(tokens, eos_tokens=tuple(card.eos_token_ids))
+    with contextlib.ExitStack() as lease:
+        path, origin = _leased(name, tracking_uri, lease)
+        card = _card(path)
+        try:
+            tokens = load_tokens(path, None if card is None else card.token)
+        except ConfigError as error:
+            raise ConfigError(f"model {name}: {str(error).removeprefix('model.path: ')}") from error
+        if card is not None:
+            _refuse_foreign_card(path, card, tokens)
+            tokens = replace(tokens, eos_tokens=tuple(card.eos_token_ids))
+        if hold is not None:
+            hold.enter_context(lease.pop_all())
     return Model(path, card, origin, tokens)
+
+
+def _leased(name: str, tracking_uri: str | None, lease: contextlib.ExitStack) -> tuple[str, str]:
+    """Path and origin; `lease` keeps a folder from being pruned."""
+    for _ in range(LOCATE_ATTEMPTS):
+        path, origin = _locate(name, tracking_uri)
+        if not Path(path).is_absolute():
+            return path, origin
+        try:
+            lease.enter_context(leased(Path(path) / LEASED))
+        except FileNotFoundError:  # pruned just now, so the run has newer weights
+            continue
+        return path, origin
+    raise ConfigError(f"model {name}: {path} is being deleted; try again, or name another checkpoint")
 
 
 def _locate(name: str, tracking_uri: str | None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState
 from orchestrator.errors import ConfigError
+from orchestrator.files import leased
 
 STATE = TrainingState(
     step=0,
@@ -80,6 +81,18 @@ def test_older_checkpoints_are_pruned_and_export_leads_to_the_newest(checkpoints
         save(checkpoints, step)
         assert exported_step(checkpoints) == f"step-{step:06d}"
     assert names(checkpoints) == ["step-000003", "step-000010"]
+
+
+def test_leased_weights_are_pruned_by_the_first_save_after_their_lease(checkpoints):
+    save(checkpoints, 1)
+    export = checkpoints.folder / "step-000001" / "export"
+    with leased(export / "config.json"):
+        save(checkpoints, 2, 3, 4)
+        assert names(checkpoints) == ["step-000001", "step-000003", "step-000004"]
+        assert (export / "config.json").read_text() == ".partial-000001"
+        assert checkpoints.newest()[1].step == 4
+    save(checkpoints, 5)
+    assert names(checkpoints) == ["step-000004", "step-000005"]
 
 
 def test_steps_are_ordered_as_numbers(checkpoints):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.checkpoints import SelfRewardCard, template_hash
+from orchestrator.checkpoints import Checkpoints, SelfRewardCard, TrainingState, template_hash
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluations.preparation import prepare
 from orchestrator.evaluations.run import evaluate, load_eval
@@ -149,3 +149,28 @@ def test_stored_samples_that_cannot_be_scored_are_refused(samples, scored_model,
     SampleFile(tmp_path / "plain").append(without)
     with pytest.raises(ConfigError, match=r"holds no log pi\(z_c\)"):
         prepared(model=None, data=None, samples=str(tmp_path / "plain" / "samples.jsonl"), score="baseline")
+
+
+def test_a_run_that_is_evaluated_while_it_trains_keeps_the_weights(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "runs" / "trained", keep=1)
+
+    def save(step):
+        state = TrainingState(step, 1, {}, None, None, 0.0, None)
+        checkpoints.save(state, lambda folder: shutil.copytree(BASE, folder / "export"))
+
+    class Stop(Exception):
+        """Instead of the engines, which would read the model here."""
+
+    def train_on(session):
+        save(2)
+        save(3)
+        assert Path(session.prepared.model.path, "model.safetensors").exists()
+        raise Stop
+
+    save(1)
+    monkeypatch.setattr("orchestrator.evaluations.run._Session.samples", train_on)
+    settings = {"model": str(checkpoints.run_folder), "data": [str(TEST)], "folder": str(tmp_path / "out"), "dir": str(tmp_path / "runs")}
+    with pytest.raises(Stop):
+        evaluate(load_eval(None, settings, []))
+    save(4)
+    assert [path.name for path in checkpoints.folder.glob("step-*")] == ["step-000004"]

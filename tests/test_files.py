@@ -1,5 +1,6 @@
 """Atomic writes, and locks that end with their process."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import pytest
 from filelock import Timeout
 
 from orchestrator.errors import ConfigError
-from orchestrator.files import atomically, claimed, locked, write_atomically
+from orchestrator.files import atomically, claimed, lease_free, leased, locked, write_atomically
 
 HOLD = """
 import sys, time
@@ -19,6 +20,9 @@ with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+LEASE = HOLD.replace("claimed", "leased")
 
 
 def test_a_file_is_the_old_one_until_the_block_ends(tmp_path):
@@ -81,14 +85,45 @@ def test_a_holder_is_waited_for(tmp_path):
     assert order == ["first", "second"]
 
 
+@contextlib.contextmanager
+def process(code, path):
+    """A process that holds `path` until the block ends, when it is killed."""
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            yield
+        finally:
+            holder.kill()
+
+
 def test_a_killed_process_releases_its_folder(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
     words = "another process is training this run; wait for it, stop it, or choose another run.name"
-    with pytest.raises(ConfigError, match=words), claimed(tmp_path):
+    with process(HOLD, tmp_path), pytest.raises(ConfigError, match=words), claimed(tmp_path):
         pass
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
     with claimed(tmp_path):
         pass
+
+
+def test_a_lease_is_shared_and_ends_with_its_process(tmp_path):
+    file = tmp_path / "config.json"
+    file.touch()
+    with process(LEASE, file):
+        with leased(file), lease_free(file) as free:
+            assert not free
+        with lease_free(file) as free:
+            assert not free, "the other process still has its lease"
+    with lease_free(file) as free:
+        assert free
+
+
+def test_what_is_being_deleted_cannot_be_leased(tmp_path):
+    file = tmp_path / "config.json"
+    file.touch()
+    with lease_free(file) as free, pytest.raises(FileNotFoundError), leased(file):
+        pass
+    assert free
+    file.unlink()
+    with pytest.raises(FileNotFoundError), leased(file):
+        pass
+    with lease_free(file) as free:
+        assert free

@@ -1,5 +1,6 @@
 """What `--model` may name, with the quick-start's base model and its tokenizer."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from orchestrator import models, registry
 from orchestrator.checkpoints import SelfRewardCard, template_hash
 from orchestrator.errors import ConfigError
+from orchestrator.files import lease_free
 from orchestrator.models import resolve_model
 from orchestrator.preparation import load_tokens
 
@@ -46,6 +48,32 @@ def test_a_run_means_its_newest_weights_and_goes_on_meaning_them(run, card):
     assert by_name.origin == "runs/mine step-000002"
     assert by_name.card == card
     assert by_name.tokens.z_token == card.token_id
+
+
+def test_weights_are_held_until_the_hold_is_closed(run):
+    file = run / "export" / "config.json"
+    with contextlib.ExitStack() as hold:
+        resolve_model("mine", hold=hold)
+        with lease_free(file) as free:
+            assert not free
+    resolve_model("mine")
+    with lease_free(file) as free:
+        assert free
+
+
+def test_weights_that_are_pruned_while_they_are_looked_up_are_not_what_a_run_means(run, monkeypatch):
+    locate, found = models._locate, []
+
+    def prune_after_the_first(name, tracking_uri):
+        found.append(locate(name, tracking_uri))
+        if len(found) == 1:  # as the run does when it saves at this moment
+            (run / "export").unlink()
+            (run / "export").symlink_to("checkpoints/step-000001/export")
+            shutil.rmtree(run / "checkpoints" / "step-000002")
+        return found[-1]
+
+    monkeypatch.setattr(models, "_locate", prune_after_the_first)
+    assert resolve_model("mine").origin == "runs/mine step-000001"
 
 
 def test_a_checkpoint_means_its_own_weights(run):

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import queue
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.rollout import Engine
 from actors.scoring import AnswerClasses, AnswerComparer, StreamedText, engine_settings, weights_name
+from orchestrator.checkpoints import Checkpoints, TrainingState
 from orchestrator.cli import main
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.serving.app import Ingress, _Call, engine, ingress
@@ -28,6 +30,7 @@ from orchestrator.serving.proxy import Guard, controller_environment
 from orchestrator.serving.requests import ChatRequest, MessagesItem, ProblemItem, ScoreRequest, TokensItem, parse
 from orchestrator.serving.settings import INGRESS, IngressConfig, Limits, ReplicaConfig, ServeConfig, ServedEngine, serve_config
 
+BASE = Path(__file__).parents[1] / "experiments" / "quickstart" / "base"
 USER = [{"role": "user", "content": "1+1=?"}]
 
 
@@ -205,7 +208,7 @@ class Followed(Service):
         self.newest, self.broken, self.deployed, self.said = newest, broken, [], []
         super().__init__(ServeConfig(models={"m": "run"}), self.said.append)
 
-    def _resolved(self, name):
+    def _resolved(self, name, hold):
         if isinstance(self.newest, ConfigError):
             raise self.newest
         return SimpleNamespace(path=f"/{self.newest}", origin=self.newest)
@@ -214,6 +217,22 @@ class Followed(Service):
         self.deployed.append(model.origin)
         if model.origin in self.broken:
             raise RunError("no replica started")
+
+
+class Following(Service):
+    """A service of real weights, whose deployments need no engine."""
+
+    def _deploy(self, name, model):
+        assert Path(model.path, "model.safetensors").exists()
+
+
+def save_base(checkpoints, step):
+    state = TrainingState(step, 1, {}, None, None, 0.0, None)
+    checkpoints.save(state, lambda folder: shutil.copytree(BASE, folder / "export"))
+
+
+def kept(checkpoints):
+    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.folder.glob("step-*"))
 
 
 class TestFollow:
@@ -240,6 +259,21 @@ class TestFollow:
         service.newest = "step 3"
         service.follow()
         assert (service.deployed[2:], service.served["m"].origin) == (["step 3"], "step 3")
+
+    def test_the_weights_that_are_served_are_not_pruned(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path / "run", keep=1)
+        save_base(checkpoints, 1)
+        service = Following(ServeConfig(models={"m": str(tmp_path / "run")}), print)
+        save_base(checkpoints, 2)
+        save_base(checkpoints, 3)
+        assert kept(checkpoints) == [1, 3], "a replica that starts now reads step 1 again"
+        service.follow()
+        assert service.served["m"].path.endswith("/step-000003/export")
+        save_base(checkpoints, 4)
+        assert kept(checkpoints) == [3, 4]
+        service.holds["m"].close()
+        save_base(checkpoints, 5)
+        assert kept(checkpoints) == [5]
 
     def test_a_registry_that_is_down_changes_nothing(self):
         service = Followed("step 1")

@@ -3,6 +3,7 @@
 In: `EvalConfig`. Out: `Prepared`, or a `ConfigError` or `DataError` that says what to mend. Starts neither Ray nor an engine.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -115,8 +116,10 @@ class Prepared:
         return lambda sample: (place[sample.set, sample.problem_id], sample.sample)
 
 
-def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None]) -> Prepared:
+def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None], hold: contextlib.ExitStack | None = None) -> Prepared:
     """Load and check everything that an evaluation reads before it starts its pools; `say` is told what is worth knowing.
+
+    Until `hold` is closed, a run that is evaluated does not prune the model.
 
     Raises:
         ConfigError, DataError: As `resolve_model`, `load_problems` and `read_samples`; also where the score or the context does not fit.
@@ -125,7 +128,7 @@ def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None]) -
     stored = read_samples(config.samples) if config.samples is not None else []
     if config.samples is not None and not stored:
         raise DataError(f"{config.samples}: holds no sample")
-    model = None if config.model is None else resolve_model(config.model, tracking_uri)
+    model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
     score = _score(config, model, stored, say)
     instruction = _instruction(config, model)
     sets = [] if model is None else [_problem_set(config, model, instruction, request, say) for request in requests]

@@ -4,6 +4,7 @@ In: `EvalConfig`. Out: `EvalResults`, and in the folder `samples.jsonl`, `result
 on with what a killed one has drawn.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -61,7 +62,12 @@ def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalRe
     uri = tracking_uri(config.tracking.uri, config.dir)
     Server(uri)  # refuses an address that is none, before hours of work
     load_verifier(config.verification.verifier)
-    prepared = prepare(config, uri, progress.say)
+    with contextlib.ExitStack() as hold:  # an engine that restarts reads the model again
+        return _evaluate(prepare(config, uri, progress.say, hold), uri, progress)
+
+
+def _evaluate(prepared: Prepared, uri: str, progress: EvalProgress) -> EvalResults:
+    config = prepared.config
     bundles_without_learner(config, planned_nodes(), engines=bool(prepared.sets) or prepared.needs_scoring)
     prepared.folder.mkdir(parents=True, exist_ok=True)
     with claimed(prepared.folder, work="evaluating into it", key="folder (-o)"):

@@ -48,7 +48,9 @@ class Service:
                 f"keys_file=FILE, or set {KEY_VARIABLE}, or listen on 127.0.0.1"
             )
         self.config, self.keys, self.say = config, keys, say
-        self.served = {name: self._resolved(name) for name in config.models}
+        self.holds = {name: contextlib.ExitStack() for name in config.models}
+        """Keep the served weights from being pruned: a replica that starts later reads them again."""
+        self.served = {name: self._resolved(name, hold) for name, hold in self.holds.items()}
         self.refused: set[str] = set()
         """New weights that no replica could be started with."""
 
@@ -105,23 +107,26 @@ class Service:
     def follow(self) -> None:
         """Serve what the models' names mean by now. The replicas of the old weights stop when those of the new ones are ready."""
         for name, model in self.served.items():
-            try:
-                newest = self._resolved(name)
-            except ConfigError as error:  # a registry that is down, or an export that is just being replaced
-                self.say(f"{name}: still {model.origin}; looking for newer weights failed: {error}")
-                continue
-            if newest.path == model.path or newest.path in self.refused:
-                continue
-            self.say(f"{name}: {newest.origin} replaces {model.origin}")
-            try:
-                self._deploy(name, newest)
-            except RunError as error:
-                self.say(f"{name}: back to {model.origin}: {error}")
-                self.refused.add(newest.path)
-                self._deploy(name, model)  # or Serve would go on trying, and start no replica that works
-                continue
-            self.served[name] = newest
-            self.say(f"{name}: serves {newest.origin}")
+            with contextlib.ExitStack() as hold:
+                try:
+                    newest = self._resolved(name, hold)
+                except ConfigError as error:  # a registry that is down, or an export that is just being replaced
+                    self.say(f"{name}: still {model.origin}; looking for newer weights failed: {error}")
+                    continue
+                if newest.path == model.path or newest.path in self.refused:
+                    continue
+                self.say(f"{name}: {newest.origin} replaces {model.origin}")
+                try:
+                    self._deploy(name, newest)
+                except RunError as error:
+                    self.say(f"{name}: back to {model.origin}: {error}")
+                    self.refused.add(newest.path)
+                    self._deploy(name, model)  # or Serve would go on trying, and start no replica that works
+                    continue
+                self.holds[name].close()
+                self.holds[name] = hold.pop_all()
+                self.served[name] = newest
+                self.say(f"{name}: serves {newest.origin}")
 
     def drain(self) -> None:
         """Refuse new requests, and let those in flight end for at most `limits.drain_s`."""
@@ -140,13 +145,15 @@ class Service:
         """Take the applications away: all of Ray when it is ours, on a cluster nothing else that runs there."""
         if not os.environ.get("RAY_ADDRESS"):
             ray.shutdown()
-            return
-        with contextlib.suppress(RayServeException):  # where Serve never came to run
-            for name in (INGRESS, *self.served):
-                serve.delete(name)
+        else:
+            with contextlib.suppress(RayServeException):  # where Serve never came to run
+                for name in (INGRESS, *self.served):
+                    serve.delete(name)
+        for hold in self.holds.values():
+            hold.close()
 
-    def _resolved(self, name: str) -> Model:
-        model = resolve_model(self.config.models[name])
+    def _resolved(self, name: str, hold: contextlib.ExitStack) -> Model:
+        model = resolve_model(self.config.models[name], hold=hold)
         engine_settings(model, self.config.engine)
         return model
 
