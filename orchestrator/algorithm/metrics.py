@@ -3,14 +3,19 @@
 A value that the samples do not define, such as an AUROC of one class, is NaN.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
 
-Array = np.ndarray | Tensor
+if TYPE_CHECKING:  # importing torch takes seconds, and nothing here needs it
+    from torch import Tensor
+
+    Array = np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
