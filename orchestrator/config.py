@@ -556,15 +556,18 @@ def dump_config(config: Section) -> str:
 
 def flat_settings(config: Section) -> dict[str, Any]:
     """`{"loss.alpha": 0.1, ...}`: every setting under its dotted key."""
+    return flat_tree(config.model_dump(mode="json"))
 
-    def walk(prefix: str, node: dict[str, Any]) -> typing.Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            if isinstance(value, dict) and value:
-                yield from walk(f"{prefix}{key}.", value)
-            else:
-                yield f"{prefix}{key}", value
 
-    return dict(walk("", config.model_dump(mode="json")))
+def flat_tree(tree: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"loss": {"alpha": 0.1}}` as `{"loss.alpha": 0.1}`; an empty section keeps its key."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flat_tree(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def changed_settings(saved: Path, config: Section, source: str | None = None) -> dict[str, str]:
