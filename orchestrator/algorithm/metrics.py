@@ -3,8 +3,6 @@
 A value that the samples do not define, such as an AUROC of one class, is NaN.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-if TYPE_CHECKING:  # importing torch takes seconds, and nothing here needs it
+if TYPE_CHECKING:  # importing torch takes seconds, and nothing here calls it
     from torch import Tensor
 
     Array = np.ndarray | Tensor
+else:
+    Array = np.ndarray
 
 
 @dataclass(frozen=True)
