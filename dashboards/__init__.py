@@ -1,1 +1,1 @@
-"""Where runs become pictures: the comparison report and the live boards."""
+"""The report on runs and sweeps, and what live monitoring needs: boards and rules."""

@@ -49,7 +49,7 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "self_verification_f1",
             "Self-verification F1",
-            "How well score > 0.5 tells right from wrong, both counting alike. Higher is better.",
+            "How well score > 0.5 tells right from wrong; both count equally. Higher is better.",
         ),
         Chart(
             "auroc",
@@ -59,7 +59,7 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "auroc_within_problem",
             "AUROC within a problem",
-            "The same among solutions of one problem, all equally hard. Higher is better.",
+            "The same among solutions of one problem, which are equally hard. Higher is better.",
         ),
     ],
     "On training batches": [
@@ -84,7 +84,7 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "loss/policy",
             "Policy loss",
-            "The clipped policy-gradient term. Stays near 0; its size says little.",
+            "The clipped policy-gradient term. Stays near 0; its size means little.",
         ),
         Chart(
             "loss/self_reward",
@@ -94,7 +94,7 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "loss/total",
             "Total loss",
-            "What is minimised: policy loss + alpha × self-reward loss + KL. No spikes is good.",
+            "What training minimises: policy loss + alpha × self-reward loss + KL. Spikes are a bad sign.",
         ),
         Chart(
             "policy/grad_norm",
@@ -111,7 +111,7 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "policy/mismatch_kl",
             "Engine–learner KL",
-            "Generating engine against learner on the same tokens. Should stay near 0.",
+            "KL between generating engine and learner on the same tokens. Should stay near 0.",
         ),
         Chart(
             "policy/mismatch_mean",
@@ -139,12 +139,12 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "throughput/samples_per_s",
             "Solutions a second",
-            "Generated, checked and learned from. Higher is better.",
+            "Solutions generated, checked and learned from. Higher is better.",
         ),
         Chart(
             "throughput/tokens_per_s",
             "Tokens a second",
-            "Response tokens, over the same time. Higher is better.",
+            "Response tokens in the same time. Higher is better.",
         ),
     ],
 }

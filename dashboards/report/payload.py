@@ -205,7 +205,7 @@ def surface_figures(sweep: Sweep) -> list[tuple[str, str, str, Callable[[Run], f
     figures = [(name, title, caption, figure_of(name)) for name, (title, caption) in SURFACES.items()]
     if sweep.metric in SURFACES:
         return figures
-    words = f"{metric_words(sweep.metric)}: what the sweep compares by."
+    words = f"{metric_words(sweep.metric)}: the objective of the sweep."
     return [*figures, ("objective", "Objective", words[0].upper() + words[1:], objective_of)]
 
 
@@ -255,8 +255,8 @@ def _samples(found: Ranking, scores: dict[int, Scores]) -> tuple[dict[int, list[
     shown, notes = by_rank[:MAX_SAMPLED_RUNS], []
     if len(by_rank) > len(shown):
         notes.append(
-            f"Sample solutions are held for the {len(shown)} best of {len(by_rank)} runs, "
-            "to keep this page small."
+            f"This page holds sample solutions of the {len(shown)} best of {len(by_rank)} runs, "
+            "to stay small."
         )
     chosen = {number: choose_samples(scores[number], MAX_SAMPLES) for number in shown}
     limit = min(max(TEXT_BUDGET // max(sum(map(len, chosen.values())), 1), 600), 8000)

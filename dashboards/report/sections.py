@@ -60,7 +60,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingCell:
     """A setting in the table; `text` is None where the run's settings are not known."""
 
     text: str | None
@@ -69,7 +69,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """A run in the table."""
 
     run: Run
@@ -78,16 +78,16 @@ class Row:
     """It belongs to the best point."""
     is_first: bool
     """It is the best single run."""
-    settings: list[Setting]
+    settings: list[SettingCell]
     figures: list[float | None]
 
 
 @dataclass(frozen=True)
-class Table:
+class RunTable:
     """The table of runs."""
 
     columns: list[Column]
-    rows: list[Row]
+    rows: list[RunRow]
     sets: list[str]
     """Held-out sets of the runs; with more than one, the set is a column."""
 
@@ -191,9 +191,9 @@ def _sweep_tiles(comparison: Comparison, sweep: Sweep) -> list[Tile]:
         tiles.append(Tile("Best point", "none yet", "no trial has an objective so far", wide=True))
     if {"steps_trained", "steps_independent", "share"} <= work.keys():
         amount = f"{work['steps_trained']:.0f} of {work['steps_independent']:.0f} steps ({work['share']:.3g})"
-        tiles.append(Tile("Work done", amount, "against training every trial by itself"))
+        tiles.append(Tile("Work done", amount, "compared with training each trial alone"))
     if sweep.seconds is not None:
-        tiles.append(Tile("Time", clock(sweep.seconds)))
+        tiles.append(Tile("Duration", clock(sweep.seconds)))
     return tiles
 
 
@@ -215,7 +215,7 @@ def steps_text(run: Run) -> str:
     return f"{run.step} of {run.steps}" if run.steps else str(run.step)
 
 
-def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -> Table:
+def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -> RunTable:
     """The runs with the settings that differ and the figures of their newest evaluations."""
     runs, keys = comparison.runs, differing_settings(comparison)
     figures = [name for name in COLUMNS if any(name in run.evaluation for run in runs)]
@@ -232,7 +232,7 @@ def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -
     ]
     group_of = {id(run): number for number, group in enumerate(groups) for run in group.runs}
     rows = [
-        Row(
+        RunRow(
             run=run,
             group=group_of[id(run)],
             is_best=number in found.best,
@@ -243,15 +243,15 @@ def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -
         )
         for number, run in enumerate(runs)
     ]
-    return Table(columns, rows, sets)
+    return RunTable(columns, rows, sets)
 
 
-def _setting(run: Run, key: str) -> Setting:
+def _setting(run: Run, key: str) -> SettingCell:
     if key not in run.settings:
-        return Setting(None, None)
+        return SettingCell(None, None)
     value = run.settings[key]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Setting(shortened(value_text(value), MAX_SETTING), value if is_number else None)
+    return SettingCell(shortened(value_text(value), MAX_SETTING), value if is_number else None)
 
 
 def surfaces(comparison: Comparison) -> list[Surface]:

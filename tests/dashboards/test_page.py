@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -99,6 +100,12 @@ def test_undefined_numbers_are_null_in_the_page(run_folder, tmp_path):
     write_samples(run_folder, [("correct", math.nan, True), ("wrong", 0.123456, True)], step=2)
     rows = embedded(html_of([run_folder], tmp_path))["samples"]["0"]
     assert [row["score"] for row in rows] == [0.1235, None]
+
+
+def test_the_report_starts_without_torch():
+    code = "import sys, dashboards.report; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.strip() == "False", "importing torch takes seconds, and a wrong folder is to be refused at once"
 
 
 def test_whatever_the_page_is_made_of_is_installed_with_the_package():
