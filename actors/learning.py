@@ -5,152 +5,35 @@ Out: sums for the metrics, and the new weights as chunks in the object store.
 """
 
 import contextlib
-import math
 import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32
 from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
 from torch.distributed import TCPStore
 
 from actors import zero3
-from actors.weight_chunks import pack_chunks
-from orchestrator.algorithm.loss import LossInputs, LossOutputs, LossSettings, laser_loss
+from actors.rows import _Rows, make_rows
+from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
-from orchestrator.algorithm.policy import kl_terms
-from orchestrator.checkpoints import SELF_REWARD, STATE, TrainingState, random_state
-from orchestrator.config import RunConfig
+from orchestrator.config.training import RunConfig
 from orchestrator.errors import LaserError
-from orchestrator.remote_storage import RemoteStorage, place_of
-from orchestrator.trajectories import Sample, Trajectories
+from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
+from orchestrator.messages.trajectories import Trajectories
+from orchestrator.messages.weights import pack_chunks
+from orchestrator.storage.card import SELF_REWARD
+from orchestrator.storage.checkpoints import STATE, TrainingState, random_state
+from orchestrator.storage.remote import RemoteStorage, place_of
 
 PING_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class MiniBatch:
-    """The samples of one optimiser step, by rank and micro-batch, and its counts over all ranks."""
-
-    plan: Plan
-    total_tokens: int
-    total_finished: int
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """One rollout batch. Samples are numbered group after group; every array has one entry a sample."""
-
-    step: int
-    groups: Sequence[Any]
-    """ObjectRefs to `Trajectories`; a rank fetches those that its micro-batches touch."""
-    samples_per_group: int
-    advantages: Float32[np.ndarray, "samples"]
-    rewards: Float32[np.ndarray, "samples"]
-    class_weights: Float32[np.ndarray, "samples"]
-    c_ref: Float32[np.ndarray, "samples"]
-    mini_batches: Sequence[MiniBatch]
-    alpha: float
-    """Weight of the self-reward loss in this step: 0 while the schedule leaves it out."""
-
-
-@dataclass
-class StepSums:
-    """What one rank saw in a step; added up over ranks it is the batch. KL divergences are in nats."""
-
-    policy_loss: float = 0.0
-    self_reward_loss: float = 0.0
-    total_loss: float = 0.0
-    kl: float = 0.0
-    tokens: int = 0
-    clipped_tokens: int = 0
-    entropy: float = 0.0
-    """Sum over tokens."""
-    compared_tokens: int = 0
-    """Tokens of the first mini-batch: there engine and learner have the same weights, and their log-probs are compared."""
-    mismatch_kl: float = 0.0
-    """Sum over the compared tokens of k3 estimates of KL(engine || learner)."""
-    mismatch_abs: float = 0.0
-    """Sum over the compared tokens of |engine - learner| log-prob."""
-    mismatch_max: float = 0.0
-    z_mismatch_max: float = 0.0
-    """Largest |engine - learner| of log pi(z_c), over the same samples."""
-    grad_norm: float = 0.0
-    """Of the last optimiser step, before clipping; the same on every rank."""
-    seconds: float = 0.0
-
-    def add(self, outputs: LossOutputs, entropy: Float[Tensor, "tokens"], mini_batches: int) -> None:
-        """Take in a micro-batch; losses become means over the step's mini-batches."""
-        self.policy_loss += outputs.policy.item() / mini_batches
-        self.self_reward_loss += outputs.self_reward.item() / mini_batches
-        self.total_loss += outputs.total.item() / mini_batches
-        self.kl += outputs.kl.item() / mini_batches
-        self.clipped_tokens += int(outputs.clipped_tokens)
-        self.entropy += entropy.sum().item()
-        self.tokens += len(entropy)
-
-    def compare(self, learner: Float[Tensor, "tokens"], engine: Float[Tensor, "tokens"]) -> None:
-        """Take in how far the engine's log-probs are from the learner's."""
-        learner = learner.detach()
-        difference = (learner - engine).abs()
-        self.compared_tokens += len(difference)
-        self.mismatch_kl += kl_terms(engine, learner, "k3").sum().item()
-        self.mismatch_abs += difference.sum().item()
-        self.mismatch_max = max(self.mismatch_max, difference.max().item())
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A padded micro-batch: `read` marks each sample's R + 1 positions, from the last prompt token to the last token."""
-
-    input_ids: Int[Tensor, "batch time"]
-    read: Bool[Tensor, "batch time"]
-    targets: Int[Tensor, "read"]
-    is_token: Bool[Tensor, "read"]
-    """True where the target is a response token, False at each sample's last position, which z_c follows."""
-    sample: Int[Tensor, "tokens"]
-    """Row of each response token."""
-    behaviour_logprobs: Float[Tensor, "tokens"]
-    behaviour_z_logprobs: Float[Tensor, "batch"]
-    """The engine's log pi(z_c), NaN where a sample is unfinished."""
-
-
-def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, device: torch.device) -> _Rows:
-    """Pad samples on the right. The target after the last token is `z_token`: at EOS its log-prob is the score's.
-
-    The last position is read whether or not there is a `z_token`, so that self-rewarding changes no other number.
-    """
-    if not samples:
-        # A rank without samples runs a padding token through the model, because its peers gather weights with it.
-        samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)]
-    prompts = [len(s.prompt_ids) for s in samples]
-    responses = [len(s.response_ids) for s in samples]
-    width = max(p + r for p, r in zip(prompts, responses, strict=True))
-    input_ids = torch.full((len(samples), width), pad_token)
-    read = torch.zeros(len(samples), width, dtype=torch.bool)
-    targets, is_token = [], []
-    for row, (sample, p, r) in enumerate(zip(samples, prompts, responses, strict=True)):
-        input_ids[row, : p + r] = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
-        read[row, p - 1 : p + r] = True
-        targets += [*sample.response_ids.tolist(), pad_token if z_token is None else z_token]
-        is_token += [True] * r + [False]
-    return _Rows(
-        input_ids.to(device),
-        read.to(device),
-        torch.tensor(targets, device=device),
-        torch.tensor(is_token, device=device),
-        torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(responses)).to(device),
-        torch.from_numpy(np.concatenate([s.logprobs for s in samples])).to(device),
-        torch.tensor([s.z_logprob for s in samples], device=device),
-    )
 
 
 class LearnerRank:

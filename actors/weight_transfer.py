@@ -11,7 +11,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weight_chunks import WeightChunk
+from orchestrator.messages.weights import WeightChunk
 
 BACKEND = "ray_object_store"
 

@@ -1,6 +1,6 @@
 """A causal language model in DeepSpeed ZeRO-3: its configuration, loading into shards, log-prob forward, gathering, export.
 
-Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.supervised`).
+Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.cold_start`).
 """
 
 import os
@@ -16,7 +16,7 @@ from torch.distributed import TCPStore
 
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
-from orchestrator.files import locked
+from orchestrator.storage.files import locked
 
 
 class LogProbModel(torch.nn.Module):

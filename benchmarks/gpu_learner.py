@@ -28,15 +28,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from actors import zero3
-from actors.learning import LearnerRank, MiniBatch, TrainBatch, make_rows
-from actors.weight_chunks import pack_chunks
+from actors.learning import LearnerRank
+from actors.rows import make_rows
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan, padding_share, plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.algorithm.token_logprobs import LogProbHead, token_logprobs
-from orchestrator.config import RunConfig
-from orchestrator.trajectories import Trajectories
+from orchestrator.config.training import RunConfig
+from orchestrator.messages.batches import MiniBatch, TrainBatch
+from orchestrator.messages.trajectories import Trajectories
+from orchestrator.messages.weights import pack_chunks
 
 GIB = 2**30
 CHUNK = 2**28

@@ -29,7 +29,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from actors.last_token import LastTokenProcessor, sampling_extra_args
-from orchestrator.preparation import load_tokens
+from orchestrator.data.tokens import load_tokens
 
 PROMPT_TOKENS = 64
 RESPONSE_TOKENS = (64, 256)

@@ -18,38 +18,47 @@ The command line is a thin layer over these. A name is imported when it is first
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for type checkers
     from dashboards.report import write_report as report
-    from orchestrator.config import RunConfig, load_config, with_settings
+    from orchestrator.config.evaluation import EvalConfig
+    from orchestrator.config.schema import with_settings
+    from orchestrator.config.sweep import SweepConfig, load_sweep
+    from orchestrator.config.training import RunConfig, load_config
     from orchestrator.errors import ConfigError, DataError, LaserError, PoolError, RunError
-    from orchestrator.evaluations.run import evaluate
-    from orchestrator.evaluations.settings import EvalConfig
-    from orchestrator.run import Outcome, train
-    from orchestrator.sweeps.settings import SweepConfig, load_sweep
-    from orchestrator.sweeps.sweep import SweepOutcome, sweep
-
-__all__ = [
-    "ConfigError", "DataError", "EvalConfig", "LaserError", "Outcome", "PoolError", "RunConfig", "RunError", "SweepConfig", "SweepOutcome",
-    "evaluate", "load_config", "load_sweep", "report", "sweep", "train", "with_settings",
-]  # fmt: skip
+    from orchestrator.evaluation.run import evaluate
+    from orchestrator.sweeps.results import SweepOutcome
+    from orchestrator.sweeps.sweep import sweep
+    from orchestrator.training.run import Outcome, train
 
 _HOMES = {
-    "orchestrator.config": ("RunConfig", "load_config", "with_settings"),
-    "orchestrator.errors": ("ConfigError", "DataError", "EvalConfig", "LaserError", "PoolError", "RunError"),
-    "orchestrator.evaluations.run": ("evaluate",),
-    "orchestrator.evaluations.settings": ("EvalConfig",),
-    "orchestrator.run": ("Outcome", "train"),
-    "orchestrator.sweeps.settings": ("SweepConfig", "load_sweep"),
-    "orchestrator.sweeps.sweep": ("SweepOutcome", "sweep"),
+    "ConfigError": "orchestrator.errors",
+    "DataError": "orchestrator.errors",
+    "EvalConfig": "orchestrator.config.evaluation",
+    "LaserError": "orchestrator.errors",
+    "Outcome": "orchestrator.training.run",
+    "PoolError": "orchestrator.errors",
+    "RunConfig": "orchestrator.config.training",
+    "RunError": "orchestrator.errors",
+    "SweepConfig": "orchestrator.config.sweep",
+    "SweepOutcome": "orchestrator.sweeps.results",
+    "evaluate": "orchestrator.evaluation.run",
+    "load_config": "orchestrator.config.training",
+    "load_sweep": "orchestrator.config.sweep",
+    "report": "dashboards.report:write_report",
+    "sweep": "orchestrator.sweeps.sweep",
+    "train": "orchestrator.training.run",
+    "with_settings": "orchestrator.config.schema",
 }
-_PLACES = {name: (module, name) for module, names in _HOMES.items() for name in names} | {"report": ("dashboards.report", "write_report")}
+"""Module of each public name; `module:name` where it has another name there."""
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'orchestrator' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    module, _, original = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), original or name)
 
 
 def __dir__() -> list[str]:

@@ -37,26 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from orchestrator.config import RunConfig, load_config
+    from orchestrator.config.training import RunConfig, load_config
 
     config = load_config(options.config, options.overrides, RunConfig)
-    from orchestrator.run import train
+    from orchestrator.training.run import train
 
     outcome = train(config)
     if outcome.already_finished:
         print(f"{config.folder} is finished: {outcome.summary['steps']} steps. Raise run.steps to go on, or choose another run.name.")
-    from orchestrator.progress import show_summary
-    from orchestrator.tracking import tracking_uri
+    from orchestrator.tracking.address import tracking_uri
+    from orchestrator.training.show import show_summary
 
     show_summary(outcome.summary, config.folder, tracking_uri(config.tracking.uri, config.run.dir))
     return 0
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from orchestrator.config import RunConfig, load_config
+    from orchestrator.config.training import RunConfig, load_config
 
     config = load_config(options.config, options.overrides, RunConfig)
-    from orchestrator.replay import replay
+    from orchestrator.training.replay import replay
 
     replayed = replay(config, Path(options.rollouts))
     sums = replayed.sums
@@ -67,10 +67,11 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    from orchestrator.config import SFTConfig, load_config
+    from orchestrator.config.cold_start import SFTConfig
+    from orchestrator.config.training import load_config
 
     config = load_config(options.config, options.overrides, SFTConfig)
-    from orchestrator.sft import train
+    from orchestrator.training.cold_start import train
 
     outcome = train(config)
     state = "is finished" if outcome.already_finished else "done"
@@ -79,7 +80,7 @@ def _sft(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from orchestrator.sweeps.settings import base_config, load_sweep
+    from orchestrator.config.sweep import base_config, load_sweep
 
     config = load_sweep(options.config, options.overrides)
     base = base_config(config)
@@ -89,10 +90,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
         show_plan(Plan(config, base))
         return 0
-    from orchestrator.progress import tracking_command
     from orchestrator.sweeps.progress import show_outcome
     from orchestrator.sweeps.sweep import sweep
-    from orchestrator.tracking import tracking_uri
+    from orchestrator.tracking.address import tracking_command, tracking_uri
 
     outcome = sweep(config)
     show_outcome(outcome, list(config.space), tracking_command(tracking_uri(base.tracking.uri, base.run.dir), outcome.folder))
@@ -158,6 +158,12 @@ def _follow(options: argparse.Namespace, cluster: "Cluster", job_id: str) -> int
     return 0
 
 
+def _job(options: argparse.Namespace) -> int:
+    from orchestrator.jobs.unpack import unpack
+
+    return main(unpack())
+
+
 def _report(options: argparse.Namespace) -> int:
     from dashboards.report import write_report
 
@@ -167,7 +173,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from orchestrator.serving.settings import serve_config
+    from orchestrator.config.serving import serve_config
 
     given = {"host": options.host, "port": options.port, "keys_file": options.keys_file, "follow": options.follow or None}
     config = serve_config(options.model, {key: value for key, value in given.items() if value is not None}, options.overrides)
@@ -178,10 +184,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from orchestrator.evaluations.run import evaluate, load_eval
-    from orchestrator.evaluations.show import show_results
-    from orchestrator.progress import tracking_command
-    from orchestrator.tracking import tracking_uri
+    from orchestrator.evaluation.run import evaluate, load_eval
+    from orchestrator.evaluation.show import show_results
+    from orchestrator.tracking.address import tracking_command, tracking_uri
 
     given = {"model": options.model, "data": options.data, "samples": options.samples, "folder": options.output}
     settings = {key: value for key, value in given.items() if value is not None}
@@ -193,17 +198,17 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from orchestrator.config import RunConfig, load_config
+    from orchestrator.config.training import RunConfig, load_config
 
     config = load_config(options.config, options.overrides, RunConfig)
-    from orchestrator.check import check
+    from orchestrator.planning.check import check
 
     check(config, strict=options.strict, measured=options.measured)
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from orchestrator.doctor import doctor
+    from orchestrator.planning.doctor import doctor
 
     return 0 if doctor() else 1
 
@@ -211,6 +216,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="laser", description="LaSeR: reinforcement learning with last-token self-rewarding, on Ray.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    # What Ray runs for a submitted job. Without a help text, `laser --help` does not list it.
+    commands.add_parser("job").set_defaults(command=_job, name="job")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)

@@ -12,7 +12,7 @@ import orchestrator
 def test_every_name_is_there_and_is_the_one_of_its_module():
     for name in orchestrator.__all__:
         assert callable(getattr(orchestrator, name)), name
-    assert orchestrator.train is importlib.import_module("orchestrator.run").train
+    assert orchestrator.train is importlib.import_module("orchestrator.training.run").train
     assert orchestrator.report is importlib.import_module("dashboards.report").write_report
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         orchestrator.nothing  # noqa: B018

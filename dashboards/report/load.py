@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config import flat_tree
+from orchestrator.config.schema import flat_tree
 from orchestrator.errors import ConfigError
-from orchestrator.folders import RESULTS, results_of
-from orchestrator.journal import JOURNAL, read_events
+from orchestrator.storage.folders import RESULTS, results_of
+from orchestrator.storage.journal import JOURNAL, read_events
 
 Curve = dict[int, float]
 """The values of a metric by step."""

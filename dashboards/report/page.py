@@ -22,7 +22,7 @@ from dashboards.report.load import Comparison, load_runs
 from dashboards.report.metrics import TIME_GROUP, metric_words
 from dashboards.report.payload import payload, shortened
 from dashboards.report.samples import newest_scores
-from orchestrator.files import write_atomically
+from orchestrator.storage.files import write_atomically
 
 HERE = Path(__file__).parent
 

@@ -26,7 +26,7 @@ from dashboards.report.figures import (
 from dashboards.report.load import Comparison, Run, Sweep
 from dashboards.report.metrics import COLUMNS, HEADLINE, TIME_GROUP, metric_words
 from dashboards.report.payload import figure_of, shortened, surface_figures
-from orchestrator.progress import clock
+from orchestrator.terminal import clock
 
 CELL_WIDTH = 62
 """Least width of a surface's cell, in pixels."""

@@ -7,8 +7,8 @@ import argparse
 import statistics
 from typing import Any
 
-from orchestrator.config import RunConfig, load_config
-from orchestrator.run import train
+from orchestrator.config.training import RunConfig, load_config
+from orchestrator.training.run import train
 
 FIGURES = (
     "accuracy",

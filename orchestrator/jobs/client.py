@@ -16,7 +16,7 @@ import ray
 import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from orchestrator.cluster import Resources
+from orchestrator.cluster.nodes import Resources
 from orchestrator.errors import ConfigError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"

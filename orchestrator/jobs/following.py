@@ -15,7 +15,7 @@ from rich.console import Console
 
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.jobs.client import KIND, RUN, Cluster
-from orchestrator.progress import RunProgress, StepLine
+from orchestrator.terminal import RunProgress, StepLine
 
 POLL_S = 0.5
 RETRY_S = 2.0

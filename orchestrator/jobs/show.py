@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.jobs.client import KIND, RUN
-from orchestrator.progress import clock
+from orchestrator.terminal import clock
 
 COLOURS = {JobStatus.RUNNING: "cyan", JobStatus.SUCCEEDED: "green", JobStatus.FAILED: "red", JobStatus.STOPPED: "yellow"}
 

@@ -14,14 +14,16 @@ from typing import Literal
 
 import yaml
 
-from orchestrator.cluster import Resources, bundles_for, bundles_without_learner
-from orchestrator.config import RunConfig, Section, TrackingConfig, dump_config, load_config
+from orchestrator.cluster.bundles import bundles_for, bundles_without_learner
+from orchestrator.cluster.nodes import Resources
+from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
+from orchestrator.config.schema import Section, dump_config
+from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
+from orchestrator.config.training import RunConfig, TrackingConfig, load_config
+from orchestrator.data.tokens import looks_local
 from orchestrator.errors import ConfigError
-from orchestrator.evaluations.settings import EvalConfig, default_folder, requested_sets
-from orchestrator.folders import results_of
-from orchestrator.models import RUNS
-from orchestrator.preparation import looks_local
-from orchestrator.sweeps.settings import SweepConfig, base_config, load_sweep
+from orchestrator.models.resolve import RUNS
+from orchestrator.storage.folders import results_of
 
 Kind = Literal["train", "sweep", "eval"]
 
@@ -37,7 +39,7 @@ LAUNCH = """\
 # whose child started this shell, was told.
 raylet=$(cut -d' ' -f4 /proc/$PPID/stat)
 python=$(tr '\\0' '\\n' < "/proc/$raylet/cmdline" | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p')
-exec "${python:-python}" -m "$1"
+exec "${python:-python}" -m "$@"
 """
 
 
@@ -82,7 +84,7 @@ def load_work(config_file: Path, overrides: list[str]) -> Work:
         return _training(load_config(config_file, overrides))
     if "space" in keys:
         return _sweep(load_sweep(config_file, overrides))
-    from orchestrator.evaluations.run import load_eval  # with MLflow, which takes seconds
+    from orchestrator.evaluation.run import load_eval  # with MLflow, which takes seconds
 
     return _evaluation(load_eval(config_file, {}, overrides))
 

@@ -20,12 +20,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.job_submission import JobStatus
 
-from orchestrator.cluster import Resources
+from orchestrator.cluster.nodes import Resources
 from orchestrator.errors import ConfigError
 from orchestrator.jobs.client import KIND, RUN, Cluster, is_local
 from orchestrator.jobs.probe import MARK
 from orchestrator.jobs.staging import DISTRIBUTION, LAUNCHER, Work, load_work, stage
-from orchestrator.progress import program
+from orchestrator.terminal import program
 
 DEFAULT_STORAGE = "~/laser"
 STOP_WAIT_S = 600
@@ -87,7 +87,7 @@ def submit(
             runtime_env["pip"] = {"packages": lacking, "pip_install_options": options}
         job_id = f"{_slug(work.name)}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         metadata = {RUN: work.name, KIND: work.kind, "laser.version": importlib.metadata.version(DISTRIBUTION), **_commit()}
-        cluster.submit(job_id, _command("entry", in_own_environment=bool(lacking)), runtime_env, metadata)
+        cluster.submit(job_id, _command("orchestrator.cli job", in_own_environment=bool(lacking)), runtime_env, metadata)
     say(f"submitted {job_id} to {cluster.address}")
     results = work.folder if work.folder.is_absolute() else Path(storage) / work.folder
     for line in (f"results   {results}   on the cluster", *commands(cluster, job_id)):
@@ -106,7 +106,7 @@ def _tracking_uri(work: Work) -> str | None:
     uri, source = (work.tracking.uri, "tracking.uri") if work.tracking.uri else (os.environ.get(TRACKING_VARIABLE), TRACKING_VARIABLE)
     if not uri or uri.startswith(("sqlite:", "file:", "/", ".")):
         return None
-    from orchestrator.mlflow_server import without_password  # with MLflow, which takes seconds
+    from orchestrator.tracking.server import without_password  # with MLflow, which takes seconds
 
     if without_password(uri) != uri:
         raise ConfigError(
@@ -138,7 +138,7 @@ def _refuse_unplaceable(cluster: Cluster, work: Work, nodes: list[Resources]) ->
 def _lacking(cluster: Cluster, runtime_env: dict[str, Any], with_gpus: bool) -> list[str]:
     """Requirements that the image of the cluster's head does not meet, pinned as here: a small job of the same environment tells."""
     job_id = f"laser-probe-{secrets.token_hex(6)}"
-    cluster.submit(job_id, _command("probe"), runtime_env, {})
+    cluster.submit(job_id, _command("orchestrator.jobs.probe"), runtime_env, {})
     try:
         deadline = time.monotonic() + PROBE_TIMEOUT_S
         while not (job := cluster.job(job_id)).status.is_terminal():
@@ -170,8 +170,8 @@ def _pinned(requirement: str) -> str:
 
 
 def _command(module: str, in_own_environment: bool = False) -> str:
-    """What Ray runs. Of an environment that it makes for the job, its PATH has the Python."""
-    return f"python -m orchestrator.jobs.{module}" if in_own_environment else f"exec sh {LAUNCHER} orchestrator.jobs.{module}"
+    """What Ray runs: a module with its arguments. In an environment that Ray makes for the job, its PATH has the Python."""
+    return f"python -m {module}" if in_own_environment else f"exec sh {LAUNCHER} {module}"
 
 
 def _commit() -> dict[str, str]:

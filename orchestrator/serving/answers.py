@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.serving.requests import ChatRequest
 
 if TYPE_CHECKING:
-    from actors.scoring import Answer, Piece, Score, Solution
+    from orchestrator.serving.solutions import Answer, Piece, Score, Solution
 
 STARTED = int(time.time())
 

@@ -1,6 +1,6 @@
 """The service's two kinds of Ray Serve application: the HTTP ingress, and one `engine` application a model.
 
-In: HTTP. The ingress checks the key, the body and the limits, and calls a replica of the model (`actors.scoring.EngineReplica`); a
+In: HTTP. The ingress checks the key, the body and the limits, and calls a replica of the model (`replica.EngineReplica`); a
 request whose replica dies is given once to another one, as long as nothing of its answer has been sent. Out: OpenAI's JSON.
 The two builders are what `serve deploy` imports: experiments/serve/serve.yaml.
 """
@@ -20,13 +20,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from orchestrator.config.serving import INGRESS, IngressConfig, ReplicaConfig
 from orchestrator.errors import ConfigError
 from orchestrator.serving import answers
 from orchestrator.serving.errors import ApiError, too_large
 from orchestrator.serving.keys import Keys
 from orchestrator.serving.metrics import IngressMetrics, merged
 from orchestrator.serving.requests import B, ChatRequest, ScoreRequest, parse
-from orchestrator.serving.settings import INGRESS, IngressConfig, ReplicaConfig
 
 ENGINE = "engine"
 """Name of the deployment in a model's application."""
@@ -329,7 +329,7 @@ def ingress(config: IngressConfig) -> serve.Application:
 
 def engine(config: ReplicaConfig) -> serve.Application:
     """A model's application: a new version starts all its replicas before the old ones stop."""
-    from actors.scoring import ILL_S, EngineReplica
+    from orchestrator.serving.replica import ILL_S, EngineReplica
 
     settings, limits = config.engine, config.limits
     threads = str(max(1, int(settings.cpus)))

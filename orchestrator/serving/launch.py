@@ -18,14 +18,14 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
-from actors.scoring import engine_settings
-from orchestrator.cluster import connect
+from orchestrator.cluster.nodes import connect
+from orchestrator.config.serving import INGRESS, IngressConfig, ServeConfig
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.models import Model, resolve_model
+from orchestrator.models.resolve import Model, resolve_model
 from orchestrator.serving.app import engine, ingress
 from orchestrator.serving.keys import KEY_VARIABLE, Keys
 from orchestrator.serving.proxy import controller_environment
-from orchestrator.serving.settings import INGRESS, IngressConfig, ServeConfig
+from orchestrator.serving.replica import engine_settings
 
 
 def _say(line: str) -> None:

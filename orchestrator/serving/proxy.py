@@ -12,8 +12,8 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.config.serving import Limits
 from orchestrator.serving.errors import ApiError, too_large
-from orchestrator.serving.settings import Limits
 
 BODY_VARIABLE = "LASER_MAX_BODY_MIB"
 

@@ -12,10 +12,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from orchestrator.config.sweep import Values
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.plan import Plan, Point, in_effect, rounded
 from orchestrator.sweeps.results import Ledger, State, Trial
-from orchestrator.sweeps.settings import Values
 from orchestrator.sweeps.trial import NO_VALUE
 
 PROPOSALS = 200

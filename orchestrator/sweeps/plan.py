@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.algorithm.c_ref import check_c_ref
-from orchestrator.config import RunConfig, flat_settings, with_settings
+from orchestrator.config.formula import Formula
+from orchestrator.config.schema import flat_settings, with_settings
+from orchestrator.config.sweep import SweepConfig, Values, namespace
+from orchestrator.config.training import RunConfig
+from orchestrator.data.tokens import absolute_path
 from orchestrator.errors import ConfigError
-from orchestrator.preparation import absolute_path
-from orchestrator.sweeps.formula import Formula
-from orchestrator.sweeps.settings import SweepConfig, Values, namespace
-from orchestrator.tracking import tracking_uri
+from orchestrator.tracking.address import tracking_uri
 
 AFTER_THE_TRUNK = (
     "loss.alpha", "loss.beta_v", "loss.tau", "loss.filter_std", "loss.self_reward_warmup_steps", "run.steps",

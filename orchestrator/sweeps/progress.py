@@ -9,12 +9,12 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.progress import LivePanel, clock, figure
 from orchestrator.sweeps.results import OVER, Ledger, State, Trial, Trunk, Work
+from orchestrator.terminal import LivePanel, clock, figure
 
 if TYPE_CHECKING:
     from orchestrator.sweeps.plan import Plan
-    from orchestrator.sweeps.sweep import SweepOutcome
+    from orchestrator.sweeps.results import SweepOutcome
 
 ROWS = 20
 """Trials that the live table shows at most: the running ones and the best."""

@@ -11,10 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator.config.formula import Formula, NotDefined
 from orchestrator.errors import ConfigError
-from orchestrator.files import write_atomically
-from orchestrator.journal import JOURNAL, last_step, saved_run_id
-from orchestrator.sweeps.formula import Formula, NotDefined
+from orchestrator.storage.files import write_atomically
+from orchestrator.storage.journal import JOURNAL, last_step, saved_run_id
 from orchestrator.sweeps.plan import Member
 
 
@@ -211,3 +211,20 @@ class Ledger:
             raise ConfigError(
                 f"{self.path}: cannot be read ({error}); delete it: the trials' own folders hold what they have done"
             ) from error
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """What a sweep found."""
+
+    folder: Path
+    trials: list[Trial]
+    best: Best | None
+    work: Work
+    model: str | None
+    """The best trial's weights in MLflow's registry, `models:/NAME@best`."""
+    report: Path | None
+
+    @property
+    def failed(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.status is State.FAILED]

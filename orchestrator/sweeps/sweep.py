@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,25 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from dashboards.report import write_report
-from orchestrator.cluster import Resources, bundles_for, connect, demand, planned_nodes
-from orchestrator.config import RunConfig, changed_settings, dump_config, flat_settings
+from orchestrator.cluster.bundles import bundles_for, demand
+from orchestrator.cluster.nodes import Resources, connect, planned_nodes
+from orchestrator.config.schema import changed_settings, dump_config, flat_settings
+from orchestrator.config.sweep import SweepConfig, base_config
+from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, LaserError, RunError
-from orchestrator.files import claimed, write_atomically
-from orchestrator.journal import JOURNAL
-from orchestrator.preparation import prepare
-from orchestrator.registry import register
-from orchestrator.run import MAY_CHANGE, TRIAL_PATIENCE_S
-from orchestrator.stopping import handling_stops
+from orchestrator.models.registry import register
+from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.journal import JOURNAL
 from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.progress import SweepProgress
-from orchestrator.sweeps.results import OVER, Best, Ledger, State, Trial, Trunk, Work
-from orchestrator.sweeps.settings import SweepConfig, base_config
+from orchestrator.sweeps.results import OVER, Best, Ledger, State, SweepOutcome, Trial, Trunk
 from orchestrator.sweeps.trial import TrialRunner, tags_of
-from orchestrator.tracking import SweepTracker, deliver_leftovers, without_password
+from orchestrator.tracking.parent_run import SweepTracker
+from orchestrator.tracking.tracker import deliver_leftovers, without_password
+from orchestrator.training.preparation import prepare
+from orchestrator.training.run import MAY_CHANGE, TRIAL_PATIENCE_S
+from orchestrator.training.stopping import handling_stops
 
 LOOK_EVERY_S = 2.0
 """How often the steps of running trials are read from their folders."""
@@ -59,23 +61,6 @@ TUNE_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # whose tables cannot be switched off
 }
-
-
-@dataclass(frozen=True)
-class SweepOutcome:
-    """What a sweep found."""
-
-    folder: Path
-    trials: list[Trial]
-    best: Best | None
-    work: Work
-    model: str | None
-    """The best trial's weights in MLflow's registry, `models:/NAME@best`."""
-    report: Path | None
-
-    @property
-    def failed(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.status is State.FAILED]
 
 
 def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOutcome:

@@ -16,16 +16,17 @@ from ray.exceptions import RayError
 from ray.tune.search.repeater import TRIAL_INDEX
 from rich.console import Console
 
-from orchestrator.cluster import Resources, bundles_for
+from orchestrator.cluster.bundles import bundles_for
+from orchestrator.cluster.nodes import Resources
+from orchestrator.config.formula import Formula
 from orchestrator.errors import LaserError, PoolError
-from orchestrator.files import write_atomically
-from orchestrator.journal import saved_run_id
-from orchestrator.progress import RunProgress
-from orchestrator.run import train
-from orchestrator.sweeps.formula import Formula
+from orchestrator.storage.files import write_atomically
+from orchestrator.storage.journal import saved_run_id
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.results import objective
-from orchestrator.sweeps.role import SweepRole
+from orchestrator.terminal import RunProgress
+from orchestrator.training.context import SweepRole
+from orchestrator.training.run import train
 
 NO_VALUE = -1e9
 """What Tune is told where the metric is not defined: schedulers and searchers need a number, and nothing is worse."""

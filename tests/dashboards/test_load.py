@@ -10,7 +10,7 @@ from dashboards.report import write_report
 from dashboards.report.load import join, load_runs
 from orchestrator.cli import main
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.evaluations.results import EvalResults, Figures
+from orchestrator.evaluation.figures import EvalResults, Figures
 from tests.dashboards.folders import write_journal
 
 

@@ -20,7 +20,7 @@ STEPS = 20
 
 OF_GPUS = {"ray_node_gpus_utilization"}
 AFTER_A_REPLICA_DIED = {"laser_retries_total"}
-"""Counted only then. Its name is compared with the code in tests/test_dashboards.py."""
+"""Counted only then. Its name is compared with the code in tests/dashboards/test_boards.py."""
 
 
 class Prometheus:

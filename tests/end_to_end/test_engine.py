@@ -13,10 +13,11 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from actors.pool import Pool
-from actors.rollout import EngineSettings, GroupRequest, RolloutWorker
-from actors.weight_chunks import WeightChunk, pack_chunks
-from orchestrator.trajectories import Trajectories
+from actors.rollout import RolloutWorker
+from orchestrator.messages.requests import EngineSettings, GroupRequest
+from orchestrator.messages.trajectories import Trajectories
+from orchestrator.messages.weights import WeightChunk, pack_chunks
+from orchestrator.pools.pool import Pool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,9 +10,9 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
-from orchestrator.checkpoints import SelfRewardCard, template_hash
-from orchestrator.preparation import load_tokens
-from orchestrator.prompts import render_prompt
+from orchestrator.data.prompts import render_prompt
+from orchestrator.data.tokens import load_tokens
+from orchestrator.storage.card import SelfRewardCard, template_hash
 
 PROBLEMS, SAMPLES = 16, 4
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from orchestrator.progress import StepLine
+from orchestrator.terminal import StepLine
 
 LASER = str(Path(sys.executable).parent / "laser")
 STEPS = 10

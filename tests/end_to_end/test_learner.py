@@ -12,12 +12,13 @@ import ray
 import torch
 from transformers import Qwen2ForCausalLM
 
-from actors.learning import MiniBatch, StepSums, TrainBatch, start_ranks
+from actors.learning import start_ranks
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
-from orchestrator.config import RunConfig
-from orchestrator.trajectories import Generated, Trajectories, pack
+from orchestrator.config.training import RunConfig
+from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
+from orchestrator.messages.trajectories import Generated, Trajectories, pack
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

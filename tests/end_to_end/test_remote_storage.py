@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from orchestrator.journal import read_events
+from orchestrator.storage.journal import read_events
 
 
 @pytest.fixture(scope="module")

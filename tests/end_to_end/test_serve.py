@@ -19,8 +19,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.checkpoints import SelfRewardCard, template_hash
 from orchestrator.serving.client import Client, ServiceError, Solved, SolvedTokens
+from orchestrator.storage.card import SelfRewardCard, template_hash
 
 BASE = Path(__file__).parents[2] / "experiments" / "quickstart" / "base"
 KEY = "sk-a-key"

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 
 from actors.learning import start_ranks
 from orchestrator.algorithm.self_reward import self_reward_score
-from orchestrator.config import RunConfig, load_config
+from orchestrator.config.sweep import load_sweep
+from orchestrator.config.training import RunConfig, load_config
+from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import RunError
-from orchestrator.estimation import estimate_advantages, make_train_batch
-from orchestrator.journal import read_events
-from orchestrator.preparation import load_tokens
-from orchestrator.registry import fetch
-from orchestrator.replay import load_batch
-from orchestrator.sweeps.settings import load_sweep
+from orchestrator.models.registry import fetch
+from orchestrator.storage.journal import read_events
 from orchestrator.sweeps.sweep import sweep
+from orchestrator.training.replay import load_batch
+from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
 STEPS, WARM_UP = 6, 3
 BRANCHED = "beta_v-0.2_alpha-2_seed-0"

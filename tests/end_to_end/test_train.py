@@ -11,7 +11,7 @@ import yaml
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.trajectories import read_groups
+from orchestrator.messages.trajectories import read_groups
 
 STEPS = 6
 STEP_METRICS = {

@@ -1,0 +1,1 @@
+"""Ray: nodes, the resources that a run needs, and its placement group."""

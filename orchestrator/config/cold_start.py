@@ -1,0 +1,98 @@
+"""Settings of `laser sft`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.schema import Gpus, PositiveInt, Section, Share, StepCount, Text, refuse_parts_of_gpus
+from orchestrator.config.training import DataConfig, ModelConfig, TrackingConfig
+
+
+class SFTDataConfig(Section):
+    train: Text
+    """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
+    problem_field: Text = "problem"
+    """Field that holds the problem's text."""
+    solution_field: Text = "solution"
+    """Field that holds the worked solution."""
+    instruction: str = DataConfig.model_fields["instruction"].default
+    """Text after each problem; the same as in the training that follows."""
+    max_tokens: PositiveInt = 2048
+    """Longer samples are dropped and counted."""
+
+
+class SFTLearningConfig(Section):
+    num_ranks: PositiveInt = 1
+    """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
+    cpus_per_rank: Share = 1.0
+    """CPUs a rank reserves."""
+    gpus_per_rank: Gpus = 0.0
+    """GPUs a rank reserves."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass."""
+    batch_size: PositiveInt = 64
+    """Samples an optimiser step, over all ranks."""
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """AdamW's peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """AdamW's momentum coefficients."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup_steps: StepCount = 50
+    """Steps over which the learning rate rises; then it falls as a cosine."""
+    final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the peak learning rate that the cosine ends at."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    tokens_per_micro_batch: PositiveInt = 16384
+    """Tokens, padding included, in one forward and backward pass of a rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration that the other settings make."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "SFTLearningConfig":
+        refuse_parts_of_gpus("learning.gpus_per_rank", self.gpus_per_rank)
+        return self
+
+
+class SFTSelfRewardConfig(Section):
+    token: Text | None = None
+    """z_c; when given, the loss also covers one token after EOS, which makes log pi(z_c) there nearly uniform."""
+
+
+class SFTRunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    steps: PositiveInt
+    """Optimiser steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the sample order."""
+
+
+class SFTConfig(Section):
+    """Settings of `laser sft`."""
+
+    run: SFTRunSection
+    model: ModelConfig
+    data: SFTDataConfig
+    learning: SFTLearningConfig = SFTLearningConfig()
+    self_reward: SFTSelfRewardConfig = SFTSelfRewardConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return self.run.dir / self.run.name
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "SFTConfig":
+        if self.data.max_tokens > self.learning.tokens_per_micro_batch:
+            raise ValueError(
+                f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the longest sample, "
+                f"data.max_tokens = {self.data.max_tokens}: use at least that"
+            )
+        return self

@@ -1,0 +1,200 @@
+"""Every setting of a sweep, typed and bounded: a base configuration, a search space over its keys, seeds, and what is best.
+
+In: a YAML file. Out: a `SweepConfig`, and the configurations that it asks for, or a `ConfigError`. Imports neither torch nor Ray.
+"""
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from orchestrator.config.formula import Formula, NotDefined
+from orchestrator.config.schema import PositiveInt, Section, SettingsOf, Text, validate, with_settings
+from orchestrator.config.training import RunConfig, load_config
+from orchestrator.errors import ConfigError
+
+FIGURES = (
+    "accuracy", "finished_share", "self_verification_f1", "accuracy_correct", "accuracy_wrong", "auroc", "auroc_within_problem",
+    "auroc_problem_only", "mixed_problems", "ece", "maj_at_k", "weighted_at_k", "response_tokens", "unverified",
+)  # fmt: skip
+"""Names in a sweep's metric: the figures of an evaluation."""
+
+OWN_KEYS = ("run.name", "run.dir", "run.remote", "run.seed", "tracking.")
+"""Settings that a sweep gives its trials itself."""
+
+Value = bool | int | float | str | None
+
+
+class Values(Section):
+    """The values that one key takes: exactly one of the four, and when."""
+
+    grid: Annotated[list[Value], Field(min_length=1)] | None = None
+    """Each of these, with each value of the other grids."""
+    choice: Annotated[list[Value], Field(min_length=1)] | None = None
+    """One of these, drawn for each point."""
+    uniform: tuple[float, float] | None = None
+    """A number from this range, drawn for each point."""
+    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """The same, drawn uniformly in its logarithm."""
+    when: str | None = None
+    """A condition on the point's other keys, such as `loss.alpha > 0`; where it fails the key keeps the base's value."""
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Values":
+        given = [kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"space: give each key exactly one of grid, choice, uniform and log_uniform, not {given or 'none'}")
+        for kind in ("uniform", "log_uniform"):
+            bounds = getattr(self, kind)
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"space: {kind}: {list(bounds)} must rise from its lower to its upper bound")
+        if self.when is not None:
+            _formula("space: when", self.when)
+        return self
+
+
+class SearchConfig(Section):
+    algorithm: Literal["random", "optuna"] = "random"
+    """How choice, uniform and log_uniform values are found: drawn, or proposed by Optuna's TPE from the points before."""
+    points: PositiveInt | None = None
+    """Points to draw or propose, each with every value of the grids; not needed when all keys are grids."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the draws."""
+
+
+class AshaConfig(Section):
+    grace_steps: PositiveInt
+    """Training steps before a trial may be pruned; the first evaluation from there on counts."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """Of the trials that come to a rung, one in so many goes on; the next rung is so many times as far."""
+
+
+class SweepConfig(Section):
+    """Settings of `laser sweep`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the sweep: its folder under the base's `run.dir`, its MLflow run, and the registered model."""
+    base: Text
+    """YAML configuration that the trials start from."""
+    settings: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(default={})
+    """Sections merged over the base's, for all trials."""
+    space: Annotated[dict[str, Values], Field(min_length=1)]
+    """What is searched: values by configuration key."""
+    where: list[str] = Field(default=[])
+    """Conditions that each point must meet, such as `loss.alpha * loss.beta_v < 0.5`."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
+    """`run.seed` of the trials; each point is trained with each."""
+    metric: Text = "(accuracy + self_verification_f1) / 2"
+    """What to maximise: a formula over the figures of the evaluation on the held-out problems."""
+    search: SearchConfig = SearchConfig()
+    asha: AshaConfig | None = None
+    """Prune trials that fall behind at an evaluation; null trains each to its end."""
+    concurrency: PositiveInt | None = None
+    """Trials at a time; as many as the cluster holds when null."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a failed trial goes on from its last checkpoint before it counts as failed."""
+    wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    """How long the sweep waits when other work keeps the cluster's resources from its first trial."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SweepConfig":
+        kinds = {key: values.kind for key, values in self.space.items()}
+        drawn = [key for key, kind in kinds.items() if kind != "grid"]
+        if drawn and self.search.points is None:
+            raise ValueError(f"search.points: missing; {', '.join(drawn)} are drawn, so say how many points to draw")
+        if not drawn and self.search.points is not None:
+            raise ValueError("search.points: all keys of the space are grids, which are gone through whole; leave it out")
+        if self.search.algorithm == "optuna":
+            if grids := [key for key, kind in kinds.items() if kind == "grid"]:
+                raise ValueError(
+                    f"search.algorithm: optuna proposes values and cannot go through the grids of {', '.join(grids)}: use choice"
+                )
+            if self.where:
+                raise ValueError("where: cannot be used with search.algorithm=optuna, whose proposals cannot be refused: use `when`")
+        for text in self.where:
+            _formula("where", text)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+        metric = _formula("metric", self.metric)
+        try:
+            metric.number(dict.fromkeys(FIGURES, 0.5))
+        except NotDefined:
+            pass  # as with a difference in a denominator, where all figures are the same
+        except ValueError as error:
+            raise ValueError(f"metric: {error}") from error
+        return self
+
+
+def _formula(key: str, text: str) -> Formula:
+    try:
+        return Formula(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepConfig:
+    """Read a sweep's YAML file, with `key=value` overrides such as `concurrency=1` or `settings.run.steps=50`.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    return load_config(path, list(overrides), SweepConfig)
+
+
+def base_config(sweep: SweepConfig) -> RunConfig:
+    """The configuration that all trials share, before their points.
+
+    Raises:
+        ConfigError: The base cannot be read, it and the settings are refused, or it names no held-out problems.
+    """
+    source = f"base {sweep.base} with settings"
+    try:
+        tree = yaml.safe_load(Path(sweep.base).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"base: {sweep.base} cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"base: {sweep.base} must hold sections such as `run:` and `model:`, but is {type(tree).__name__}")
+    config = validate(_merged(tree, sweep.settings), RunConfig, source)
+    if config.data.eval is None:
+        raise ConfigError(f"{source}: data.eval is missing: a sweep compares its trials on held-out problems")
+    if config.run.remote is not None:
+        raise ConfigError(f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null")
+    for key in sweep.space:
+        if key.startswith(OWN_KEYS):
+            raise ConfigError(f"space: {key} is the sweep's own to give" + (": list them as `seeds`" if key == "run.seed" else ""))
+        for value in getattr(sweep.space[key], sweep.space[key].kind):
+            _check_value(config, key, value)
+    return config
+
+
+def namespace(settings: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as names that a formula can reach: `{"loss.alpha": 1}` becomes `loss` with the attribute `alpha`."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return {name: types.SimpleNamespace(**values) for name, values in sections.items()}
+
+
+def _check_value(config: RunConfig, key: str, value: Any) -> None:
+    """Refuse a value by its own type and bounds; whether it goes with the other keys' values is another question."""
+    try:
+        with_settings(config, {key: value}, f"space: {key}")
+    except ConfigError as error:
+        cause = error.__cause__
+        if not isinstance(cause, ValidationError) or any(problem["type"] != "value_error" for problem in cause.errors()):
+            raise
+
+
+def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(tree)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged

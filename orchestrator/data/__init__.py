@@ -1,0 +1,1 @@
+"""From files to token ids: problems, demonstrations, prompts and tokens."""

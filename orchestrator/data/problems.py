@@ -1,0 +1,144 @@
+"""Problems in: rows of .jsonl, .json and .parquet files and of Hugging Face data sets."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DataError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One verifiable problem. `source` is its line (JSON lines) or row, counted from 1."""
+
+    id: str
+    text: str
+    answer: str
+    kind: str | None
+    source: int
+
+
+def load_problems(path: str, problem_field: str, answer_field: str, split: str = "train", kind_field: str = "kind") -> list[Problem]:
+    """The problems of a .jsonl, .json or .parquet file, or of a Hugging Face data set (folder, `name` or `name:config`).
+
+    `split` is read of a data set and means nothing to a file. An id is the row's `id` field or else a hash of problem
+    and answer; repeated ones get their line appended. A list of answers is joined by commas. Raises DataError that names the file, the line
+    and what to do.
+    """
+    problems = []
+    seen: set[str] = set()
+    for source, row in data_rows(path, split):
+        where = f"{path}, line {source}"
+        text = field_text(row, problem_field, "data.problem_field", where)
+        answers = row.get(answer_field)
+        if isinstance(answers, list) and answers and all(isinstance(part, str) for part in answers):
+            row = {**row, answer_field: ", ".join(part.strip() for part in answers)}
+        answer = field_text(row, answer_field, "data.answer_field", where)
+        id_ = row.get("id")
+        if id_ is None or id_ == "":
+            id_ = hashlib.sha256(f"{text}\0{answer}".encode(errors="surrogatepass")).hexdigest()[:16]
+        kind = row.get(kind_field)
+        problem = Problem(str(id_), text, answer, None if kind is None else str(kind), source)
+        if problem.id in seen:
+            problem = replace(problem, id=f"{problem.id}-{source}")
+        seen.add(problem.id)
+        problems.append(problem)
+    if not problems:
+        raise DataError(f"{path}: holds no problem")
+    return problems
+
+
+def data_rows(path: str, split: str) -> Iterator[tuple[int, Row]]:
+    """(line or row number from 1, row) of whatever kind of data `path` names; `split` is read of a data set only.
+
+    Raises DataError when it cannot be read, or a row is no object with fields.
+    """
+    for number, row in _rows(path, split):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: is {type(row).__name__}, not an object with fields; write one JSON object a line")
+        yield number, row
+
+
+def _rows(path: str, split: str) -> Iterator[tuple[int, Any]]:
+    file = Path(path)
+    if file.suffix not in (".jsonl", ".json", ".parquet"):
+        if file.is_file():
+            raise DataError(f"{path}: '{file.suffix}' is not read; convert it to .jsonl, .json or .parquet")
+        return enumerate(_data_set(path, split), 1)
+    if not file.is_file():
+        raise DataError(f"{path}: no such file (looked in {file.parent.resolve()})")
+    if file.suffix == ".parquet":
+        return enumerate(_parquet_rows(file), 1)
+    return _json_rows(file)
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of JSON lines, or of one JSON array, whatever the file is called."""
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert it") from error
+    if content.lstrip().startswith("["):
+        yield from enumerate(_json(content, str(file)), 1)
+        return
+    for number, line in enumerate(content.split("\n"), 1):  # not splitlines(): JSON text may hold other line separators
+        if line.strip():
+            yield number, _json(line, f"{file}, line {number}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        position = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise DataError(f"{where}: not JSON ({error.msg} at {position}); write one JSON object a line, or one array") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as parquet ({error})") from error
+
+
+def _data_set(path: str, split: str) -> Iterable[Row]:
+    import datasets
+
+    folder = Path(path)
+    name, _, config = path.partition(":")
+    try:
+        if (folder / "dataset_dict.json").exists():
+            return datasets.load_from_disk(path)[split]
+        if (folder / "state.json").exists():
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(path, split=split) if folder.is_dir() else datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # the library raises a dozen kinds, down to those of its HTTP client
+        raise DataError(
+            f"'{path}', split '{split}': is no file, and cannot be loaded as a Hugging Face data set "
+            f"({type(error).__name__}: {error}); check the name and the network, or download it and give the path"
+        ) from error
+
+
+def field_text(row: Row, field: str, key: str, where: str) -> str:
+    """The field as text; numbers are written out. `key` is the setting that names the field."""
+    if field not in row:
+        raise DataError(f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: set {key} to one of them")
+    value = row[field]
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{field}' is {value!r}, neither text nor a number; correct the line or set {key} to another field")
+    if not value.strip():
+        raise DataError(f"{where}: '{field}' is empty; complete the line or remove it")
+    return value.strip()

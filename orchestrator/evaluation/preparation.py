@@ -1,0 +1,241 @@
+"""What an evaluation needs before anything starts: its model, its score, its problems or stored samples, checked.
+
+In: `EvalConfig`. Out: `Prepared`, or a `ConfigError` or `DataError` that says what to mend. Starts neither Ray nor an engine.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
+from orchestrator.config.training import DataConfig
+from orchestrator.data.problems import load_problems
+from orchestrator.data.prompts import PromptSet, render_prompt
+from orchestrator.data.tokens import check_round_trip, resolve_token
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.drawing import ProblemSet
+from orchestrator.evaluation.samples import Sample, by_problem, read_samples
+from orchestrator.evaluation.scores import Score
+from orchestrator.messages.requests import EngineSettings
+from orchestrator.models.resolve import Model, resolve_model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An evaluation that can start.
+
+    Attributes:
+        stored: The samples of `config.samples`; none when samples are drawn.
+        longest_response: Tokens, at most `rollout.max_response_tokens`, that the model's context leaves beside the longest prompt.
+    """
+
+    config: EvalConfig
+    folder: Path
+    model: Model | None
+    score: Score | None
+    sets: list[ProblemSet]
+    stored: list[Sample]
+    instruction: str
+    longest_response: int
+
+    @property
+    def needs_scoring(self) -> bool:
+        """Whether the model is to score stored samples."""
+        return bool(self.stored) and self.model is not None and self.score is not None
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the engine. vLLM's own `auto` would run a float32 model in half precision, which is off by 0.1 in log pi(z_c)."""
+        if self.config.rollout.dtype != "auto" or self.model is None:
+            return self.config.rollout.dtype
+        return str(_model_config(self.model.path).dtype or "auto").removeprefix("torch.")
+
+    def protocol(self) -> dict[str, Any]:
+        """What the samples depend on: a folder holds those of one."""
+        config = self.config
+        return {
+            "model": None if self.model is None else self.model.path,
+            "sets": {problem_set.name: _identity(problem_set) for problem_set in self.sets},
+            "samples": None if config.samples is None else str(config.samples.resolve()),
+            "instruction": self.instruction,
+            "temperature": config.temperature,
+            "seed": config.seed,
+            "max_response_tokens": self.longest_response,
+            "dtype": self.dtype,
+            "verifier": config.verification.verifier,
+            "score": None if self.score is None else vars(self.score),
+        }
+
+    def engine_settings(self) -> EngineSettings:
+        assert self.model is not None
+        rollout = self.config.rollout
+        if self.stored:
+            prompt_tokens, response_tokens = max(map(len, self.stored_token_ids.values()), default=1), 1
+        else:
+            prompt_tokens, response_tokens = _longest_prompt(self.sets), self.longest_response
+        return EngineSettings(
+            model_path=self.model.path,
+            eos_tokens=self.model.tokens.eos_tokens,
+            z_token=None if self.score is None else self.score.token_id,
+            max_prompt_tokens=prompt_tokens,
+            max_response_tokens=response_tokens,
+            dtype=self.dtype,
+            tensor_parallel=rollout.tensor_parallel,
+            threads=max(1, int(rollout.cpus)),
+            kv_cache_gib=rollout.kv_cache_gib,
+            on_gpu=rollout.gpus > 0,
+            engine_args=rollout.engine_args,
+        )
+
+    @cached_property
+    def stored_token_ids(self) -> dict[tuple[str, str, int], list[int]]:
+        """Prompt and response, EOS included, of each finished stored sample, by set, problem and number.
+
+        The model reads responses as text: the tokens of the model that wrote them are not its own.
+        """
+        assert self.model is not None
+        tokenizer, eos = self.model.tokens.tokenizer, self.model.tokens.eos_tokens
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos else eos[0]
+        found = {}
+        for sample in self.stored:
+            if sample.finished:
+                prompt = render_prompt(tokenizer, sample.problem, self.instruction)
+                response = tokenizer.encode(sample.response, add_special_tokens=False)
+                found[sample.set, sample.problem_id, sample.sample] = [*prompt, *response, end]
+        return found
+
+    def order(self) -> Callable[[Sample], tuple[int, int]]:
+        """The place of a sample: sets, problems and samples as they were given."""
+        if self.stored:
+            keys = list(by_problem(self.stored))
+        else:
+            keys = [(problem_set.name, problem.id) for problem_set in self.sets for problem in problem_set.prompts.problems]
+        place = {key: number for number, key in enumerate(keys)}
+        return lambda sample: (place[sample.set, sample.problem_id], sample.sample)
+
+
+def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None], hold: contextlib.ExitStack | None = None) -> Prepared:
+    """Load and check everything that an evaluation reads before it starts its pools; `say` is told what is worth knowing.
+
+    Until `hold` is closed, a run that is evaluated does not prune the model.
+
+    Raises:
+        ConfigError, DataError: As `resolve_model`, `load_problems` and `read_samples`; also where the score or the context does not fit.
+    """
+    requests = requested_sets(config)
+    stored = read_samples(config.samples) if config.samples is not None else []
+    if config.samples is not None and not stored:
+        raise DataError(f"{config.samples}: holds no sample")
+    model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
+    score = _score(config, model, stored, say)
+    instruction = _instruction(config, model)
+    sets = [] if model is None else [_problem_set(config, model, instruction, request, say) for request in requests]
+    prepared = Prepared(
+        config=config,
+        folder=config.folder or default_folder(config, [request.name for request in requests]),
+        model=model,
+        score=score,
+        sets=sets,
+        stored=stored,
+        instruction=instruction,
+        longest_response=_longest_response(config, model, sets, say),
+    )
+    if prepared.needs_scoring and model is not None:
+        longest, context = max(map(len, prepared.stored_token_ids.values()), default=0), _context(model.path)
+        if longest >= context:
+            raise ConfigError(
+                f"{config.samples}: a sample has {longest} tokens, and {config.model} a context of {context}: it cannot score it"
+            )
+    return prepared
+
+
+def _score(config: EvalConfig, model: Model | None, stored: Sequence[Sample], say: Callable[[str], None]) -> Score | None:
+    if config.score == "baseline":
+        return _baseline(config, model, stored)
+    if config.score == "none" or model is None:
+        return None
+    if model.card is not None:
+        return Score(model.card.token, model.card.token_id, model.card.c_ref, model.card.beta_v, "trained")
+    say(f"{model.origin} has no self_reward.json: evaluated without a score; score=baseline baseline.token=TOKEN reads one all the same")
+    return None
+
+
+def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[Sample]) -> Score:
+    baseline = config.baseline
+    if model is None:
+        if all(math.isnan(sample.z_logprob) for sample in stored):
+            raise ConfigError(f"score=baseline: {config.samples} holds no log pi(z_c); name the --model that is to score them")
+        return Score(baseline.token or "z_c", -1, baseline.c_ref, baseline.beta_v, "baseline")
+    if baseline.token is None:
+        raise ConfigError("score=baseline needs baseline.token: a single token that the model uses for nothing else")
+    token_id = resolve_token(model.tokens.tokenizer, baseline.token)
+    if token_id in model.tokens.eos_tokens:
+        raise ConfigError(f"baseline.token: {baseline.token!r} is one of the model's EOS tokens; choose one that it never uses")
+    return Score(baseline.token, token_id, baseline.c_ref, baseline.beta_v, "baseline")
+
+
+def _instruction(config: EvalConfig, model: Model | None) -> str:
+    if config.instruction is not None:
+        return config.instruction
+    card = model.card if model is not None else None
+    return card.instruction if card is not None else DataConfig.model_fields["instruction"].default
+
+
+def _problem_set(config: EvalConfig, model: Model, instruction: str, request: SetRequest, say: Callable[[str], None]) -> ProblemSet:
+    source = request.source
+    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)[: config.max_problems]
+    check_round_trip(model.tokens.tokenizer, [problem.text for problem in problems[:100]])
+    prompts = PromptSet(model.tokens.tokenizer, problems, instruction, config.rollout.max_prompt_tokens)
+    if prompts.dropped:
+        say(f"{request.name}: {prompts.dropped} problems are longer than rollout.max_prompt_tokens and were left out")
+    return ProblemSet(request.name, prompts, request.samples_per_problem)
+
+
+def _longest_response(config: EvalConfig, model: Model | None, sets: Sequence[ProblemSet], say: Callable[[str], None]) -> int:
+    wanted = config.rollout.max_response_tokens
+    if model is None or not sets:
+        return wanted
+    context = _context(model.path)
+    room = context - _longest_prompt(sets) - 1  # for z_c
+    if room < 1:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens}: the longest prompt leaves no room for a response in the "
+            f"model's context of {context} tokens; lower it"
+        )
+    if room < wanted:
+        say(f"responses may have {room} tokens, what the model's context of {context} leaves of {wanted}")
+    return min(room, wanted)
+
+
+def _longest_prompt(sets: Sequence[ProblemSet]) -> int:
+    return max(len(problem_set.prompts.token_ids(index)) for problem_set in sets for index in range(len(problem_set.prompts)))
+
+
+def _context(path: str) -> int:
+    """Tokens that the model has positions for."""
+    positions = getattr(_model_config(path), "max_position_embeddings", None)
+    if positions is None:
+        raise ConfigError(f"model {path}: its config.json names no max_position_embeddings; add it")
+    return positions
+
+
+def _model_config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {path}: its config.json cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _identity(problem_set: ProblemSet) -> dict[str, Any]:
+    total = hashlib.sha256()
+    for problem in problem_set.prompts.problems:
+        total.update(f"{problem.id}\0{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))
+    problems = len(problem_set.prompts)
+    return {"samples_per_problem": problem_set.samples_per_problem, "problems": problems, "sha256": total.hexdigest()}

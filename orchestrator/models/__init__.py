@@ -1,0 +1,1 @@
+"""What `--model` may name, and MLflow's model registry."""

@@ -1,0 +1,167 @@
+"""MLflow's model registry: a run's model as a named version with an alias, and back to a folder.
+
+In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that can be served from anywhere, or a whole folder on this machine.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from orchestrator.errors import ConfigError
+from orchestrator.storage.files import locked
+from orchestrator.tracking.server import REQUEST_DEFAULTS, Server, may_pass
+
+ARTIFACT = "model"
+CONTENT_TAG = "laser.sha256"
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
+"""While a model travels: a server that passes gigabytes on to its store answers only when they are there."""
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+def register(uri: str, name: str, folder: Path, run_id: str, alias: str = "best", tags: Mapping[str, str] | None = None) -> str:
+    """Make the Hugging Face folder a version of the registered model `name` and let `alias` name it; returns the version.
+
+    The files become artifacts `model/<hash of their content>` of the run, so that no later version overwrites them. When the alias names
+    a version of this run with this content already, nothing is uploaded.
+
+    Raises:
+        ConfigError: The folder is missing or empty, or the server cannot be reached, does not know the run, or refuses.
+    """
+    source = folder.resolve()
+    if not source.is_dir() or not any(source.iterdir()):
+        raise ConfigError(f"{folder}: there is no model in it to register; give a Hugging Face folder such as a run's export/")
+    digest = _content_hash(source)
+    server = Server(uri)
+    with _told(server, f"registering {name}"):
+        client = server.client
+        current = _version_by_alias(client, name, alias)
+        if current is not None and current.run_id == run_id and current.tags.get(CONTENT_TAG) == digest:
+            for key, value in (tags or {}).items():
+                client.set_model_version_tag(name, current.version, key, value)
+            return str(current.version)
+        path = f"{ARTIFACT}/{digest[:12]}"
+        artifacts = client.get_run(run_id).info.artifact_uri
+        with _patient_requests():
+            client.log_artifacts(run_id, str(source), path)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = client.create_model_version(name, f"{artifacts}/{path}", run_id, tags={**(tags or {}), CONTENT_TAG: digest})
+        client.set_registered_model_alias(name, alias, version.version)
+        return str(version.version)
+
+
+def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Path:
+    """The folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded once into a folder below `into` (`~/.cache/laser/models`).
+
+    A folder with its final name is whole, whenever a download was killed.
+
+    Raises:
+        ConfigError: The URI is malformed, the name, alias or version does not exist (the message lists those that do), or the server
+            cannot be reached.
+    """
+    wanted = _MODEL_URI.fullmatch(uri_of_model)
+    if wanted is None:
+        raise ConfigError(f"{uri_of_model!r} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    server = Server(tracking_uri)
+    with _told(server, f"fetching {uri_of_model}"):
+        version = _find(server, uri_of_model, wanted["name"], wanted["alias"], wanted["version"])
+        # Another server, or a name that was deleted and used again, may have another model of this name and version.
+        made = f"{version.source} {version.creation_timestamp}"
+        into = into or Path.home() / ".cache" / "laser" / "models"
+        final = into / version.name / f"{version.version}-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final.with_name(f".{final.name}.lock")):
+            if not final.exists():
+                partial = final.with_name(f".{final.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                location = server.client.get_model_version_download_uri(version.name, version.version)
+                with _patient_requests():
+                    downloaded = download_artifacts(artifact_uri=location, dst_path=str(partial), tracking_uri=tracking_uri)
+                Path(downloaded).rename(final)
+                shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _find(server: Server, uri_of_model: str, name: str, alias: str | None, number: str | None) -> ModelVersion:
+    client = server.client
+    version = _version_by_alias(client, name, alias) if alias else _version_by_number(client, name, str(number))
+    if version is not None:
+        return version
+    known = {model.name: model for model in client.search_registered_models()}
+    if name not in known:
+        there = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise ConfigError(f"{uri_of_model}: MLflow at {server.shown} has no registered model of this name; {there}")
+    versions = sorted(int(found.version) for found in client.search_model_versions(f"name = '{name}'"))
+    aliases = client.get_registered_model(name).aliases
+    raise ConfigError(
+        f"{uri_of_model}: MLflow at {server.shown} has no such version of {name}; it has versions "
+        f"{', '.join(map(str, versions)) or 'none'} and aliases {', '.join(f'{key} ({aliases[key]})' for key in sorted(aliases)) or 'none'}"
+    )
+
+
+def _version_by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if _is_missing(error):
+            return None
+        raise
+
+
+def _version_by_number(client: MlflowClient, name: str, number: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if _is_missing(error):
+            return None
+        raise
+
+
+def _is_missing(error: MlflowException) -> bool:
+    """No such model, version or alias; the stores call the last an invalid parameter."""
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (error.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))
+
+
+def _content_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _told(server: Server, what: str) -> Iterator[None]:
+    """Whatever fails at the server, as one message."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # artifact stores raise errors of their own kinds
+        why = "cannot be reached" if may_pass(error) else "refused"
+        raise ConfigError(f"{what}: MLflow at {server.shown} {why}: {server.explain(error)}") from error
+
+
+@contextlib.contextmanager
+def _patient_requests() -> Iterator[None]:
+    """For gigabytes, after a quick request has found the server there. What the user has set stays."""
+    quick = {name: REQUEST_DEFAULTS[name] for name in PATIENT if os.environ.get(name) == REQUEST_DEFAULTS[name]}
+    os.environ.update({name: PATIENT[name] for name in quick})
+    try:
+        yield
+    finally:
+        os.environ.update(quick)

@@ -1,0 +1,215 @@
+"""A `Report` of `laser check` as text."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cluster.nodes import Resources
+from orchestrator.config.training import RunConfig
+from orchestrator.data.prompts import render_prompt
+from orchestrator.planning.memory import GIB, MemoryPlan, ModelSize, machine_memory
+from orchestrator.planning.report import (
+    NO_STEPS,
+    SHORT_PROMPT_TOKENS,
+    SHOWN_PROMPT_CHARACTERS,
+    BatchPlan,
+    Inputs,
+    Phase,
+    Report,
+    Share,
+    placement,
+)
+from orchestrator.planning.sizing import Sizing
+from orchestrator.training.preparation import Prepared
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    config = report.config
+    started = ", which holds a run: `laser train` continues it" if (config.folder / "checkpoints").is_dir() else ""
+    console.print(f"[bold]{config.run.name}[/bold]: {config.run.steps:,} steps from {escape(config.model.path)}")
+    console.print(f"kept in {escape(str(config.folder))}{started}")
+    if config.run.remote:
+        console.print(f"kept for any node in {escape(config.run.remote)}: no shared folder is needed, and a newer checkpoint there is used")
+    _section(console, "Tokens and prompt", _tokens_table(report.inputs, config))
+    if report.inputs.prepared is not None:
+        _show_prompt(report.inputs.prepared, config, console)
+    _section(console, "One step", _batch_table(report.batch, report.inputs.prepared, config))
+    phases = _pairs((_steps(phase), phase.terms) for phase in report.phases)
+    _section(console, "Schedule", phases if report.phases else NO_STEPS)
+    if report.c_ref:
+        _section(console, "c_ref, the log-probability of z_c in the initial model", *report.c_ref)
+    if report.size is not None and report.memory is not None:
+        _section(console, f"Memory in GiB ({_size(report.size)})", _memory_table(report.memory, config))
+        console.print("  Activations and what each actor's libraries take come on top.", style="dim")
+    _section(console, "Placement", _placement_table(placement(config), report.machine))
+    if report.sizing is not None:
+        _show_sizing(report.sizing, console)
+    for heading, colour, messages in (("Warnings", "yellow", report.warnings), ("Notes", "cyan", report.notes)):
+        if messages:
+            _section(console, f"[{colour}]{heading}[/{colour}]", _pairs(("-", message) for message in messages))
+    console.print(f"\n{_conclusion(report)}")
+
+
+def _conclusion(report: Report) -> str:
+    if report.inputs.absent:
+        return f"The settings are valid. Not checked, because absent here: {', '.join(report.inputs.absent)}."
+    if report.notes:
+        return "The settings are valid, but the run would not start or fit on this machine: see the notes."
+    return "Ready: `laser train` accepts this configuration on this machine."
+
+
+def _section(console: Console, heading: str, *content: Table | str) -> None:
+    console.print(f"\n[bold]{heading}[/bold]")
+    for part in content:
+        console.print(Padding(escape(part) if isinstance(part, str) else part, (0, 0, 0, 2)))
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(escape(name), escape(value))
+    return table
+
+
+def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
+    instruction = ("instruction", config.data.instruction or "none")
+    if inputs.tokens is None:
+        return _pairs([("z_c", config.self_reward.token or "none"), instruction])
+    tokenizer, z_token = inputs.tokens.tokenizer, inputs.tokens.z_token
+
+    def named(token_id: int) -> str:
+        return f"{tokenizer.convert_ids_to_tokens(token_id)} ({token_id})"
+
+    pad = tokenizer.pad_token_id
+    rows = [
+        ("z_c", "none" if z_token is None else named(z_token)),
+        ("EOS", ", ".join(map(named, inputs.tokens.eos_tokens))),
+        ("padding", named(pad) if pad is not None else f"{named(tokenizer.eos_token_id)}, since the tokenizer names none"),
+        instruction,
+    ]
+    if inputs.prepared is not None:
+        rows.append(("round trip", "problems come back unchanged from encoding and decoding"))
+    return _pairs(rows)
+
+
+def _show_prompt(prepared: Prepared, config: RunConfig, console: Console) -> None:
+    """The first training problem as the model will see it, decoded from its token ids."""
+    tokenizer = prepared.tokens.tokenizer
+    ids = render_prompt(tokenizer, prepared.train.problems[0].text, config.data.instruction)
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if len(text) > SHOWN_PROMPT_CHARACTERS:
+        text = f"{text[:SHOWN_PROMPT_CHARACTERS]} [... {len(text) - SHOWN_PROMPT_CHARACTERS} more characters]"
+    console.print(f"  the first prompt, {len(ids)} tokens (⏎ marks a newline):")
+    console.print(Padding(Text(text.replace("\n", "⏎\n"), style="dim"), (0, 0, 0, 4)))
+    if len(ids) <= SHORT_PROMPT_TOKENS:
+        console.print(Padding(Text(f"ids {' '.join(map(str, ids))}", style="dim"), (0, 0, 0, 4)))
+
+
+def _batch_table(batch: BatchPlan, prepared: Prepared | None, config: RunConfig) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    ranks = config.learning.num_ranks
+    table.add_row("prompts", f"{batch.prompts:,}", "rollout.prompts_per_step")
+    table.add_row("samples", f"{batch.samples:,}", f"x rollout.samples_per_prompt={config.rollout.samples_per_prompt}")
+    table.add_row("longest sample", f"{batch.longest_sample:,}", "tokens, rollout.max_prompt_tokens + rollout.max_response_tokens")
+    table.add_row("tokens at most", f"{batch.tokens:,}", "all samples of that length")
+    table.add_row("optimiser steps", f"{batch.mini_batches}", f"learning.mini_batches, of up to {batch.samples_per_mini_batch:,} samples")
+    table.add_row("ranks", f"{ranks}", "learning.num_ranks")
+    budget = f"{batch.samples_per_micro_batch} samples, learning.tokens_per_micro_batch={config.learning.tokens_per_micro_batch}"
+    table.add_row("micro-batches", f"{batch.micro_batches:,}", f"at most, a rank and optimiser step, of {budget}")
+    if prepared is not None:
+        problems, dropped = len(prepared.train), prepared.train.dropped
+        table.add_row("problems", f"{problems:,}", f"{dropped:,} more are over rollout.max_prompt_tokens and left out")
+        epoch = problems / batch.prompts
+        table.add_row("steps an epoch", f"{epoch:,.1f}", f"the run's {config.run.steps:,} steps are {config.run.steps / epoch:.2g} epochs")
+        if prepared.eval is not None:
+            samples = config.evaluation.samples_per_problem
+            table.add_row("held-out problems", f"{len(prepared.eval):,}", f"x evaluation.samples_per_problem={samples}, each evaluation")
+    return table
+
+
+def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
+    learning, rollout = config.learning, config.rollout
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("each", justify="right", no_wrap=True)
+    table.add_column("where", no_wrap=True)
+    table.add_column("what", style="dim")
+
+    def row(name: str, size: int | None, gpus: float, what: str) -> None:
+        table.add_row(name, "-" if size is None else _gib(size), "GPU" if gpus else "CPU", what)
+
+    states = f"weights, gradients and AdamW of 1/{learning.num_ranks} (DeepSpeed's estimate for ZeRO-3)"
+    row("learner rank", memory.learner.per_rank, learning.gpus_per_rank, states)
+    row("learner buffers", memory.learner.host, 0, f"all ranks together, learning.offload={learning.offload}")
+    if memory.reference_per_rank:
+        row("reference", memory.reference_per_rank, learning.gpus_per_rank, "the initial model's weights, a learner rank's part")
+    row("engine weights", memory.engine_weights, rollout.gpus, f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}")
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    kv_cache = f"what vLLM finds free; the longest sample takes {_gib(longest * memory.kv_bytes_per_token)}"
+    if memory.kv_tokens is not None:
+        kv_cache = f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
+    row("engine KV cache", memory.kv_cache, rollout.gpus, kv_cache)
+    row("object store", memory.in_transit, 0, "the engines' weights and their next version")
+    table.add_row("[bold]all pools[/bold]", f"[bold]{_gib(memory.host_total)}[/bold]", "CPU", f"this machine has {_gib(machine_memory())}")
+    return table
+
+
+def _placement_table(shares: list[Share], machine: Resources) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("pool")
+    for heading in ("actors", "CPUs each", "GPUs each", "CPUs", "GPUs"):
+        table.add_column(heading, justify="right")
+    for share in shares:
+        numbers = (share.actors, share.cpus, share.gpus, share.actors * share.cpus, share.actors * share.gpus)
+        table.add_row(share.pool, *(f"{number:g}" for number in numbers))
+    totals = (sum(share.actors * share.cpus for share in shares), sum(share.actors * share.gpus for share in shares))
+    table.add_row("[bold]run[/bold]", "", "", "", *(f"[bold]{total:g}[/bold]" for total in totals))
+    table.add_row("this machine", "", "", "", f"{machine.get('CPU', 0):g}", f"{machine.get('GPU', 0):g}", style="dim")
+    return table
+
+
+def _show_sizing(sizing: Sizing, console: Console) -> None:
+    measured, kind = sizing.measured, sizing.devices.kind
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for heading in ("engines", "ranks", f"{kind}s", "rollout s", "learn s", "rest s", "step s", "verifiers"):
+        table.add_column(heading, justify="right")
+    for layout in sizing.layouts:
+        sizes = (f"{layout.engines}", f"{layout.ranks}", f"{layout.devices:g}")
+        step = f"{layout.step_s:.1f}{' + x' if layout.without_handover else ''}"
+        table.add_row(
+            layout.name, *sizes, f"{layout.rollout_s:.1f}", f"{layout.learn_s:.1f}", f"{measured.fixed:.1f}", step, f"{layout.verifiers}"
+        )
+    lines = [
+        f"medians of {measured.steps} steps; {sizing.devices.engine:g} {kind}s an engine, {sizing.devices.rank:g} a rank, perfect scaling "
+        "assumed: measure again after a change",
+    ]
+    if sizing.turn_budget_s is not None:
+        lines.append(
+            f"x is the hand-over of rollout.colocate, which this run has not measured: taking turns is faster if it is under "
+            f"{sizing.turn_budget_s:.1f} s a step, both ways together"
+        )
+    _section(console, f"Pool sizes for {sizing.total:g} {kind}s", table, *lines)
+
+
+def _steps(phase: Phase) -> str:
+    return f"steps {phase.first:,} to {phase.last:,}" if phase.last > phase.first else f"step {phase.first:,}"
+
+
+def _size(size: ModelSize) -> str:
+    billions = size.parameters / 1e9
+    return f"{size.model_type}, {f'{billions:.2f} billion' if billions >= 0.1 else f'{size.parameters / 1e6:.2f} million'} parameters"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.2f}" if size >= GIB / 100 or size == 0 else "< 0.01"

@@ -1,0 +1,155 @@
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+SHOWN = {
+    "train/accuracy": "accuracy",
+    "self_reward/f1": "F1",
+    "loss/total": "loss",
+    "train/response_tokens": "tokens",
+    "time/rollout": "rollout s",
+    "time/verify": "verify s",
+    "time/learn": "learn s",
+    "time/sync": "sync s",
+    "time/step": "step s",
+}
+PLAIN_LINES_EVERY = 10
+LINES_EVERY_VARIABLE = "LASER_LINES_EVERY"
+"""Environment variable that replaces it, for a program that reads the lines."""
+
+
+class StepLine(NamedTuple):
+    """What a plain line says of a step."""
+
+    step: int
+    total: int
+    values: Mapping[str, float]
+    """Metrics by their full names, of which `SHOWN` are written."""
+    eta: str
+
+    def __str__(self) -> str:
+        shown = "  ".join(f"{label} {_number(self.values[key])}" for key, label in SHOWN.items() if key in self.values)
+        return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
+
+    @classmethod
+    def parse(cls, line: str) -> "StepLine | None":
+        """The step that `str(step_line)` was made of, with values as they are shown; None for any other line."""
+        found = re.fullmatch(r"step (\d+)/(\d+)  (.*)  ETA ([-\d:]+)", line)
+        if found is None:
+            return None
+        written = dict(part.rpartition(" ")[::2] for part in found[3].split("  ") if part)
+        values = {key: _parsed(written[label]) for key, label in SHOWN.items() if label in written}
+        return cls(int(found[1]), int(found[2]), values, found[4])
+
+
+class LivePanel:
+    """A panel that is drawn anew in a terminal, and above it lines that stay; elsewhere lines alone."""
+
+    def __init__(self, console: Console | None) -> None:
+        self.console = console or Console(highlight=False)
+        self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """A line that stays."""
+        self.console.print(message, soft_wrap=not self.live)
+
+    def say_plainly(self, message: str) -> None:
+        """A line of another program's words, in which brackets are no markup."""
+        self.say(escape(message))
+
+
+class RunProgress(LivePanel):
+    """Shows each step; `total` steps, of which `done` are already behind."""
+
+    def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
+        super().__init__(console)
+        self.total, self.first = total, done
+        self.first_step_at: float | None = None
+        self.lines_every = int(os.environ.get(LINES_EVERY_VARIABLE, PLAIN_LINES_EVERY))
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"), console=self.console,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
+        self.values: Mapping[str, float] = {}
+
+    def step(self, step: int, values: Mapping[str, float], eta: str | None = None) -> None:
+        """Step `step` is done, with these metrics; `eta` is told where the steps are not seen as they are made."""
+        self.values = values
+        eta = eta or self._eta(step)
+        if self.live:
+            self.bar.update(self.task, completed=step, eta=eta)
+            self.live.update(self._panel())
+        elif step % self.lines_every == 0 or step in (self.first, self.total):
+            self.console.print(str(StepLine(step, self.total, values, eta)), soft_wrap=True)
+
+    def _eta(self, step: int) -> str:
+        """Time to the last step at the pace so far. The first step only starts the clock: it also waited for the pools."""
+        now = time.monotonic()
+        if self.first_step_at is None:
+            self.first_step_at, self.first = now, step
+        done = step - self.first
+        return clock((now - self.first_step_at) / done * (self.total - step)) if done else "-"
+
+    def _panel(self) -> Table:
+        figures = Table(box=None, padding=(0, 2, 0, 0))
+        present = {label: self.values[key] for key, label in SHOWN.items() if key in self.values}
+        for label in present:
+            figures.add_column(label, justify="right")
+        figures.add_row(*(_number(value) for value in present.values()))
+        panel = Table.grid()
+        panel.add_row(self.bar)
+        panel.add_row(figures)
+        return panel
+
+
+def program(name: str) -> str:
+    """A command of this environment as one can type it here, whether or not the environment is activated."""
+    path = Path(sys.executable).with_name(name)
+    if shutil.which(name) or not path.exists():
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def figure(value: float | None) -> str:
+    """A figure for a table; a dash where it is not defined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _number(value: float) -> str:
+    return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _parsed(number: str) -> float:
+    return math.nan if number == "-" else float(number)
+
+
+def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,203 @@
+"""The cold start: supervised training on worked solutions, with Ray Train's workers as DeepSpeed ZeRO-3 ranks.
+
+In: an `SFTConfig`. Out: a Hugging Face folder `export/` to start `laser train` from, an MLflow run and `summary.json`.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+from ray.train import RunConfig as RayTrainRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from actors.cold_start import ForwardReports, train_rank
+from orchestrator.cluster.nodes import Resources, connect, planned_nodes
+from orchestrator.config.cold_start import SFTConfig
+from orchestrator.config.schema import changed_settings, dump_config
+from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
+from orchestrator.data.tokens import absolute_path, load_tokens
+from orchestrator.errors import ConfigError, RunError
+from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.journal import Ending, forget
+from orchestrator.terminal import RunProgress
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.training.run import Outcome
+
+STORAGE = "ray_train"
+"""Ray Train's own folder within the run's."""
+
+MAY_CHANGE = ("run.dir", "tracking.", "learning.cpus_per_rank")
+"""Settings that do not make it another run."""
+
+
+def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
+    """Run the cold start that `config` names. It is not resumed: after a failure the same call starts it anew.
+
+    Raises:
+        ConfigError, DataError: Before anything is started.
+        RunError: The training had started and failed, or was interrupted.
+    """
+    if summary := _summary_of_finished(config):
+        return Outcome(summary, already_finished=True)
+    demonstrations = load_demonstrations(config.data, load_tokens(config.model.path, config.self_reward.token))
+    if len(demonstrations) < config.learning.batch_size:
+        raise ConfigError(
+            f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only {len(demonstrations)} samples of at "
+            f"most {config.data.max_tokens} tokens: use at most that many"
+        )
+    _refuse_what_cannot_fit(config, planned_nodes())
+
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with claimed(config.folder):
+        if summary := _summary_of_finished(config):  # another process has finished it in the meantime
+            return Outcome(summary, already_finished=True)
+        return Outcome(_train(config, demonstrations, progress), already_finished=False)
+
+
+def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgress | None) -> dict[str, Any]:
+    """Train in the folder that this process holds, and return the summary."""
+    shutil.rmtree(config.folder / STORAGE, ignore_errors=True)  # an earlier attempt's: Ray Train would take it for one to continue
+    forget(config.folder)  # a cold start is not resumed
+    write_atomically(config.folder / "config.yaml", dump_config(config))
+    progress = progress or RunProgress(config.run.name, config.run.steps, 0)
+    tracker = Tracker(config, progress.say_plainly)
+    ending: Ending = "FAILED"
+    try:
+        with progress:
+            if demonstrations.dropped:
+                progress.say(f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and were left out")
+            progress.say(f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3")
+            summary = _fit(config, demonstrations, tracker, progress)
+            ending = "FINISHED"
+    except RayError as error:
+        raise RunError(f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew") from error
+    except KeyboardInterrupt:
+        ending = "KILLED"
+        raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
+    except SystemExit:  # Ray's answer to SIGTERM
+        ending = "KILLED"
+        raise
+    finally:
+        tracker.finish(ending)
+    return summary
+
+
+def _fit(config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, progress: RunProgress) -> dict[str, Any]:
+    """Train, showing and logging each step, and write the summary."""
+    started = time.monotonic()
+    losses: list[float] = []
+    tokens, parameters = 0, 0
+    for report in _reports(config, demonstrations):
+        parameters = report.get("parameters", 0)
+        for values in report["steps"]:
+            losses.append(values["loss/total"])
+            tokens += int(values["sft/tokens"])
+            tracker.log_step(len(losses), values)
+            progress.step(len(losses), values)
+    shutil.rmtree(config.folder / "export", ignore_errors=True)
+    (config.folder / STORAGE / "export").rename(config.folder / "export")
+    shutil.rmtree(config.folder / STORAGE)
+    summary = {
+        "steps": len(losses),
+        "loss": round(float(np.mean(losses[-20:])), 5),
+        "samples": len(demonstrations),
+        "dropped": demonstrations.dropped,
+        "target_tokens": tokens,
+        "parameters": parameters,
+        "seconds": round(time.monotonic() - started, 1),
+        "mlflow_run_id": tracker.run_id,
+    }
+    tracker.log_summary(summary)
+    return summary
+
+
+def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict[str, Any]]:
+    """Start the workers and yield their reports as they come. Raises RunError when a worker fails."""
+    connect()
+    reports = Queue(actor_options={"num_cpus": 0})
+    trainer = _trainer(config, ray.put(demonstrations), reports)
+    failures: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # handed to the main thread, which raises it
+            failures.append(error)
+
+    # In a thread of its own, so that this one sees reports and Ctrl-C; a daemon, so that a failure here ends the process.
+    fitting = threading.Thread(target=fit, daemon=True)
+    fitting.start()
+    while fitting.is_alive() or not reports.empty():
+        try:
+            yield reports.get(timeout=0.5)
+        except Empty:
+            continue
+    reports.shutdown()
+    for error in failures:
+        causes = getattr(error, "worker_failures", None) if isinstance(error, TrainingFailedError) else None
+        raise RunError(f"Ray Train failed: {next(iter(causes.values())) if causes else error}") from error
+
+
+def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTrainer:
+    settings = config.learning
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})})
+    threads = str(max(1, int(settings.cpus_per_rank)))
+    return TorchTrainer(
+        train_rank,
+        train_loop_config={"config": config, "demonstrations": demonstrations},
+        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_rank else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_ranks, use_gpu=settings.gpus_per_rank > 0, resources_per_worker=_rank_resources(config)
+        ),
+        run_config=RayTrainRunConfig(
+            name=STORAGE,
+            storage_path=str(config.folder.resolve()),
+            failure_config=FailureConfig(max_failures=0),
+            callbacks=[ForwardReports(reports)],
+            logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+        ),
+    )
+
+
+def _rank_resources(config: SFTConfig) -> Resources:
+    gpus = config.learning.gpus_per_rank
+    return {"CPU": config.learning.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
+
+
+def _refuse_what_cannot_fit(config: SFTConfig, nodes: list[Resources]) -> None:
+    rank = _rank_resources(config)
+    room = sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes)
+    if room < config.learning.num_ranks:
+        raise ConfigError(
+            f"learning.num_ranks={config.learning.num_ranks}, but the cluster has room for {room} rank(s) of {rank}: lower it or "
+            "learning.cpus_per_rank (fractions share a CPU), or name a larger cluster in RAY_ADDRESS"
+        )
+
+
+def _summary_of_finished(config: SFTConfig) -> dict[str, Any] | None:
+    """The summary of a run that is finished. Raises ConfigError when its folder holds a run with other settings."""
+    path = config.folder / "summary.json"
+    if (config.folder / "checkpoints").exists():
+        raise ConfigError(f"{config.folder} holds a run of `laser train`: choose another run.name")
+    if not path.exists():
+        return None
+    changed = [
+        f"{key}: {change}"
+        for key, change in changed_settings(config.folder / "config.yaml", config).items()
+        if not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{config.folder} holds a finished cold start with other settings:\n  " + "\n  ".join(changed) + "\n"
+            "Choose another run.name, restore these settings, or delete the folder."
+        )
+    return json.loads(path.read_text())

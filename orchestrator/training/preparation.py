@@ -1,0 +1,53 @@
+"""What a run needs before anything starts: its tokenizer, token ids and problems, checked.
+
+In: a configuration. Out: `Prepared`, or a `ConfigError` or `DataError` that says what to mend. Starts neither Ray nor an engine.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config.training import RunConfig
+from orchestrator.data.problems import load_problems
+from orchestrator.data.prompts import PromptSet
+from orchestrator.data.tokens import ModelTokens, check_round_trip, load_tokens
+from orchestrator.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    tokens: ModelTokens
+    train: PromptSet
+    eval: PromptSet | None
+    eval_name: str
+    """Name of the held-out set in metrics: its file's stem."""
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load and check everything that a run of `config` reads before it starts its pools.
+
+    Raises:
+        ConfigError, DataError: As `load_tokens` and `load_problems`; also when z_c is one of the EOS tokens.
+    """
+    data = config.data
+    problems = load_problems(data.train, data.problem_field, data.answer_field)
+    eval_problems = None
+    if data.eval is not None:
+        eval_problems = load_problems(data.eval, *data.eval_fields, split="test")
+    tokens = load_tokens(config.model.path, config.self_reward.token)
+    if tokens.z_token in tokens.eos_tokens:
+        raise ConfigError(
+            f"self_reward.token: {config.self_reward.token!r} is one of the model's EOS tokens; choose one that it never uses"
+        )
+    check_round_trip(tokens.tokenizer, [problem.text for problem in problems[:100]])
+
+    limit = config.rollout.max_prompt_tokens
+    train = PromptSet(tokens.tokenizer, problems, data.instruction, limit)
+    held_out = None
+    if eval_problems is not None:
+        held_out = PromptSet(tokens.tokenizer, eval_problems[: config.evaluation.max_problems], data.instruction, limit)
+    if len(train) < config.rollout.prompts_per_step:
+        raise ConfigError(
+            f"rollout.prompts_per_step={config.rollout.prompts_per_step}, but {data.train} holds only {len(train)} problems of at most "
+            f"{limit} tokens: use at most that many a step"
+        )
+    return Prepared(tokens, train, held_out, Path(data.eval).stem if data.eval else "")

@@ -1,0 +1,114 @@
+"""Replay a stored step: the losses and the gradient norm that a model and a configuration give on rollouts kept as parquet.
+
+In: a rollout file of a run and a configuration, whose `model.path` may be any checkpoint's `export`. Out: the sums of the step,
+without an optimiser step. For looking into a step, or at what another alpha or beta_v would have made of it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError
+
+from actors.learning import start_ranks
+from orchestrator.algorithm.self_reward import self_reward_score
+from orchestrator.cluster.nodes import connect
+from orchestrator.config.training import RunConfig
+from orchestrator.data.problems import Problem
+from orchestrator.data.tokens import absolute_path, load_tokens
+from orchestrator.errors import ConfigError, DataError, RunError
+from orchestrator.messages.batches import StepSums
+from orchestrator.messages.requests import GroupRequest
+from orchestrator.messages.trajectories import read_groups
+from orchestrator.messages.verdicts import Status, Verdict
+from orchestrator.pools.collect import Batch, Group, to_batch
+from orchestrator.training.train_batch import estimate_advantages, make_train_batch
+
+
+@dataclass(frozen=True)
+class Replay:
+    step: int
+    samples: int
+    sums: StepSums
+    gradients: dict[str, np.ndarray]
+    """Of the total loss, by parameter name."""
+
+    @property
+    def grad_norm(self) -> float:
+        return float(np.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in self.gradients.values())))
+
+
+def load_batch(path: Path) -> tuple[Batch, int]:
+    """The batch of a rollout file, its trajectories put into the object store, and its step.
+
+    Raises:
+        DataError: There is no such file, or it is none that a run wrote.
+    """
+    name = re.fullmatch(r"step-(\d+)\.parquet", path.name)
+    if name is None or not path.is_file():
+        raise DataError(f"{path}: no rollout file; a run keeps them as rollouts/step-NNNNNN.parquet (run.save_rollouts_every)")
+    packed, table = read_groups(path)
+    rows = table.select(["group", "problem_id", "problem", "reference", "status", "answer"]).to_pylist()
+    groups = []
+    for number, trajectories in enumerate(packed):
+        mine = [row for row in rows if row["group"] == number]
+        problem = Problem(mine[0]["problem_id"], mine[0]["problem"], mine[0]["reference"], None, number)
+        request = GroupRequest(trajectories.prompt_ids.tolist(), len(trajectories), seed=0)
+        verdicts = [Verdict(Status(row["status"]), row["answer"]) for row in mine]
+        groups.append(Group(problem, request, ray.put(trajectories), None, trajectories.summary(), verdicts))
+    return to_batch(groups), int(name[1])
+
+
+def replay(config: RunConfig, path: Path) -> Replay:
+    """Losses and gradients of `config.model.path` on the stored step, by one learner rank.
+
+    Raises:
+        ConfigError: The configuration asks for several ranks or mini-batches, or its c_ref is not known.
+        DataError: As `load_batch`.
+        RunError: The rank failed.
+    """
+    settings = config.learning
+    if settings.mini_batches > 1 or settings.num_ranks > 1:
+        raise ConfigError("replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1")
+    tokens = load_tokens(config.model.path, config.self_reward.token)
+    c_ref = _c_ref(config, path)
+    connect()
+    batch, step = load_batch(path)
+    scores = None
+    if config.self_reward.token is not None:
+        scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
+    advantages = estimate_advantages(config, batch, scores, step)
+    train_batch = make_train_batch(config, batch, advantages, np.full(len(batch.rewards), c_ref, np.float32), step)
+    ranks: list[Any] = []
+
+    def spawn(cls: type, rank: int, *arguments: Any) -> Any:
+        ranks.append(ray.remote(cls).options(num_cpus=settings.cpus_per_rank, num_gpus=settings.gpus_per_rank).remote(*arguments))
+        return ranks[-1]
+
+    try:
+        start_ranks(config, absolute_path(config.model.path), tokens.z_token, spawn)
+        sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
+    except RayError as error:
+        raise RunError(f"the learner rank failed: {str(error).strip()}") from error
+    finally:
+        for rank in ranks:
+            ray.kill(rank)
+    return Replay(step, len(batch.rewards), sums, gradients)
+
+
+def _c_ref(config: RunConfig, path: Path) -> float:
+    if config.self_reward.token is None:
+        return 0.0
+    if isinstance(config.loss.c_ref, float):
+        return config.loss.c_ref
+    if config.loss.c_ref == "exact":
+        raise ConfigError("loss.c_ref=exact needs a reference model, which replay does not run: give a number, or use calibrate")
+    card = path.parent.parent / "export" / "self_reward.json"
+    if not card.exists():
+        raise ConfigError(f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5")
+    return float(json.loads(card.read_text())["c_ref"])

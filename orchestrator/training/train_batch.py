@@ -1,0 +1,65 @@
+"""From a verified batch to what the learner trains on: advantages, class weights and the plan of micro-batches.
+
+In: per-sample scalars of a rollout batch. Out: a `TrainBatch`. Used by the loop, and by the replay of a stored step.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from orchestrator.algorithm.advantages import group_advantages, mix_self_rewards
+from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
+from orchestrator.algorithm.schedule import Schedule
+from orchestrator.algorithm.self_reward import class_weights
+from orchestrator.config.training import RunConfig
+from orchestrator.messages.batches import MiniBatch, TrainBatch
+from orchestrator.pools.collect import Batch
+
+
+def schedule(config: RunConfig) -> Schedule:
+    return Schedule(config.loss.reasoning_warmup_steps, config.loss.self_reward_warmup_steps)
+
+
+def estimate_advantages(
+    config: RunConfig, batch: Batch, scores: Float32[np.ndarray, "samples"] | None, step: int
+) -> Float32[np.ndarray, "samples"]:
+    """GRPO's advantages, mixed with the self-rewarding ones where the schedule has come to that."""
+    # A sample whose check failed is a group of its own, which has advantage 0: it is neither rewarded nor punished.
+    alone = np.where(batch.verified, batch.group, len(batch.groups) + np.arange(len(batch.group)))
+    group = torch.from_numpy(alone.astype(np.int64))
+    advantages = group_advantages(torch.from_numpy(batch.rewards), group)
+    if scores is not None and config.loss.tau > 0 and schedule(config).advantage_mix_active(step):
+        scored = torch.from_numpy(batch.scored)
+        advantages = mix_self_rewards(advantages, torch.from_numpy(scores), scored, group, config.loss.tau, config.loss.filter_std)
+    return advantages.numpy().astype(np.float32)
+
+
+def make_train_batch(
+    config: RunConfig, batch: Batch, advantages: Float32[np.ndarray, "samples"], c_ref: Float32[np.ndarray, "samples"], step: int
+) -> TrainBatch:
+    """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
+    settings = config.learning
+    weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
+    sizes = np.bincount(batch.group).tolist()
+    mini_batches = []
+    for samples in split_mini_batches(sizes, settings.mini_batches):
+        plan = plan_micro_batches(batch.total_lengths[samples].tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
+        mini_batches.append(
+            MiniBatch(
+                plan=[[[samples[position] for position in micro] for micro in rank] for rank in plan],
+                total_tokens=int(batch.lengths[samples].sum()),
+                total_finished=int(batch.scored[samples].sum()),
+            )
+        )
+    self_rewarding = config.self_reward.token is not None and schedule(config).loss_term_active(step)
+    return TrainBatch(
+        step=step,
+        groups=[group.trajectories for group in batch.groups],
+        samples_per_group=sizes[0],
+        advantages=advantages,
+        rewards=batch.rewards,
+        class_weights=weights.astype(np.float32),
+        c_ref=c_ref,
+        mini_batches=mini_batches,
+        alpha=config.loss.alpha if self_rewarding else 0.0,
+    )

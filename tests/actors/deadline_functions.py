@@ -1,0 +1,63 @@
+"""What the tests of deadlines and verifiers run in a child process, by import path."""
+
+import os
+import subprocess
+import time
+
+from orchestrator.messages.verdicts import Status, Verdict
+
+NOT_A_FUNCTION = 42
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def big_power():
+    """Minutes in C, without once coming back to the interpreter."""
+    return len(bin(9**9**9))
+
+
+def write_pid_then_big_power(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path, f"{path}.done")
+    big_power()
+
+
+def leave_a_sleeper(path):
+    """Starts a process of its own, as a verifier that runs code would, and hangs."""
+    sleeper = subprocess.Popen(["sleep", "60"])
+    with open(path, "w") as file:
+        file.write(str(sleeper.pid))
+    time.sleep(60)
+
+
+def exit_with(status):
+    os._exit(status)
+
+
+def fail():
+    raise RuntimeError("no luck")
+
+
+def unpicklable():
+    return lambda: None
+
+
+def nested(size):
+    return "x" * size
+
+
+def obey(response, reference):
+    """A verifier that does what the reference says."""
+    if reference == "sleep":
+        time.sleep(60)
+    if reference == "exit":
+        os._exit(3)
+    if reference == "raise":
+        raise RuntimeError("no luck")
+    if reference == "bool":
+        return True
+    return Verdict(Status.CORRECT if response == reference else Status.WRONG, response)

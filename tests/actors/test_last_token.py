@@ -1,0 +1,181 @@
+"""The one-pass self-reward without an engine: which tokens may be sampled, and how what vLLM returns is read."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput, WeightVersionSpan
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+from actors.engine import read_output
+from actors.last_token import LastTokenProcessor, sampling_extra_args
+from orchestrator.messages.requests import EngineSettings
+
+VOCABULARY, Z, EOS, OTHER_EOS = 8, 7, 5, 6
+INF = float("inf")
+
+
+@pytest.fixture
+def processor():
+    return LastTokenProcessor(SimpleNamespace(), torch.device("cpu"), False)
+
+
+def scored(z_token=Z, eos_tokens=(EOS, OTHER_EOS)):
+    return SamplingParams(extra_args=sampling_extra_args(z_token, list(eos_tokens)))
+
+
+def update(processor, added=(), removed=(), moved=()):
+    added = [(row, params, [1, 2], output_ids) for row, params, output_ids in added]
+    processor.update_state(BatchUpdate(batch_size=4, added=added, removed=list(removed), moved=list(moved)))
+
+
+def allowed(processor, rows=3):
+    """For each row the tokens that can still be sampled."""
+    logits = processor.apply(torch.arange(rows * VOCABULARY, dtype=torch.float32).reshape(rows, VOCABULARY))
+    return [set(torch.nonzero(row > -INF).flatten().tolist()) for row in logits]
+
+
+EVERY = set(range(VOCABULARY))
+BEFORE_EOS, AFTER_EOS = EVERY - {Z}, {Z}
+
+
+@pytest.mark.parametrize("output_ids", [[], [1], [EOS, 1], [1, 2, 3]])
+def test_before_eos_only_z_c_is_barred(processor, output_ids):
+    update(processor, added=[(0, scored(), output_ids)])
+    logits = torch.randn(1, VOCABULARY)
+    before = logits.clone()
+    after = processor.apply(logits)
+    assert after[0, Z] == -INF
+    assert torch.equal(after[0, :Z], before[0, :Z])
+
+
+@pytest.mark.parametrize("eos", [EOS, OTHER_EOS])
+def test_after_any_eos_only_z_c_is_left(processor, eos):
+    update(processor, added=[(0, scored(), [1, eos])])
+    assert allowed(processor, 1) == [AFTER_EOS]
+
+
+def test_after_a_given_response_z_c_is_left_from_the_first_token_on(processor):
+    given = SamplingParams(extra_args=sampling_extra_args(Z, [EOS], response_given=True))
+    update(processor, added=[(0, given, []), (1, scored(), [])])
+    assert allowed(processor, 2) == [AFTER_EOS, BEFORE_EOS]
+
+
+def test_z_c_is_left_even_where_another_processor_barred_it(processor):
+    update(processor, added=[(0, scored(), [EOS])])
+    logits = torch.full((1, VOCABULARY), -INF)
+    assert torch.softmax(processor.apply(logits), dim=-1)[0, Z] == 1
+
+
+def test_requests_that_did_not_ask_are_untouched(processor):
+    update(processor, added=[(0, SamplingParams(), [1, EOS]), (1, scored(), [EOS]), (2, SamplingParams(extra_args={"other": 1}), [EOS])])
+    logits = torch.randn(3, VOCABULARY)
+    before = logits.clone()
+    after = processor.apply(logits)
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert torch.isinf(after[1]).sum() == VOCABULARY - 1
+
+
+def test_the_running_output_is_read_at_every_step(processor):
+    output_ids = [1]
+    update(processor, added=[(0, scored(), output_ids)])
+    assert allowed(processor, 1) == [BEFORE_EOS]
+    output_ids.append(EOS)
+    processor.update_state(None)  # what vLLM calls while the batch stays the same
+    assert allowed(processor, 1) == [AFTER_EOS]
+
+
+def test_each_request_has_its_own_tokens(processor):
+    update(processor, added=[(0, scored(z_token=3, eos_tokens=[2]), [2]), (1, scored(), [2])])
+    assert allowed(processor, 2) == [{3}, BEFORE_EOS]
+
+
+def test_requests_keep_their_rows_when_the_batch_is_compacted(processor):
+    update(processor, added=[(0, scored(), [1]), (1, SamplingParams(), [EOS]), (2, scored(), [EOS])])
+    assert allowed(processor) == [BEFORE_EOS, EVERY, AFTER_EOS]
+    update(processor, removed=[0], moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)])
+    assert allowed(processor) == [AFTER_EOS, EVERY, EVERY]
+    update(processor, moved=[(0, 1, MoveDirectionality.SWAP)])
+    assert allowed(processor) == [EVERY, AFTER_EOS, EVERY]
+    update(processor, added=[(1, SamplingParams(), [])])  # another request takes over the row
+    assert allowed(processor) == [EVERY, EVERY, EVERY]
+
+
+def test_it_takes_part_in_greedy_decoding(processor):
+    assert not processor.is_argmax_invariant()
+
+
+LIMIT = 4
+
+
+@pytest.fixture
+def settings():
+    return EngineSettings("model", (EOS, OTHER_EOS), Z, max_prompt_tokens=8, max_response_tokens=LIMIT, dtype="float32")
+
+
+def output(token_ids, versions=("3",)):
+    """What vLLM returns: the n-th token has log-prob -n, and the versions' spans share the tokens."""
+    logprobs = FlatLogprobs()
+    for number, token in enumerate(token_ids, 1):
+        logprobs.append_fast([token], [-float(number)], [1], [None])
+    spans = [WeightVersionSpan(version, start, start + 1) for start, version in enumerate(versions)]
+    return CompletionOutput(0, "", token_ids, None, logprobs, weight_versions=spans)
+
+
+def read(token_ids, settings, **more):
+    sample = read_output(output(token_ids, **more), settings)
+    assert sample.logprobs == [-float(number) for number in range(1, len(sample.response_ids) + 1)]
+    return sample.response_ids, sample.finished, sample.z_logprob
+
+
+def test_a_finished_response_ends_with_eos_and_z_c_is_only_its_score(settings):
+    assert read([1, 2, EOS, Z], settings) == ([1, 2, EOS], True, -4.0)
+
+
+def test_the_second_eos_ends_a_response_too(settings):
+    assert read([1, OTHER_EOS, Z], settings) == ([1, OTHER_EOS], True, -3.0)
+
+
+def test_eos_as_the_last_token_allowed_still_has_a_score(settings):
+    assert read([1, 2, 3, EOS, Z], settings) == ([1, 2, 3, EOS], True, -5.0)
+
+
+def test_eos_one_past_the_limit_is_cut_and_the_response_unfinished(settings):
+    token_ids, finished, z_logprob = read([1, 2, 3, 4, EOS], settings)
+    assert (token_ids, finished) == ([1, 2, 3, 4], False)
+    assert math.isnan(z_logprob)
+
+
+def test_a_truncated_response_has_no_score(settings):
+    token_ids, finished, z_logprob = read([1, 2, 3, 4, 1], settings)
+    assert (token_ids, finished) == ([1, 2, 3, 4], False)
+    assert math.isnan(z_logprob)
+
+
+def test_a_response_in_pieces_is_read_like_a_whole_one(settings):
+    """As a stream gives it: z_c alone is the score of what ended in the piece before; without it nothing finished."""
+    last = read_output(output([Z]), settings, last_token=EOS)
+    assert (last.response_ids, last.finished, last.z_logprob) == ([], True, -1.0)
+    cut = read_output(output([EOS]), EngineSettings(**vars(settings) | {"max_response_tokens": 0}), last_token=1)
+    assert (cut.response_ids, cut.finished, math.isnan(cut.z_logprob)) == ([], False, True)
+    nothing = read_output(output([]), settings, last_token=1)
+    assert (nothing.response_ids, nothing.finished) == ([], False)
+
+
+@pytest.mark.parametrize(("token_ids", "finished"), [([1, EOS], True), ([1, 2, 3, 4], False), ([1, 2, 3, EOS], True), ([Z, EOS], True)])
+def test_without_self_rewarding_every_token_is_the_responses(settings, token_ids, finished):
+    plain = EngineSettings(**{**vars(settings), "z_token": None})
+    found = read(token_ids, plain)
+    assert found[:2] == (token_ids, finished)
+    assert math.isnan(found[2])
+
+
+@pytest.mark.parametrize(
+    ("versions", "oldest_and_newest"),
+    [(["3"], (3, 3)), (["3", "4"], (3, 4)), (["9", "10", "11"], (9, 11)), (["default"], (-1, -1)), ([], (-1, -1))],
+)
+def test_versions_are_the_oldest_and_newest_of_the_response(settings, versions, oldest_and_newest):
+    assert read_output(output([1, 2, EOS, Z], versions), settings).versions == oldest_and_newest

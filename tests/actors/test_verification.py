@@ -1,0 +1,239 @@
+import re
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.math_check import DEFAULT_VERIFIER, boxed_answers, verify_math
+from actors.verification import VerificationWorker, load_verifier
+from orchestrator.errors import ConfigError
+from orchestrator.messages.verdicts import Status, Verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("", []),
+        ("the answer is 5", []),
+        (r"so \boxed{5}.", ["5"]),
+        (r"\boxed {5} and \boxed{ 6 }", ["5", "6"]),
+        (r"\boxed{}", [""]),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", [r"\frac{1}{\sqrt{2}}"]),
+        (r"\boxed{\left\{x : x>0\right.}", [r"\left\{x : x>0\right."]),
+        (r"\boxed{\begin{matrix}1\\{2}\end{matrix}}", [r"\begin{matrix}1\\{2}\end{matrix}"]),
+        (r"\boxed{\boxed{5}}", [r"\boxed{5}", "5"]),
+        (r"\boxed{4", [None]),
+        (r"\boxed{\frac{1}{2}", [None]),
+        (r"\boxed{5} or rather \boxed{", ["5", None]),
+        (r"{ \boxed{5}", ["5"]),
+        (r"} \boxed{5}", ["5"]),
+        (r"\fbox{5} \boxed5 \boxedx{5} boxed{5}", []),
+        (r"\\boxed{5}", ["5"]),
+        (r"line\\\boxed{5}", ["5"]),
+    ],
+)
+def test_boxed_answers(text, answers):
+    assert boxed_answers(text) == answers
+
+
+PIECES = st.sampled_from(["\\", "{", "}", r"\boxed{", r"\boxed", r"\{", "boxed{", "5", " "])
+BALANCED = st.recursive(
+    st.sampled_from(["", "x", r"\{", r"\}", r"\\", r"\frac"]),
+    lambda inner: st.lists(inner.map(lambda text: f"{{{text}}}") | inner, max_size=4).map(" ".join),
+)
+
+
+@given(st.text() | st.lists(PIECES).map("".join))
+def test_extraction_never_raises_and_sees_every_opening(text):
+    answers = boxed_answers(text)
+    assert len(answers) == len(re.findall(r"\\boxed\s*\{", text))
+    assert all(answer is None or answer in text for answer in answers)
+
+
+@given(BALANCED)
+def test_whatever_is_balanced_comes_back_from_its_box(inner):
+    assert boxed_answers(rf"text \boxed{{{inner}}} text") == [inner.strip()]
+
+
+def test_extraction_is_linear_in_the_text():
+    start = time.monotonic()
+    boxed_answers(r"\boxed{" * 100_000)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "status"),
+    [
+        (r"6*7=42, so \boxed{42}", "42", Status.CORRECT),
+        (r"6*7=43, so \boxed{43}", "42", Status.WRONG),
+        ("the answer is 42", "42", Status.NO_ANSWER),
+        (r"\boxed{4", "42", Status.NO_ANSWER),
+        (r"\boxed{ }", "42", Status.NO_ANSWER),
+        (r"\fbox{42}", "42", Status.NO_ANSWER),
+        (r"\boxed{42}, again \boxed{42}", "42", Status.FORMAT),
+        (r"\boxed{41}, no, \boxed{42}", "42", Status.FORMAT),
+        (r"\boxed{42}, that is \boxed{", "42", Status.FORMAT),
+        (r"\boxed{42}", "", Status.ERROR),
+        (r"\boxed{42}", r"\frac{1}{", Status.ERROR),
+        (r"\boxed{\frac{1}{2", r"\frac{1}{", Status.NO_ANSWER),
+        (r"\boxed{---}", "42", Status.WRONG),
+    ],
+)
+def test_statuses(response, reference, status):
+    verdict = verify_math(response, reference)
+    assert verdict.status is status
+    assert verdict.reward == (1.0 if status is Status.CORRECT else 0.0)
+    assert bool(verdict.detail) == (status not in (Status.CORRECT, Status.WRONG))
+
+
+def test_an_unreadable_reference_is_named():
+    assert r"\frac{1}{" in verify_math(r"\boxed{1}", r"\frac{1}{").detail.replace("\\\\", "\\")
+
+
+def test_a_failure_of_math_verify_is_an_error_and_not_a_wrong_answer(monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("cannot compare")
+
+    monkeypatch.setattr("math_verify.verify", broken)
+    verdict = verify_math(r"\boxed{42}", "42")
+    assert verdict.status is Status.ERROR
+    assert "cannot compare" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("0.5", "1/2"),
+        (r"\frac12", "0.5"),
+        ("1,000", "1000"),
+        ("42.0", "42"),
+        ("-3", "-3"),
+        ("007", "7"),
+        (r"\{2,1\}", r"\{1,2\}"),
+        ("2,1", "1,2"),
+        ("[0,1)", "[0,1)"),
+        (r"5\text{ cm}", "5"),
+        (r"90^\circ", "90"),
+        (r"50\%", "0.5"),
+        ("x=5", "5"),
+        ("(x-1)(x+1)", "x^2-1"),
+        (r"\text{Monday}", "Monday"),
+        (r"\text{(B)}", "B"),
+        ("0.001", "1e-3"),
+        ("1.5e+10", "15000000000"),
+        ("5", "$5$"),
+        ("5", r"\boxed{5}"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
+        ("---", "---"),
+    ],
+)
+def test_equal_answers(answer, reference):
+    assert verify_math(rf"\boxed{{{answer}}}", reference).status is Status.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("0.3333", "1/3"),
+        ("(2,1)", "(1,2)"),
+        ("[0,1]", "[0,1)"),
+        ("3.14", r"\pi"),
+        ("x", "y"),
+        (r"\infty", "5"),
+        ("12", "1,2"),
+        ("1,2", "12"),
+    ],
+)
+def test_different_answers(answer, reference):
+    assert verify_math(rf"\boxed{{{answer}}}", reference).status is Status.WRONG
+
+
+def test_reference_fault_5_outside_the_main_thread_a_correct_answer_stays_correct():
+    """The reference's math-verify arms SIGALRM, which raises in any other thread, and turns that into reward 0."""
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.append(verify_math(r"\boxed{\frac12}", "0.5")))
+    thread.start()
+    thread.join()
+    assert [verdict.status for verdict in verdicts] == [Status.CORRECT]
+
+
+def test_load_verifier():
+    assert load_verifier(DEFAULT_VERIFIER) is verify_math
+    with pytest.raises(ConfigError, match="no_such_module"):
+        load_verifier("no_such_module:verify")
+
+
+def worker(*args, **options):
+    return closing(VerificationWorker(*args, **options))
+
+
+def test_a_group_is_checked_in_order_and_equal_answers_once():
+    with worker(timeout_s=20.0) as verification:
+        texts = [r"\boxed{0.5}", r"first, \boxed{0.5}", r"\boxed{1}", "none", r"\boxed{\frac12}"]
+        verdicts = verification.verify(texts, [True] * 5, "1/2")
+        assert [verdict.status for verdict in verdicts] == [Status.CORRECT, Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Status.CORRECT]
+        assert [verdict.seconds is None for verdict in verdicts] == [False, True, False, False, False], "one has another's verdict"
+        assert verification.stats() == {
+            "correct": 3, "wrong": 1, "no_answer": 1, "format": 0, "timeout": 0, "error": 0, "checks": 4, "cache_hits": 1, "restarts": 0
+        }  # fmt: skip
+        again = verification.verify(texts, [True] * 5, "1/2")
+        assert verification.stats()["checks"] == 4
+        assert {verdict.seconds for verdict in again} == {None}
+        assert verification.verify(texts[:1], [True], "2/3")[0].status is Status.WRONG  # another reference, another check
+        assert verification.ping()
+
+
+def test_a_response_that_was_cut_off_counts_when_its_box_is_complete():
+    with worker(timeout_s=20.0) as verification:
+        complete, missing, ended = verification.verify([r"\boxed{5} and", "so 2+", "so 2+"], [False, False, True], "5")
+    assert complete.status is Status.CORRECT
+    assert missing.status is ended.status is Status.NO_ANSWER
+    assert "cut off" in missing.detail
+    assert "cut off" not in ended.detail
+
+
+def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
+    with worker(timeout_s=1.0) as verification:
+        start = time.monotonic()
+        group = verification.verify([r"\boxed{9^{9^{9}}}", r"\boxed{42}", r"again \boxed{9^{9^{9}}}"], [True] * 3, "42")
+        assert [verdict.status for verdict in group] == [Status.TIMEOUT, Status.CORRECT, Status.TIMEOUT]
+        assert group[0].answer == "9^{9^{9}}"
+        assert group[0].seconds > 1.0, "the deadline that it ran into"
+        assert group[2].seconds is None
+        assert time.monotonic() - start < 10
+        assert verification.stats()["restarts"] == 1  # equal answers of a group wait for one deadline, not two
+        assert verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")[0].status is Status.TIMEOUT
+        assert verification.stats()["restarts"] == 2  # but a timeout is not remembered
+
+
+@pytest.mark.parametrize(
+    ("reference", "status", "detail"),
+    [
+        ("sleep", Status.TIMEOUT, "took longer than 0.5 s"),
+        ("exit", Status.ERROR, "exited with status 3"),
+        ("raise", Status.ERROR, "RuntimeError: no luck"),
+        ("bool", Status.ERROR, "returned bool, not a Verdict"),
+    ],
+)
+def test_another_verifier_that_fails_has_a_status_of_its_own_and_the_next_check_goes_on(reference, status, detail):
+    with worker("deadline_functions:obey", timeout_s=0.5) as verification:
+        (verdict,) = verification.verify(["a"], [True], reference)
+        assert verdict.status is status
+        assert detail in verdict.detail
+        assert verification.verify(["a", "b"], [True, True], "a") == [Verdict(Status.CORRECT, "a"), Verdict(Status.WRONG, "b")]
+
+
+def test_another_verifier_sees_every_different_response():
+    with worker("deadline_functions:obey", timeout_s=5.0) as verification:
+        assert verification.verify([r"x \boxed{1}", r"y \boxed{1}"], [True, True], r"y \boxed{1}")[1].status is Status.CORRECT
+        assert verification.stats()["checks"] == 2
+
+
+def test_the_cache_is_bounded_and_forgets_the_least_recently_used():
+    with worker("deadline_functions:obey", timeout_s=5.0, cache_size=2) as verification:
+        for response in ("a", "b", "a", "c", "a", "b"):  # c drops b
+            verification.verify([response], [True], "a")
+        assert verification.stats()["checks"] == 4

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.messages.weights import pack_chunks
+
+
+def parameters(**sizes):
+    """Parameters by name, numbered so that every element is unlike the others."""
+    start, made = 0, []
+    for name, shape in sizes.items():
+        count = int(np.prod(shape))
+        made.append((name, torch.arange(start, start + count, dtype=torch.float32).reshape(shape)))
+        start += count
+    return made
+
+
+def test_chunks_hold_as_many_parameters_as_fit_in_order():
+    # 4 bytes an element: 32 + 32 fill a chunk of 64 to the byte, the next one would pass it.
+    chunks = list(pack_chunks(parameters(a=(2, 4), b=(8,), c=(1,), d=(5, 3)), torch.float32, 64))
+    assert [chunk.names for chunk in chunks] == [["a", "b"], ["c", "d"]]
+    assert [chunk.data.nbytes for chunk in chunks] == [64, 64]
+    assert [chunk.shapes for chunk in chunks] == [[(2, 4), (8,)], [(1,), (5, 3)]]
+
+
+def test_a_parameter_larger_than_a_chunk_travels_alone():
+    chunks = list(pack_chunks(parameters(a=(2,), large=(100,), b=(2,)), torch.float32, 64))
+    assert [chunk.names for chunk in chunks] == [["a"], ["large"], ["b"]]
+    assert chunks[1].data.nbytes == 400
+
+
+def test_the_size_counts_after_the_cast():
+    chunks = list(pack_chunks(parameters(a=(16,), b=(16,)), torch.bfloat16, 64))
+    assert [chunk.names for chunk in chunks] == [["a", "b"]]
+    assert chunks[0].dtype == "bfloat16"
+
+
+def test_nothing_to_send_is_no_chunk():
+    assert list(pack_chunks([], torch.float32, 64)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_read_back_from_a_read_only_array(dtype, recwarn):
+    sent = [*parameters(a=(3, 5), b=(7,), c=(2, 2, 2)), ("scalar", torch.tensor(0.3))]
+    received = []
+    for chunk in pack_chunks(sent, dtype, 80):
+        chunk.data.flags.writeable = False  # as the object store maps it
+        received += chunk.tensors()
+    assert [name for name, _ in received] == ["a", "b", "c", "scalar"]
+    for (_, before), (_, after) in zip(sent, received, strict=True):
+        assert after.dtype is dtype
+        torch.testing.assert_close(after, before.to(dtype), rtol=0, atol=0)
+    assert not recwarn.list
+
+
+def test_reading_copies_nothing():
+    [chunk] = pack_chunks(parameters(a=(4,), b=(4,)), torch.float32, 64)
+    (_, first), (_, second) = chunk.tensors()
+    assert first.data_ptr() == chunk.data.ctypes.data
+    assert second.data_ptr() == chunk.data.ctypes.data + 16
+
+
+def test_a_chunk_does_not_change_with_the_learners_weights():
+    weight = torch.nn.Parameter(torch.ones(4))
+    [chunk] = pack_chunks([("weight", weight)], torch.float32, 64)
+    with torch.no_grad():
+        weight.zero_()
+    [(_, sent)] = chunk.tensors()
+    assert sent.tolist() == [1, 1, 1, 1]
+
+
+def test_transposed_weights_arrive_in_their_own_order():
+    weight = torch.arange(6.0).reshape(2, 3).T
+    [chunk] = pack_chunks([("weight", weight)], torch.float32, 64)
+    [(_, sent)] = chunk.tensors()
+    assert sent.tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -1,0 +1,136 @@
+"""The journal on disk: what a kill may do to it, and who may read it."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from orchestrator.errors import RunError
+from orchestrator.storage import journal as journal_module
+from orchestrator.storage.journal import Journal, forget, last_step, read_events, saved_run_id
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setattr(journal_module, "_now", lambda: 1700)
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """A run of two steps and an evaluation."""
+    journal = Journal(tmp_path / "trial")
+    journal.start("trial")
+    journal.step(1, {"train/accuracy": 0.25, "self_reward/f1": math.nan})
+    journal.step(2, {"train/accuracy": 0.5})
+    journal.evaluation("test", 2, {"eval/test/accuracy": 0.75}, "samples/test-000002.json", None)
+    return journal
+
+
+def test_the_file_is_one_object_a_line(journal):
+    journal.summary()
+    journal.set_status("FINISHED")
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert len(lines[0].pop("id")) == 32
+    assert lines == [
+        {"event": "start", "time": 1700, "run_name": "trial"},
+        {"event": "step", "time": 1700, "step": 1, "values": {"train/accuracy": 0.25}},
+        {"event": "step", "time": 1700, "step": 2, "values": {"train/accuracy": 0.5}},
+        {
+            "event": "evaluation", "time": 1700, "step": 2, "set": "test", "values": {"eval/test/accuracy": 0.75},
+            "table": "samples/test-000002.json", "figure": None,
+        },
+        {"event": "summary", "time": 1700},
+        {"event": "status", "time": 1700, "status": "FINISHED"},
+    ]  # fmt: skip
+
+
+def test_infinity_is_the_largest_number_and_the_file_plain_json(journal):
+    journal.step(3, {"policy/grad_norm": math.inf, "loss/total": -math.inf})
+    *_, last = journal.path.read_text().splitlines()
+    values = json.loads(last, parse_constant=pytest.fail)["values"]
+    assert values == {"policy/grad_norm": sys.float_info.max, "loss/total": -sys.float_info.max}
+
+
+def test_opened_again_it_knows_what_is_in_it(journal):
+    journal.set_status("FAILED")
+    again = Journal(journal.folder)
+    assert (len(again), again.last_step, again.evaluations, again.status) == (5, 2, {("test", 2)}, "FAILED")
+    assert [event.get("step") for event in again.events(2)] == [2, 2, None]
+    assert list(again.events(5)) == []
+    empty = Journal(journal.folder / "other")
+    assert (len(empty), empty.last_step, empty.evaluations, empty.status, empty.sent) == (0, -1, set(), None, 0)
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"event": "step", "time": 17', b'{"event": "summary", "time": 1}', b"\0\0\0\0\n", b'{"event": "step\xc3']
+)
+def test_a_last_line_that_a_kill_cut_off_is_dropped(journal, tail):
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole + tail)
+    assert len(read_events(journal.folder)) == 4, "a reader leaves it out"
+    assert journal.path.read_bytes() == whole + tail, "and leaves it alone"
+    again = Journal(journal.folder)
+    assert journal.path.read_bytes() == whole
+    again.step(3, {"train/accuracy": 1.0})
+    assert [event["step"] for event in again.events(3)] == [2, 3]
+    assert [event.get("step") for event in read_events(journal.folder)] == [None, 1, 2, 2, 3]
+
+
+def test_a_broken_line_in_the_middle_is_told_with_its_number(journal):
+    first, second, *rest = journal.path.read_text().splitlines(keepends=True)
+    journal.path.write_text(first + second[:10] + "\n" + "".join(rest))
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is no event"):
+        Journal(journal.folder)
+    with pytest.raises(RunError, match="line 2"):
+        read_events(journal.folder)
+
+
+def test_a_full_disk_leaves_no_half_line(journal, monkeypatch):
+    whole = journal.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal_module.os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        journal.step(3, {"train/accuracy": 1.0})
+    assert journal.path.read_bytes() == whole
+    assert (len(journal), journal.last_step) == (4, 2)
+    monkeypatch.undo()
+    journal.step(3, {"train/accuracy": 1.0})
+    assert [event["step"] for event in Journal(journal.folder).events(4)] == [3]
+
+
+def test_the_cursor_outlives_the_process_and_a_torn_one_begins_anew(journal):
+    assert journal.sent == 0
+    journal.mark_sent(3)
+    assert Journal(journal.folder).sent == 3
+    (journal.folder / ".mlflow-sent").write_text("")
+    assert Journal(journal.folder).sent == 0
+    (journal.folder / ".mlflow-sent").write_text("17\n")
+    assert Journal(journal.folder).sent == 4, "no more than there are"
+
+
+def test_a_folder_can_be_forgotten(journal):
+    journal.mark_sent(3)
+    (journal.folder / "mlflow_run_id").write_text("abc")
+    assert saved_run_id(journal.folder) == "abc"
+    forget(journal.folder)
+    assert saved_run_id(journal.folder) is None
+    assert read_events(journal.folder) == []
+    assert Journal(journal.folder).sent == 0
+    forget(journal.folder)
+
+
+def test_the_last_step_is_read_from_the_end_of_a_long_journal(tmp_path):
+    assert last_step(tmp_path) == 0
+    journal = Journal(tmp_path)
+    journal.start("run")
+    assert last_step(tmp_path) == 0
+    for step in range(1, 400):
+        journal.step(step, {f"metric/{number}": 0.5 for number in range(20)})
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 2 * 2**16
+    journal.evaluation("test", 399, {"eval/test/accuracy": 0.5}, None, None)
+    journal.set_status("FINISHED")
+    assert last_step(tmp_path) == 399

@@ -1,0 +1,251 @@
+"""What a sweep trains: points, conditions, names, and which trials share a trunk."""
+
+import math
+
+import pytest
+import yaml
+from ray.tune.search import Repeater, Searcher
+
+from orchestrator.config.schema import flat_settings
+from orchestrator.config.sweep import SweepConfig, Values, base_config, load_sweep
+from orchestrator.errors import ConfigError
+from orchestrator.sweeps.optuna_search import PointSearch
+from orchestrator.sweeps.plan import Plan, in_effect, member_name, points, rounded
+from orchestrator.sweeps.results import Ledger, State
+from orchestrator.sweeps.trial import TrialRunner
+
+
+@pytest.fixture
+def load(tmp_path):
+    base = {
+        "run": {"name": "base", "steps": 10, "dir": str(tmp_path / "runs")},
+        "model": {"path": "models/base"},
+        "data": {"train": "train.jsonl", "eval": "test.jsonl"},
+        "loss": {"reasoning_warmup_steps": 5},
+        "self_reward": {"token": "<|z|>"},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+
+    def make(**settings) -> SweepConfig:
+        tree = {"name": "sweep", "base": str(tmp_path / "base.yaml"), "space": {"loss.alpha": {"grid": [0.1, 1.0]}}} | settings
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        return load_sweep(tmp_path / "sweep.yaml")
+
+    return make
+
+
+@pytest.fixture
+def plan(load):
+    def make(**settings) -> Plan:
+        sweep = load(**settings)
+        return Plan(sweep, base_config(sweep))
+
+    return make
+
+
+def test_grids_are_crossed_with_each_other_and_with_the_seeds(plan):
+    trials = plan(space={"loss.beta_v": {"grid": [0.1, 0.2]}, "loss.alpha": {"grid": [0.5, 1.0]}}, seeds=[3, 4]).trials
+    found = [(trial.point["loss.beta_v"], trial.point["loss.alpha"], trial.seed) for trial in trials]
+    assert found == [(b, a, s) for b in (0.1, 0.2) for a in (0.5, 1.0) for s in (3, 4)]
+    last = trials[-1].config
+    assert (last.loss.beta_v, last.loss.alpha, last.run.seed, last.run.name) == (0.2, 1.0, 4, "beta_v-0.2_alpha-1_seed-4")
+    assert last.run.dir.parts[-2:] == ("sweep", "trials")
+
+
+def test_drawn_values_are_the_same_for_all_grid_values_and_seeds_and_repeat_with_the_seed(load):
+    space = {"loss.alpha": {"log_uniform": [0.01, 1]}, "loss.beta_v": {"grid": [0.1, 0.2]}}
+    sweep = load(space=space, search={"points": 3, "seed": 7})
+    found = points(sweep, base_config(sweep))
+    assert len(found) == 6
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert first["loss.alpha"] == second["loss.alpha"] == float(f"{first['loss.alpha']:.4g}")
+        assert 0.01 <= first["loss.alpha"] <= 1
+    assert found == points(sweep, base_config(sweep))
+    other = load(space=space, search={"points": 3, "seed": 8})
+    assert found != points(other, base_config(other))
+
+
+def test_a_number_is_rounded_within_its_bounds():
+    assert rounded(0.123456, Values(uniform=(0.0, 1.0))) == 0.1235
+    assert rounded(0.123449, Values(uniform=(0.12348, 1.0))) == 0.12348
+    assert rounded("calibrate", Values(choice=["calibrate", "exact"])) == "calibrate"
+
+
+def test_a_key_whose_condition_fails_keeps_the_base_value_and_makes_no_second_point(load):
+    sweep = load(space={"loss.alpha": {"grid": [0.0, 1.0]}, "loss.tau": {"grid": [0.0, 0.5], "when": "loss.alpha > 0"}})
+    assert points(sweep, base_config(sweep)) == [
+        {"loss.alpha": 0.0},
+        {"loss.alpha": 1.0, "loss.tau": 0.0},
+        {"loss.alpha": 1.0, "loss.tau": 0.5},
+    ]
+    assert in_effect(sweep, base_config(sweep), {"loss.alpha": 0.0, "loss.tau": 0.5}) == {"loss.alpha": 0.0}
+
+
+def test_points_that_fail_a_condition_are_left_out_and_draws_are_drawn_again(load):
+    sweep = load(
+        space={"loss.alpha": {"uniform": [0.0, 1.0]}, "loss.beta_v": {"grid": [0.1, 0.2]}},
+        where=["loss.alpha * loss.beta_v > 0.05"],
+        search={"points": 5},
+    )
+    found = points(sweep, base_config(sweep))
+    assert len({point["loss.alpha"] for point in found}) == 5
+    assert all(point["loss.alpha"] * point["loss.beta_v"] > 0.05 for point in found)
+    few = load(space={"loss.alpha": {"choice": [0.1, 0.2]}}, search={"points": 3})
+    with pytest.raises(ConfigError, match=r"search.points=3: only 2 different points"):
+        points(few, base_config(few))
+
+
+def test_trials_that_differ_only_after_the_warm_up_share_a_trunk_per_seed(plan):
+    shared = plan(space={"loss.alpha": {"grid": [0.1, 1.0]}, "loss.beta_v": {"grid": [0.1, 0.2]}}, seeds=[0, 1])
+    assert [trunk.name for trunk in shared.trunks] == ["trunk_seed-0", "trunk_seed-1"]
+    assert [trial.trunk for trial in shared.trials[:2]] == ["trunk_seed-0", "trunk_seed-1"]
+    trunk = shared.trunks[1]
+    assert (trunk.config.run.steps, trunk.config.run.seed, trunk.is_trunk) == (5, 1, True)
+    alone = flat_settings(shared.trials[1].config)
+    different = {key for key, value in flat_settings(trunk.config).items() if value != alone[key]}
+    assert different <= {"run.name", "run.dir", "run.steps", "loss.alpha", "loss.beta_v"}
+
+
+def test_a_key_that_matters_from_the_first_step_has_a_trunk_for_each_value(plan):
+    mixed = plan(space={"learning.lr": {"grid": [1e-4, 1e-3]}, "loss.alpha": {"grid": [0.1, 1.0]}})
+    assert [(trunk.name, trunk.config.learning.lr) for trunk in mixed.trunks] == [
+        ("trunk_lr-0.0001_seed-0", 1e-4),
+        ("trunk_lr-0.001_seed-0", 1e-3),
+    ]
+    assert [trial.trunk for trial in mixed.trials] == ["trunk_lr-0.0001_seed-0"] * 2 + ["trunk_lr-0.001_seed-0"] * 2
+
+
+def test_a_trial_with_nobody_to_share_with_trains_its_first_steps_itself(plan):
+    lone = plan(space={"learning.lr": {"grid": [1e-4, 1e-3]}})
+    assert lone.trunks == []
+    assert [trial.trunk for trial in lone.trials] == [None, None]
+
+
+def test_without_warm_up_the_trunk_still_shares_c_ref_and_the_base_evaluation(plan):
+    no_warm_up = plan(settings={"loss": {"reasoning_warmup_steps": 0}})
+    assert [trunk.config.run.steps for trunk in no_warm_up.trunks] == [0]
+    assert {trial.trunk for trial in no_warm_up.trials} == {"trunk_seed-0"}
+
+
+def test_a_trunk_is_valid_whatever_beta_v_its_c_ref_needs(plan):
+    space = {"loss.c_ref": {"grid": [-4.0, -20.0]}, "loss.beta_v": {"grid": [0.5, 1.0]}}
+    trunks = plan(space=space).trunks
+    # The base's beta_v, 0.1, does not go with -4.
+    assert [(trunk.config.loss.c_ref, trunk.config.loss.beta_v) for trunk in trunks] == [(-4.0, 0.5), (-20.0, 0.1)]
+
+
+def test_optuna_plans_trunks_before_it_proposes_points(plan):
+    search = {"algorithm": "optuna", "points": 4}
+    neutral = plan(space={"loss.alpha": {"log_uniform": [0.1, 1]}}, search=search, seeds=[0, 1])
+    assert neutral.trials == []
+    assert [trunk.name for trunk in neutral.trunks] == ["trunk_seed-0", "trunk_seed-1"]
+    assert neutral.trial({"loss.alpha": 0.3}, 1).trunk == "trunk_seed-1"
+    mattering = plan(space={"loss.alpha": {"uniform": [0, 1]}, "learning.lr": {"log_uniform": [1e-5, 1e-3]}}, search=search)
+    assert mattering.trunks == []
+    assert mattering.trial({"loss.alpha": 0.3, "learning.lr": 1e-4}, 0).trunk is None
+
+
+def proposals(search: PointSearch, number: int) -> list[dict]:
+    """The next `number` points, each answered by its alpha as the metric."""
+    found = []
+    for index in range(number):
+        proposal = search.suggest(f"trial-{index}")
+        if proposal == Searcher.FINISHED:
+            break
+        found.append(proposal["point"])
+        search.on_trial_complete(f"trial-{index}", {"objective": proposal["point"].get("loss.alpha", 0.0)})
+    return found
+
+
+def test_optuna_proposes_no_point_twice_and_stops_when_the_space_is_searched_through(plan, tmp_path):
+    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}, "loss.tau": {"choice": [0.1, 0.2], "when": "loss.alpha > 0.25"}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 9})
+    found = proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 9)
+    assert sorted(found, key=str) == sorted(
+        [{"loss.alpha": 0.1}, {"loss.alpha": 0.2}, {"loss.alpha": 0.3, "loss.tau": 0.1}, {"loss.alpha": 0.3, "loss.tau": 0.2}], key=str
+    )
+
+
+def test_optuna_proposes_what_was_cut_off_first_and_never_what_is_over(plan, tmp_path):
+    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 3})
+    ledger = Ledger(tmp_path, "sweep", space, "accuracy", "test")
+    for alpha, status in ((0.3, State.FINISHED), (0.2, State.PENDING)):
+        trial = ledger.add(made.trial({"loss.alpha": alpha}, 0))
+        trial.status, trial.objective = status, 0.5
+    search = PointSearch(made, ledger)
+    assert search.left == 2
+    assert proposals(search, 3) == [{"loss.alpha": 0.2}, {"loss.alpha": 0.1}]
+
+
+def test_each_proposed_point_is_trained_with_every_seed_and_judged_by_their_mean(plan, tmp_path):
+    space = {"loss.alpha": {"log_uniform": [0.1, 1.0]}}
+    made = plan(space=space, search={"algorithm": "optuna", "points": 2}, seeds=[5, 7])
+    search = PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test"))
+    repeated = Repeater(search, repeat=2)
+    runner = TrialRunner(made, [{"CPU": 4.0}], {})
+    members = [runner.member(repeated.suggest(f"trial-{number}")) for number in range(4)]
+    assert [member.seed for member in members] == [5, 7, 5, 7]
+    assert members[0].point == members[1].point != members[2].point
+    assert [member.trunk for member in members[:2]] == ["trunk_seed-5", "trunk_seed-7"]
+    assert runner.resources({"point": members[0].point}).bundles == [{"CPU": 1.0}] * 3, (
+        "the driver reserves nothing: a learner, an engine, a verifier"
+    )
+    for number, objective in enumerate((0.2, 0.4)):
+        repeated.on_trial_complete(f"trial-{number}", {"objective": objective})
+    assert search.optuna._ot_study.best_value == pytest.approx(0.3)
+
+
+def test_a_proposal_that_makes_no_configuration_is_not_trained(plan, tmp_path):
+    space = {"learning.mini_batches": {"choice": [1, 500]}}  # more than there are prompts in a step
+    made = plan(space=space, search={"algorithm": "optuna", "points": 2})
+    assert proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 2) == [{"learning.mini_batches": 1}]
+
+
+def named(point, seed=0):
+    return member_name(point, seed, point)
+
+
+def test_names_tell_points_apart(plan):
+    assert named({"loss.beta_v": 0.1, "loss.alpha": 2.0}) == "beta_v-0.1_alpha-2_seed-0"
+    assert named({"loss.c_ref": "calibrate", "learning.lr": 1e-06}, 3) == "c_ref-calibrate_lr-1e-06_seed-3"
+    assert named({"rollout.cpus": 1.0, "verification.cpus": 0.5}) == "rollout.cpus-1_verification.cpus-0.5_seed-0"
+    assert named({"loss.alpha": 0.1}) != named({"loss.alpha": math.nextafter(0.1, 1)})
+    # Two keys of one leaf, of which a point has only one in effect.
+    assert member_name({"rollout.cpus": 1.0}, 0, ["rollout.cpus", "verification.cpus"]) == "rollout.cpus-1_seed-0"
+    with pytest.raises(ConfigError, match="two points would be named enforce_eager-True_seed-0"):
+        plan(space={"rollout.engine_args.enforce_eager": {"grid": [True, "True"]}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"space": {"loss.alfa": {"grid": [1.0]}}}, r"space: loss.alfa: .*unknown key. Nearest known key: loss.alpha"),
+        ({"space": {"loss.alpha": {"grid": ["much"]}}}, "space: loss.alpha: .*must be a valid number, got 'much'"),
+        ({"space": {"loss.alpha": {"grid": [1.0], "uniform": [0, 1]}}}, r"exactly one of grid, choice, uniform and log_uniform"),
+        ({"space": {"loss.alpha": {"uniform": [1, 0]}}, "search": {"points": 1}}, "must rise"),
+        ({"space": {"loss.alpha": {"uniform": [0, 1]}}}, "search.points: missing; loss.alpha are drawn"),
+        ({"search": {"points": 3}}, "search.points: all keys of the space are grids"),
+        ({"search": {"algorithm": "optuna"}}, "optuna proposes values and cannot go through the grids of loss.alpha"),
+        ({"space": {"run.seed": {"grid": [0, 1]}}}, "run.seed is the sweep's own to give: list them as `seeds`"),
+        ({"metric": "accuracy + f2"}, "metric: 'accuracy \\+ f2' cannot be computed: 'f2' is not defined"),
+        ({"metric": "accuracy > 0.5"}, "gives False, not a number"),
+        ({"search": {"algorithm": "optuna", "points": 3}, "space": {"loss.alpha": {"choice": [0.1, -1]}}}, "loss.alpha: .*must be greater"),
+        ({"where": ["loss.alpha >"]}, "where: 'loss.alpha >' is no formula"),
+        ({"where": ["loss.alpha > 5"]}, "none of the 2 points meets loss.alpha > 5"),
+        ({"where": ["loss.alfa > 5"]}, "where: 'loss.alfa > 5' cannot be computed"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"settings": {"loss": {"reasoning_warmup_steps": 10}}}, "loss.alpha have no effect up to step loss.reasoning_warmup_steps=10"),
+        ({"settings": {"data": {"eval": None}}}, "data.eval is missing"),
+        ({"settings": {"loss": {"alfa": 1}}}, "loss.alfa: unknown key"),
+        ({"base": "nowhere.yaml"}, "base: nowhere.yaml cannot be read"),
+        (
+            {"settings": {"loss": {"c_ref": -12.0}}, "space": {"loss.beta_v": {"grid": [0.1, 0.05]}}},
+            "point loss.beta_v=0.05: .*loss.c_ref: .* larger loss.beta_v \\(above 0.0833\\)",
+        ),
+        ({"space": {"learning.mini_batches": {"grid": [1, 500]}}}, "point learning.mini_batches=500: .*more than rollout.prompts_per_step"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_key_and_reason(plan, settings, message):
+    with pytest.raises(ConfigError, match=rf"(?s){message}"):
+        plan(**settings)

@@ -1,0 +1,64 @@
+"""What a person reads while a run goes on and at its end."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import terminal as progress
+from orchestrator.terminal import RunProgress
+from orchestrator.training.show import SUMMARY_ROWS, show_summary
+
+FIGURES = dict.fromkeys(SUMMARY_ROWS, 0.25)
+SUMMARY = {"base": FIGURES, "trained": FIGURES | {"accuracy": 0.5, "auroc": None}, "problems": 300, "samples_per_problem": 8,
+           "steps": 200, "seconds": 301.4}  # fmt: skip
+
+
+@pytest.fixture
+def console():
+    return Console(width=120, record=True, force_terminal=False, file=open("/dev/null", "w"))
+
+
+def test_without_a_terminal_a_line_every_ten_steps_and_for_the_first_and_last(console):
+    shown = RunProgress("trial", total=23, done=4, console=console)
+    with shown:
+        for step in range(5, 24):
+            shown.step(step, {"train/accuracy": 0.5, "time/step": 12.34})
+    lines = console.export_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["5/23", "10/23", "20/23", "23/23"]
+    assert lines[0].split("  ") == ["step 5/23", "accuracy 0.500", "step s 12.3", "ETA -"]
+
+
+def test_the_summary_compares_base_and_trained_model(console):
+    show_summary(SUMMARY, Path("runs/trial"), "sqlite:///runs/mlflow.db", console)
+    text = console.export_text()
+    assert "300 held-out problems x 8 samples, 200 steps, 5:01" in text
+    (accuracy,) = [line for line in text.splitlines() if "accuracy" in line]
+    assert [cell.strip() for cell in accuracy.strip("│").split("│")][1:] == ["0.250", "0.500", "+0.250"]
+    assert "Maj@8" in text
+    assert "mlflow ui --backend-store-uri sqlite:///runs/mlflow.db" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("http://host:5000", "curves    http://host:5000"),
+        ("https://me:secret@host/ml", "curves    https://me:***@host/ml"),
+        ("postgresql://me:secret@host/db", "mlflow ui --backend-store-uri postgresql://me:***@host/db"),
+    ],
+)
+def test_curves_are_where_the_server_is_and_a_password_is_not_printed(console, uri, line):
+    show_summary(SUMMARY | {"base": None}, Path("runs/trial"), uri, console)
+    text = console.export_text()
+    assert line in text
+    assert "secret" not in text
+
+
+def test_commands_can_be_typed_without_activating_the_environment(tmp_path, monkeypatch):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "mlflow").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress.sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.setattr(progress.shutil, "which", lambda name: None)
+    assert progress.program("mlflow") == ".venv/bin/mlflow"
+    assert progress.program("laser") == "laser"

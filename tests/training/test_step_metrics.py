@@ -1,0 +1,60 @@
+"""The metrics of a training step, by hand-worked values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.data.problems import Problem
+from orchestrator.messages.batches import StepSums
+from orchestrator.messages.requests import GroupRequest
+from orchestrator.messages.trajectories import GroupSummary
+from orchestrator.messages.verdicts import Status, Verdict
+from orchestrator.pools.collect import CollectTimes, Group, to_batch
+from orchestrator.training.loop import step_metrics
+
+
+@pytest.fixture
+def batch():
+    """One problem with a right and a wrong solution of 30 and 10 tokens."""
+    summary = GroupSummary(
+        prompt_tokens=2,
+        lengths=np.array([30, 10], np.int32),
+        finished=np.array([True, True]),
+        z_logprobs=np.full(2, -20.0, np.float32),
+        versions=np.zeros((2, 2), np.int32),
+    )
+    verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
+    return to_batch([Group(Problem("a", "p", "1", None, 1), GroupRequest([1, 2], 2, 0), None, None, summary, verdicts)])
+
+
+def metrics_of(batch, sums, step_s=8.0):
+    return step_metrics(batch, None, sums, CollectTimes(rollout=2.0, verify=0.5), step_s, restarts=0)
+
+
+def test_throughput_counts_the_whole_step(batch):
+    metrics = metrics_of(batch, [StepSums(tokens=40, compared_tokens=40, seconds=1.0)])
+    assert metrics["throughput/samples_per_s"] == 2 / 8
+    assert metrics["throughput/tokens_per_s"] == 40 / 8
+    assert metrics["throughput/rollout_tokens_per_s"] == 40 / 2
+    assert metrics["throughput/learning_tokens_per_s"] == 40 / 1
+    assert (metrics["time/step"], metrics["time/learn"]) == (8, 1)
+
+
+def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):
+    ranks = [StepSums(tokens=30, compared_tokens=10, mismatch_kl=0.4), StepSums(tokens=10, compared_tokens=6, mismatch_kl=0.8)]
+    for rank in ranks:
+        rank.seconds = 1.0
+    assert metrics_of(batch, ranks)["policy/mismatch_kl"] == pytest.approx(1.2 / 16)
+
+
+def test_engine_and_learner_are_compared_token_by_token():
+    sums = StepSums()
+    sums.compare(torch.tensor([-1.0]), torch.tensor([-1.0 - math.log(1.5)]))
+    sums.compare(torch.tensor([-2.0]), torch.tensor([-2.0 - math.log(4.0)]))
+    assert sums.compared_tokens == 2
+    assert sums.mismatch_max == pytest.approx(math.log(4.0))
+    assert sums.mismatch_abs == pytest.approx(math.log(6.0))
+    # k3 of KL(engine || learner): r - 1 - log r with r = pi_learner / pi_engine = 1.5 and 4.
+    assert sums.mismatch_kl == pytest.approx(0.5 - math.log(1.5) + 3 - math.log(4.0))
