@@ -38,7 +38,9 @@ def learning_rate(config: SFTConfig, step: int) -> float:
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
     done = (step - settings.warmup_steps) / (steps - settings.warmup_steps)
-    return settings.lr * (settings.final_lr_share + (1 - settings.final_lr_share) * (1 + math.cos(math.pi * done)) / 2)
+    return settings.lr * (
+        settings.final_lr_share + (1 - settings.final_lr_share) * (1 + math.cos(math.pi * done)) / 2
+    )
 
 
 def make_rows(
@@ -55,12 +57,18 @@ def make_rows(
         inputs = len(tokens) - 1
         input_ids[row, :inputs] = torch.from_numpy(tokens[:-1].astype(np.int64))
         read[row, prompt_length - 1 : inputs] = True
-    targets = torch.from_numpy(np.concatenate([tokens[prompt_length:] for tokens, prompt_length in samples]).astype(np.int64))
+    targets = torch.from_numpy(
+        np.concatenate([tokens[prompt_length:] for tokens, prompt_length in samples]).astype(np.int64)
+    )
     return input_ids.to(device), read.to(device), targets.to(device)
 
 
 def share_of_loss(
-    model: torch.nn.Module, samples: Sequence[tuple[np.ndarray, int]], total_targets: int, pad_token: int, device: torch.device
+    model: torch.nn.Module,
+    samples: Sequence[tuple[np.ndarray, int]],
+    total_targets: int,
+    pad_token: int,
+    device: torch.device,
 ) -> Tensor:
     """What these samples add to their batch's loss, the mean negative log-prob over its `total_targets`; shares of all ranks sum to it.
 
@@ -75,7 +83,12 @@ class Rank:
     """One ZeRO-3 rank of the cold start; its process group is Ray Train's. Every method is a collective."""
 
     def __init__(self, config: SFTConfig, demonstrations: Demonstrations, rank: int, world_size: int) -> None:
-        self.config, self.demonstrations, self.rank, self.world_size = config, demonstrations, rank, world_size
+        self.config, self.demonstrations, self.rank, self.world_size = (
+            config,
+            demonstrations,
+            rank,
+            world_size,
+        )
         settings = config.learning
         on_gpu = settings.gpus_per_rank > 0
         self.device = torch.device("cuda" if on_gpu else "cpu")
@@ -85,15 +98,26 @@ class Rank:
         import deepspeed
 
         ds_config = zero3.zero3_config(
-            dtype=settings.dtype, grad_clip=settings.grad_clip, offload="none", on_gpu=on_gpu, extra=settings.deepspeed
+            dtype=settings.dtype,
+            grad_clip=settings.grad_clip,
+            offload="none",
+            on_gpu=on_gpu,
+            extra=settings.deepspeed,
         )
         self.tokenizer = load_tokens(config.model.path, None).tokenizer
         self.pad_token = self.tokenizer.pad_token_id or 0
         self.model = zero3.load_model(
-            config.model.path, ds_config, dtype=settings.dtype, gradient_checkpointing=settings.gradient_checkpointing
+            config.model.path,
+            ds_config,
+            dtype=settings.dtype,
+            gradient_checkpointing=settings.gradient_checkpointing,
         )
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=on_gpu
+            self.model.parameters(),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=on_gpu,
         )
         self.engine, *_ = deepspeed.initialize(model=self.model, optimizer=self.optimizer, config=ds_config)
         self.engine.train()
@@ -106,7 +130,9 @@ class Rank:
             group["lr"] = lr
         total = self.demonstrations.target_count(batch)
         lengths = (self.demonstrations.lengths[batch] - 1).tolist()  # the last token is a target only
-        micro_batches = plan_micro_batches(lengths, self.world_size, self.config.learning.tokens_per_micro_batch)[self.rank]
+        micro_batches = plan_micro_batches(
+            lengths, self.world_size, self.config.learning.tokens_per_micro_batch
+        )[self.rank]
         loss_sum = torch.zeros((), device=self.device)
         for number, micro in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
@@ -167,5 +193,7 @@ class ForwardReports(UserCallback):
     def __init__(self, reports: Queue) -> None:
         self.reports = reports
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
         self.reports.put(metrics[0])

@@ -52,7 +52,11 @@ def load_function(import_path: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        found = "has no such name" if function is None else f"has a {type(function).__name__} there, not a function"
+        found = (
+            "has no such name"
+            if function is None
+            else f"has a {type(function).__name__} there, not a function"
+        )
         raise ConfigError(f"'{import_path}': module '{module_name}' ({module.__file__}) {found}")
     return function
 
@@ -81,7 +85,9 @@ class DeadlineExecutor:
     def call(self, *args: Any) -> Any:
         """`function(*args)`; raises DeadlineExceeded, ChildDied or CallFailed. All three leave the executor usable."""
         with self._lock:
-            if self._process.poll() is not None:  # it died between two calls, for which this call is not to blame
+            if (
+                self._process.poll() is not None
+            ):  # it died between two calls, for which this call is not to blame
                 self._restart()
             if not self._ready:
                 self._await_ready()
@@ -123,10 +129,14 @@ class DeadlineExecutor:
         try:
             if not self._connection.poll(START_TIMEOUT_S):
                 self._kill()
-                raise ConfigError(f"'{self._function}' was not imported and warm within {START_TIMEOUT_S:g} s")
+                raise ConfigError(
+                    f"'{self._function}' was not imported and warm within {START_TIMEOUT_S:g} s"
+                )
             problem = self._connection.recv()
         except (EOFError, OSError):
-            raise ConfigError(f"'{self._function}': its process {self._kill()} while it started; see its output above") from None
+            raise ConfigError(
+                f"'{self._function}': its process {self._kill()} while it started; see its output above"
+            ) from None
         if problem is not None:
             self._kill()
             raise ConfigError(problem)
@@ -148,7 +158,9 @@ class DeadlineExecutor:
         if not self._connection.closed:
             self._connection.close()
             os.close(self._lifeline)
-        return f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+        return (
+            f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+        )
 
 
 def _serve(connection: Connection, lifeline: int) -> None:

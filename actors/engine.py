@@ -28,7 +28,9 @@ class _Sample:
     last_token: int
 
     def put(self, output: Any, settings: EngineSettings) -> None:
-        piece = read_output(output.outputs[0], replace(settings, max_response_tokens=self.room), self.last_token)
+        piece = read_output(
+            output.outputs[0], replace(settings, max_response_tokens=self.room), self.last_token
+        )
         self.room -= len(piece.response_ids)
         self.last_token = piece.response_ids[-1] if piece.response_ids else self.last_token
         for item in (piece, None) if output.finished else (piece,):
@@ -81,7 +83,10 @@ class Engine:
             arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.8}
         if not settings.on_gpu:
             # A CPU generator cannot be rewound, which is what vLLM does to a seeded request whose prompt it prefills in parts.
-            arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, arguments["max_model_len"])}
+            arguments |= {
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
+            }
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments | settings.engine_args))
@@ -90,7 +95,9 @@ class Engine:
         self._samples: dict[str, _Sample] = {}
         self._requests = 0
         self._sample_numbers = itertools.count()
-        self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = (
+            queue.SimpleQueue()
+        )
         threading.Thread(target=self._decode, name="decode", daemon=True).start()
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
@@ -108,12 +115,16 @@ class Engine:
 
         Leaving the iteration early, or its cancellation, takes the request out of the engine.
         """
-        params = self._sampling(GroupRequest(request.prompt_ids, 1, request.seed, request.temperature), request.seed)
+        params = self._sampling(
+            GroupRequest(request.prompt_ids, 1, request.seed, request.temperature), request.seed
+        )
         params.top_p = request.top_p
         params.max_tokens = request.max_response_tokens + int(self.settings.z_token is not None)
         if request.stream:
             params.output_kind = type(params.output_kind).DELTA
-        async with contextlib.aclosing(self._pieces(request.prompt_ids, params, request.max_response_tokens, last_token=-1)) as pieces:
+        async with contextlib.aclosing(
+            self._pieces(request.prompt_ids, params, request.max_response_tokens, last_token=-1)
+        ) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -123,10 +134,14 @@ class Engine:
 
         settings = self.settings
         if settings.z_token is None or token_ids[-1] not in settings.eos_tokens:
-            raise ValueError("only a response that ends in an EOS token has a score, and only of a model with a score token")
+            raise ValueError(
+                "only a response that ends in an EOS token has a score, and only of a model with a score token"
+            )
         params = self._sampling(GroupRequest(token_ids, 1, seed=0), seed=0)
         params.max_tokens = 1
-        params.extra_args = sampling_extra_args(settings.z_token, list(settings.eos_tokens), response_given=True)
+        params.extra_args = sampling_extra_args(
+            settings.z_token, list(settings.eos_tokens), response_given=True
+        )
         pieces = [piece async for piece in self._pieces(token_ids, params, room=0, last_token=token_ids[-1])]
         return pieces[-1].z_logprob
 
@@ -156,7 +171,9 @@ class Engine:
         await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
         return version
 
-    async def _pieces(self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int) -> AsyncGenerator[Generated, None]:
+    async def _pieces(
+        self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int
+    ) -> AsyncGenerator[Generated, None]:
         """The response to one request of a service, as the engine puts it out."""
         sample = _Sample(asyncio.Queue(), asyncio.get_running_loop(), room, last_token)
         name = f"sample-{next(self._sample_numbers)}"
@@ -197,7 +214,9 @@ class Engine:
         while wait or not self._commands.empty():
             action, done = self._commands.get()
             wait = False
-            if not done.set_running_or_notify_cancel():  # whoever asked was cancelled; from here on it cannot be
+            if (
+                not done.set_running_or_notify_cancel()
+            ):  # whoever asked was cancelled; from here on it cannot be
                 continue
             try:
                 action()
@@ -211,7 +230,9 @@ class Engine:
         chunk = next(remaining, None)  # a lost one raises before anything has changed
         try:
             if wakes and on_gpu:
-                self.engine.wake_up(["weights"])  # not yet the KV-cache: beside it the chunks' copies need room
+                self.engine.wake_up(
+                    ["weights"]
+                )  # not yet the KV-cache: beside it the chunks' copies need room
             self.engine.collective_rpc("start_weight_update")
             while chunk is not None:
                 self.engine.collective_rpc("update_weights", args=(vars(chunk),))
@@ -265,7 +286,9 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=sampling_extra_args(settings.z_token, list(settings.eos_tokens)) if settings.z_token is not None else None,
+            extra_args=sampling_extra_args(settings.z_token, list(settings.eos_tokens))
+            if settings.z_token is not None
+            else None,
         )
 
     def _collect(self, output: Any) -> None:
@@ -300,7 +323,9 @@ def read_output(output: Any, settings: EngineSettings, last_token: int = -1) -> 
     token_ids, logprobs = token_ids[: settings.max_response_tokens], logprobs[: settings.max_response_tokens]
     finished = (token_ids[-1] if token_ids else last_token) in settings.eos_tokens
     versions = [int(span.version) for span in output.weight_versions or () if span.version != "default"]
-    return Generated(token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1)))
+    return Generated(
+        token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1))
+    )
 
 
 def _prepare_process(settings: EngineSettings) -> None:

@@ -44,7 +44,9 @@ class LastTokenProcessor(LogitsProcessor):
         if not self.requests:
             return logits
         if self.barred is None:
-            self.barred = _index([(row, request.z_token) for row, request in self.requests.items()], logits.device)
+            self.barred = _index(
+                [(row, request.z_token) for row, request in self.requests.items()], logits.device
+            )
         logits[self.barred] = -float("inf")
         # The last token is read here and not in update_state: placeholders are repaired only just before sampling.
         ended = [
@@ -64,11 +66,15 @@ def sampling_extra_args(z_token: int, eos_tokens: list[int], response_given: boo
     return {"self_reward_token": z_token, "eos_token_ids": eos_tokens, "response_given": response_given}
 
 
-def _request_state(params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Request | None:
+def _request_state(
+    params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]
+) -> _Request | None:
     extra = params.extra_args or {}
     if "self_reward_token" not in extra:
         return None
-    return _Request(extra["self_reward_token"], frozenset(extra["eos_token_ids"]), output_ids, extra["response_given"])
+    return _Request(
+        extra["self_reward_token"], frozenset(extra["eos_token_ids"]), output_ids, extra["response_given"]
+    )
 
 
 def _index(pairs: list[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

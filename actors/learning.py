@@ -46,7 +46,9 @@ class LearnerRank:
         rank, world_size: This rank's place in the pool.
     """
 
-    def __init__(self, config: RunConfig, model_path: str, z_token: int | None, rank: int, world_size: int) -> None:
+    def __init__(
+        self, config: RunConfig, model_path: str, z_token: int | None, rank: int, world_size: int
+    ) -> None:
         self.config, self.model_path, self.z_token = config, model_path, z_token
         self.rank, self.world_size = rank, world_size
         self.fetched: Path | None = None
@@ -77,11 +79,19 @@ class LearnerRank:
 
         settings = self.config.learning
         ds_config = zero3.zero3_config(
-            dtype=settings.dtype, grad_clip=settings.grad_clip, offload=settings.offload, on_gpu=self.on_gpu, extra=settings.deepspeed
+            dtype=settings.dtype,
+            grad_clip=settings.grad_clip,
+            offload=settings.offload,
+            on_gpu=self.on_gpu,
+            extra=settings.deepspeed,
         )
         torch.manual_seed(self.config.run.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(self.model_path)
-        self.pad_token = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        self.pad_token = (
+            self.tokenizer.pad_token_id
+            if self.tokenizer.pad_token_id is not None
+            else self.tokenizer.eos_token_id
+        )
         self.model = zero3.load_model(
             self.model_path,
             ds_config,
@@ -90,11 +100,15 @@ class LearnerRank:
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         optimizer = _adamw(self.model, settings)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=ds_config)
+        self.engine, self.optimizer, *_ = deepspeed.initialize(
+            model=self.model, optimizer=optimizer, config=ds_config
+        )
         self.engine.train()
         self.reference = None
         if self.config.needs_reference:
-            reference = zero3.load_model(self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention)
+            reference = zero3.load_model(
+                self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention
+            )
             self.reference, *_ = deepspeed.initialize(model=reference, config=ds_config)
             self.reference.eval()
         return zero3.parameter_count(self.model)
@@ -117,10 +131,14 @@ class LearnerRank:
         return sums
 
     @torch.no_grad()
-    def reference_z_logprobs(self, refs: Sequence[Any], plan: Plan, samples_per_group: int) -> dict[int, float]:
+    def reference_z_logprobs(
+        self, refs: Sequence[Any], plan: Plan, samples_per_group: int
+    ) -> dict[int, float]:
         """log pi_ref(z_c | x, y, EOS) of this rank's finished samples, by sample, for `loss.c_ref: exact`."""
         assert self.reference is not None
-        groups = self._fetch_groups(refs, sorted({index // samples_per_group for micro in plan[self.rank] for index in micro}))
+        groups = self._fetch_groups(
+            refs, sorted({index // samples_per_group for micro in plan[self.rank] for index in micro})
+        )
         found: dict[int, float] = {}
         for micro in plan[self.rank]:
             rows = self._rows(micro, groups)
@@ -157,9 +175,15 @@ class LearnerRank:
         Returns why it could not, if so: an error would end the others' uploads, and Ray would print each rank's.
         """
         folder = Path(checkpoint)
-        files = [path for path in folder.glob("learner/**/*") if path.is_file() and _is_of_rank(path.name, self.rank)]
+        files = [
+            path
+            for path in folder.glob("learner/**/*")
+            if path.is_file() and _is_of_rank(path.name, self.rank)
+        ]
         if self.rank == 0:
-            files += [path for path in folder.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD]
+            files += [
+                path for path in folder.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD
+            ]
         try:
             self._storage().upload(files, folder, place)
             return None
@@ -175,7 +199,9 @@ class LearnerRank:
         folder, self.fetched = Path(checkpoint), None
         with contextlib.suppress(FileNotFoundError):
             # The same folder on this node may be from another attempt, which the driver knows nothing of.
-            if (folder / STATE).read_text() == state.text() and (folder / "learner" / random_state(self.rank)).exists():
+            if (folder / STATE).read_text() == state.text() and (
+                folder / "learner" / random_state(self.rank)
+            ).exists():
                 return None
         try:
             remote = self._storage()
@@ -186,7 +212,9 @@ class LearnerRank:
                 )
             self.fetched = folder.with_name(f".partial-fetched-{self.rank}")
             shutil.rmtree(self.fetched, ignore_errors=True)
-            remote.fetch(f"{place_of(state.step)}/learner", self.fetched, lambda name: _is_of_rank(name, self.rank))
+            remote.fetch(
+                f"{place_of(state.step)}/learner", self.fetched, lambda name: _is_of_rank(name, self.rank)
+            )
         except LaserError as error:
             return str(error)
         return None
@@ -212,7 +240,9 @@ class LearnerRank:
 
         sums = StepSums()
         self._accumulate(batch, batch.mini_batches[0], self._fetch(batch), None, sums, compare=True)
-        gradients = {name: safe_get_full_grad(p).cpu().numpy() for name, p in self.model.model.named_parameters()}
+        gradients = {
+            name: safe_get_full_grad(p).cpu().numpy() for name, p in self.model.model.named_parameters()
+        }
         self.engine.optimizer.zero_grad()
         return sums, gradients
 
@@ -281,7 +311,12 @@ class LearnerRank:
 
     def _fetch(self, batch: TrainBatch) -> dict[int, Trajectories]:
         """The groups that this rank's micro-batches touch, by number."""
-        touched = {index // batch.samples_per_group for mini in batch.mini_batches for micro in mini.plan[self.rank] for index in micro}
+        touched = {
+            index // batch.samples_per_group
+            for mini in batch.mini_batches
+            for micro in mini.plan[self.rank]
+            for index in micro
+        }
         return self._fetch_groups(batch.groups, sorted(touched))
 
     @staticmethod
@@ -318,7 +353,9 @@ class LearnerRank:
         return settings.lr * min(1.0, step / settings.warmup_steps if settings.warmup_steps else 1.0)
 
 
-def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: Any, timeout_s: float | None = None) -> list[Any]:
+def start_ranks(
+    config: RunConfig, model_path: str, z_token: int | None, spawn: Any, timeout_s: float | None = None
+) -> list[Any]:
     """Start all ranks and wait until they hold the model. `spawn(cls, rank, *arguments)` makes an actor.
 
     Raises:
@@ -326,13 +363,17 @@ def start_ranks(config: RunConfig, model_path: str, z_token: int | None, spawn: 
         ray.exceptions.RayActorError: A rank died while it started.
     """
     world_size = config.learning.num_ranks
-    ranks = [spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)]
+    ranks = [
+        spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)
+    ]
     address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
     call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
     return ranks
 
 
-def call_ranks(ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None) -> list[Any]:
+def call_ranks(
+    ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None
+) -> list[Any]:
     """Call a collective of all ranks; returns what each returned.
 
     Raises:

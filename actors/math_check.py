@@ -22,7 +22,9 @@ def boxed_answers(text: str) -> list[str | None]:
     One pass, linear in the text. Braces nest, `\fbox{` is no box, and neither is `\boxed` without braces.
     """
     answers: list[str | None] = []
-    open_groups: list[tuple[int, int] | None] = []  # (index of its answer, start of its text) for a box, None for a brace
+    open_groups: list[
+        tuple[int, int] | None
+    ] = []  # (index of its answer, start of its text) for a box, None for a brace
     for token in _BOX_TOKEN.finditer(text):
         if token["box"]:
             open_groups.append((len(answers), token.end()))
@@ -70,11 +72,19 @@ def _compare(answer: str, reference: str) -> Verdict:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     gold, candidate = _parse(reference), _parse(answer)
     if not gold:
-        return Verdict(Status.ERROR, answer, f"math-verify cannot read the reference answer {reference!r}: correct the data")
+        return Verdict(
+            Status.ERROR,
+            answer,
+            f"math-verify cannot read the reference answer {reference!r}: correct the data",
+        )
     if math_verify.verify(gold, candidate, timeout_seconds=None, raise_on_error=True):
         return Verdict(Status.CORRECT, answer)
     if all(isinstance(reading, str) for reading in gold):  # no expression: only equal text could have told
-        return Verdict(Status.ERROR, answer, f"math-verify cannot read the reference answer {reference!r} as mathematics: correct the data")
+        return Verdict(
+            Status.ERROR,
+            answer,
+            f"math-verify cannot read the reference answer {reference!r} as mathematics: correct the data",
+        )
     return Verdict(Status.WRONG, answer)
 
 
@@ -84,7 +94,10 @@ def equal_answers(first: str, second: str) -> bool:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     one, other = _reading(first), _reading(second)
-    return any(math_verify.verify(gold, answer, timeout_seconds=None, raise_on_error=True) for gold, answer in ((one, other), (other, one)))
+    return any(
+        math_verify.verify(gold, answer, timeout_seconds=None, raise_on_error=True)
+        for gold, answer in ((one, other), (other, one))
+    )
 
 
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
@@ -98,7 +111,9 @@ def _parse(text: str) -> list[Any]:
     """
     from math_verify import parse
 
-    if number := _SCIENTIFIC.fullmatch(text.strip()):  # as JSON writes small numbers; LaTeX reads the e as Euler's
+    if number := _SCIENTIFIC.fullmatch(
+        text.strip()
+    ):  # as JSON writes small numbers; LaTeX reads the e as Euler's
         text = rf"{number[1]}\times 10^{{{number[2]}}}"
     return parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
 

@@ -35,7 +35,9 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
     """
     if not samples:
         # A rank without samples runs a padding token through the model, because its peers gather weights with it.
-        samples = [Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)]
+        samples = [
+            Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)
+        ]
     prompts = [len(s.prompt_ids) for s in samples]
     responses = [len(s.response_ids) for s in samples]
     width = max(p + r for p, r in zip(prompts, responses, strict=True))
@@ -43,7 +45,9 @@ def make_rows(samples: Sequence[Sample], z_token: int | None, pad_token: int, de
     read = torch.zeros(len(samples), width, dtype=torch.bool)
     targets, is_token = [], []
     for row, (sample, p, r) in enumerate(zip(samples, prompts, responses, strict=True)):
-        input_ids[row, : p + r] = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        input_ids[row, : p + r] = torch.from_numpy(
+            np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64)
+        )
         read[row, p - 1 : p + r] = True
         targets += [*sample.response_ids.tolist(), pad_token if z_token is None else z_token]
         is_token += [True] * r + [False]

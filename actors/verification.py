@@ -43,7 +43,9 @@ class VerificationWorker:
         self._comparer: DeadlineExecutor | None = None  # a second child, only where answers are pooled
         # verify_math reads nothing but the boxes, so responses that box the same share a check; another verifier may
         # read everything.
-        self._key: Callable[[str], Any] = (lambda text: tuple(boxed_answers(text))) if verifier == DEFAULT_VERIFIER else str
+        self._key: Callable[[str], Any] = (
+            (lambda text: tuple(boxed_answers(text))) if verifier == DEFAULT_VERIFIER else str
+        )
         self._cache: OrderedDict[tuple[str, Any], Verdict] = OrderedDict()
         self._cache_size = cache_size
         self._counts: Counter[str] = Counter()
@@ -88,12 +90,18 @@ class VerificationWorker:
             firsts: list[str] = []
             timeouts: Counter[str] = Counter()
             for answer in sorted(set(answers), key=lambda answer: (len(answer), answer)):
-                found = next((number for number, first in enumerate(firsts) if self._equal(first, answer, timeouts)), None)
+                found = next(
+                    (number for number, first in enumerate(firsts) if self._equal(first, answer, timeouts)),
+                    None,
+                )
                 if found is None:
                     found = len(firsts)
                     firsts.append(answer)
                 classes[answer] = found
-            order = {number: position for position, number in enumerate(dict.fromkeys(classes[answer] for answer in answers))}
+            order = {
+                number: position
+                for position, number in enumerate(dict.fromkeys(classes[answer] for answer in answers))
+            }
             return [order[classes[answer]] for answer in answers]
 
     def pooling_stats(self) -> dict[str, int]:
@@ -121,7 +129,9 @@ class VerificationWorker:
         if max(timeouts[first], timeouts[second]) >= _PATIENCE:
             return False
         self._comparer = self._comparer or DeadlineExecutor(
-            f"{equal_answers.__module__}:{equal_answers.__name__}", self._timeout_s, warm_up=(r"\frac12", "0.5")
+            f"{equal_answers.__module__}:{equal_answers.__name__}",
+            self._timeout_s,
+            warm_up=(r"\frac12", "0.5"),
         )
         self._counts["pooling_comparisons"] += 1
         try:
@@ -143,7 +153,9 @@ class VerificationWorker:
         except (ChildDied, CallFailed) as error:
             return Verdict(Status.ERROR, answer, f"the check against {reference!r} failed: {error}")
         if not isinstance(verdict, Verdict):
-            return Verdict(Status.ERROR, answer, f"the verifier returned {type(verdict).__name__}, not a Verdict")
+            return Verdict(
+                Status.ERROR, answer, f"the verifier returned {type(verdict).__name__}, not a Verdict"
+            )
         return verdict
 
     def _cached(self, key: tuple[str, Any]) -> Verdict | None:

@@ -58,7 +58,9 @@ def open_store(host: str) -> TCPStore:
     return TCPStore(host, 0, is_master=True, wait_for_workers=False)
 
 
-def join_process_group(rank: int, world_size: int, address: str, port: int, on_gpu: bool, store: TCPStore | None = None) -> None:
+def join_process_group(
+    rank: int, world_size: int, address: str, port: int, on_gpu: bool, store: TCPStore | None = None
+) -> None:
     """Enter the ranks' process group: nccl between GPUs, gloo between CPUs. `LOCAL_RANK` is 0, since Ray shows a rank its own GPU.
 
     Args:
@@ -81,7 +83,12 @@ def join_process_group(rank: int, world_size: int, address: str, port: int, on_g
     # As DeepSpeed would: with its deadline, and where ranks have peers, nccl is bound to the rank's GPU.
     device = torch.device("cuda", 0) if on_gpu and world_size > 1 else None
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=default_pg_timeout, device_id=device
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=default_pg_timeout,
+        device_id=device,
     )
     start_deepspeed(on_gpu)
 
@@ -116,7 +123,11 @@ def _build_cpu_operators() -> None:
     """
     # ninja is a package of this environment, which need not be activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cache = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")))
+    cache = Path(
+        os.environ.setdefault(
+            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")
+        )
+    )
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "laser.lock"):
         for leftover in cache.glob("**/lock"):
@@ -126,7 +137,9 @@ def _build_cpu_operators() -> None:
         get_accelerator().create_op_builder("ShareMemCommBuilder").load()
 
 
-def zero3_config(*, dtype: str, grad_clip: float, offload: str, on_gpu: bool, extra: dict[str, Any]) -> dict[str, Any]:
+def zero3_config(
+    *, dtype: str, grad_clip: float, offload: str, on_gpu: bool, extra: dict[str, Any]
+) -> dict[str, Any]:
     """DeepSpeed's configuration; `extra` (the user's `learning.deepspeed`) is merged over it, section by section."""
     zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
     if offload != "none":
@@ -149,7 +162,12 @@ def zero3_config(*, dtype: str, grad_clip: float, offload: str, on_gpu: bool, ex
 
 
 def load_model(
-    path: str, config: dict[str, Any], *, dtype: str, attention: str = "sdpa", gradient_checkpointing: bool = False
+    path: str,
+    config: dict[str, Any],
+    *,
+    dtype: str,
+    attention: str = "sdpa",
+    gradient_checkpointing: bool = False,
 ) -> LogProbModel:
     """Load a model straight into ZeRO-3 shards: no rank ever holds all of it."""
     from transformers import AutoModelForCausalLM
@@ -157,7 +175,9 @@ def load_model(
 
     # Alive while the model loads: transformers looks it up through a weak reference.
     shard_on_load = HfDeepSpeedConfig(config)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
     del shard_on_load
     restore_rotary_frequencies(model)
     if gradient_checkpointing:
@@ -179,7 +199,9 @@ def restore_rotary_frequencies(model: torch.nn.Module) -> None:
                 getattr(module, name).data = getattr(computed, name).to(getattr(module, name).device)
 
 
-def gathered_parameters(model: LogProbModel, chunk_bytes: int, is_sender: bool) -> Iterator[tuple[str, Tensor]]:
+def gathered_parameters(
+    model: LogProbModel, chunk_bytes: int, is_sender: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
 
     A collective: every rank iterates it to the end. Only the sender gets tensors: copies on the model's device, good after the
@@ -223,7 +245,11 @@ def _full_size(parameter: Any) -> int:
 def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in extra.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            _merge(merged[key], value)
+            if isinstance(value, dict) and isinstance(merged.get(key), dict)
+            else value
+        )
     return merged
 
 
@@ -236,7 +262,9 @@ def offload_states(engine: Any) -> None:
     from deepspeed.runtime.zero.offload_states import offload_optimizer_states
 
     optimizer = engine.optimizer
-    optimizer.offload_states(include=[States.lp_params, States.lp_grads, States.contiguous_grad_buffer], pin_memory=_on_gpu(engine))
+    optimizer.offload_states(
+        include=[States.lp_params, States.lp_grads, States.contiguous_grad_buffer], pin_memory=_on_gpu(engine)
+    )
     for shard in optimizer.fp32_partitioned_groups_flat:
         shard.data = shard.data.to("cpu")
     offload_optimizer_states(optimizer.optimizer, "cpu")

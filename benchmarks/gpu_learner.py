@@ -119,7 +119,9 @@ def head(tokens: int, repeats: int = 9) -> list[dict[str, Any]]:
     few = _head_inputs(1024)
     exact = _differentiated(_all_logits, few[0].double(), few[1].double(), few[2])
     ways: dict[str, Callable[..., Tensor]] = {
-        f"token_logprobs, {chunk} tokens a chunk": lambda *args, chunk=chunk: token_logprobs(args[0], args[1], None, args[2], chunk)[0]
+        f"token_logprobs, {chunk} tokens a chunk": lambda *args, chunk=chunk: token_logprobs(
+            args[0], args[1], None, args[2], chunk
+        )[0]
         for chunk in (512, 1024, 2048, 4096, 8192)
     }
     ways |= {"log_softmax of all logits": _all_logits, "cross_entropy of all logits": _cross_entropy}
@@ -172,13 +174,17 @@ def precision(dtype: str, accumulate_in: str) -> list[dict[str, Any]]:
             "loss_error": _rounded(abs(plain.loss - expected.loss)),
             "logprob_error_mean": _rounded(difference.mean()),
             "logprob_error_max": _rounded(difference.max()),
-            "score_error_max": _rounded(LOSS.beta_v * (plain.z_logprobs - expected.z_logprobs)[finished].abs().max()),
+            "score_error_max": _rounded(
+                LOSS.beta_v * (plain.z_logprobs - expected.z_logprobs)[finished].abs().max()
+            ),
             "grad_error": _rounded(_distance_of_all(plain.gradients, expected.gradients)),
         }
     ]
     first = None
     for count in (1, 4, 16, 64):
-        sums, gradients = rank.gradients(train_batch(groups, [[list(range(start, samples, count)) for start in range(count)]]))
+        sums, gradients = rank.gradients(
+            train_batch(groups, [[list(range(start, samples, count)) for start in range(count)]])
+        )
         first = first or (sums, gradients)
         rows.append(
             {
@@ -196,10 +202,17 @@ def precision(dtype: str, accumulate_in: str) -> list[dict[str, Any]]:
 
 
 def step(
-    shape: str, gradient_checkpointing: bool, tokens_per_micro_batch: int, samples: int, response: tuple[int, int], steps: int = 4
+    shape: str,
+    gradient_checkpointing: bool,
+    tokens_per_micro_batch: int,
+    samples: int,
+    response: tuple[int, int],
+    steps: int = 4,
 ) -> dict[str, Any]:
     """Whole optimiser steps on `samples` with 512 prompt tokens and responses between the two lengths; the first is not counted."""
-    groups = random_groups(samples // 8, 8, prompt=(512, 512), response=response, vocab=SHAPES[shape]["vocab_size"])
+    groups = random_groups(
+        samples // 8, 8, prompt=(512, 512), response=response, vocab=SHAPES[shape]["vocab_size"]
+    )
     lengths = [len(group.prompt_ids) + int(length) for group in groups for length in group.lengths]
     plan = plan_micro_batches(lengths, 1, tokens_per_micro_batch)
     batch = train_batch(groups, plan)
@@ -225,7 +238,12 @@ def step(
     for _ in range(2):
         started = time.perf_counter()
         packed.append(
-            sum(chunk.data.nbytes for chunk in pack_chunks(zero3.gathered_parameters(rank.model, CHUNK, True), torch.bfloat16, CHUNK))
+            sum(
+                chunk.data.nbytes
+                for chunk in pack_chunks(
+                    zero3.gathered_parameters(rank.model, CHUNK, True), torch.bfloat16, CHUNK
+                )
+            )
         )
         pack_s = time.perf_counter() - started
     return {
@@ -248,7 +266,9 @@ def step(
     }
 
 
-def random_groups(groups: int, samples: int, prompt: tuple[int, int], response: tuple[int, int], vocab: int) -> list[Trajectories]:
+def random_groups(
+    groups: int, samples: int, prompt: tuple[int, int], response: tuple[int, int], vocab: int
+) -> list[Trajectories]:
     """Groups of random tokens, lengths uniform between the bounds; one sample in eight is unfinished."""
     rng = np.random.default_rng(0)
     made = []
@@ -257,7 +277,9 @@ def random_groups(groups: int, samples: int, prompt: tuple[int, int], response: 
         finished = np.arange(samples) % 8 != 7
         made.append(
             Trajectories(
-                prompt_ids=rng.integers(Z_TOKEN + 1, vocab, rng.integers(*prompt, endpoint=True), dtype=np.int32),
+                prompt_ids=rng.integers(
+                    Z_TOKEN + 1, vocab, rng.integers(*prompt, endpoint=True), dtype=np.int32
+                ),
                 response_ids=rng.integers(Z_TOKEN + 1, vocab, lengths.sum(), dtype=np.int32),
                 logprobs=np.zeros(lengths.sum(), np.float32),
                 lengths=lengths.astype(np.int32),
@@ -283,7 +305,9 @@ def train_batch(groups: list[Trajectories], plan: Plan) -> TrainBatch:
         rewards=rewards.numpy(),
         class_weights=class_weights(rewards, finished).numpy().astype(np.float32),
         c_ref=np.full(samples, C_REF, np.float32),
-        mini_batches=[MiniBatch(plan, sum(int(group.lengths.sum()) for group in groups), int(finished.sum()))],
+        mini_batches=[
+            MiniBatch(plan, sum(int(group.lengths.sum()) for group in groups), int(finished.sum()))
+        ],
         alpha=ALPHA,
     )
 
@@ -299,7 +323,9 @@ def write_model(shape: dict[str, Any], folder: str) -> None:
         model = AutoModelForCausalLM.from_config(Qwen2Config(**shape), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     words = Tokenizer(WordLevel({"<pad>": PAD_TOKEN, "<eos>": EOS_TOKEN}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+        folder
+    )
     del model
     gc.collect()
     torch.cuda.empty_cache()
@@ -312,7 +338,12 @@ def start_rank(folder: str, dtype: str, gradient_checkpointing: bool, deepspeed:
             "model": {"path": folder},
             "data": {"train": "unused.jsonl"},
             "self_reward": {"token": "unused"},
-            "loss": {"alpha": LOSS.alpha, "beta_v": LOSS.beta_v, "clip_low": LOSS.clip_low, "clip_high": LOSS.clip_high},
+            "loss": {
+                "alpha": LOSS.alpha,
+                "beta_v": LOSS.beta_v,
+                "clip_low": LOSS.clip_low,
+                "clip_high": LOSS.clip_high,
+            },
             "learning": {
                 "gpus_per_rank": 1,
                 "dtype": dtype,
@@ -341,9 +372,16 @@ def _plain(folder: str, groups: list[Trajectories], device: str, dtype: torch.dt
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    rows = make_rows([group.sample(index) for group in groups for index in range(len(group))], Z_TOKEN, PAD_TOKEN, torch.device(device))
+    rows = make_rows(
+        [group.sample(index) for group in groups for index in range(len(group))],
+        Z_TOKEN,
+        PAD_TOKEN,
+        torch.device(device),
+    )
     # Padding is its own mask: random tokens are never PAD_TOKEN.
-    logits = model(input_ids=rows.input_ids, attention_mask=(rows.input_ids != PAD_TOKEN).long()).logits[rows.read]
+    logits = model(input_ids=rows.input_ids, attention_mask=(rows.input_ids != PAD_TOKEN).long()).logits[
+        rows.read
+    ]
     logprobs = logits.float().log_softmax(-1).gather(1, rows.targets[:, None]).squeeze(1)
     batch = train_batch(groups, [])
     inputs = LossInputs(
@@ -358,7 +396,11 @@ def _plain(folder: str, groups: list[Trajectories], device: str, dtype: torch.dt
     )
     loss = laser_loss(inputs, LOSS).total
     loss.backward()
-    gradients = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad.float().cpu()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     on_cpu = logprobs.detach().cpu()
     is_token = rows.is_token.cpu()
     return Plain(loss.item(), on_cpu[is_token], on_cpu[~is_token], gradients)
@@ -372,7 +414,11 @@ def _with_logprobs(groups: list[Trajectories], plain: Plain) -> list[Trajectorie
         strict=True,
     )
     return [
-        replace(group, logprobs=tokens.numpy(), z_logprobs=np.where(group.finished, z.numpy(), np.nan).astype(np.float32))
+        replace(
+            group,
+            logprobs=tokens.numpy(),
+            z_logprobs=np.where(group.finished, z.numpy(), np.nan).astype(np.float32),
+        )
         for group, tokens, z in by_group
     ]
 
@@ -388,22 +434,34 @@ def _head_inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, weight and targets drawn from the distributions that these give; the logits' standard deviation is 3."""
     generator = torch.Generator("cuda").manual_seed(0)
     hidden_size, vocab = QWEN_7B_HEAD["hidden"], QWEN_7B_HEAD["vocab"]
-    weight = (torch.randn(vocab, hidden_size, device="cuda", generator=generator) * 3 / hidden_size**0.5).bfloat16()
+    weight = (
+        torch.randn(vocab, hidden_size, device="cuda", generator=generator) * 3 / hidden_size**0.5
+    ).bfloat16()
     hidden = torch.randn(tokens, hidden_size, device="cuda", generator=generator).bfloat16()
-    targets = [linear(part, weight).float().softmax(-1).multinomial(1, generator=generator) for part in hidden.split(1024)]
+    targets = [
+        linear(part, weight).float().softmax(-1).multinomial(1, generator=generator)
+        for part in hidden.split(1024)
+    ]
     return hidden, weight, torch.cat(targets).squeeze(1)
 
 
 def _all_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     logits = linear(hidden, weight)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    return (
+        logits.to(torch.promote_types(logits.dtype, torch.float32))
+        .log_softmax(-1)
+        .gather(1, targets[:, None])
+        .squeeze(1)
+    )
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -cross_entropy(linear(hidden, weight).float(), targets, reduction="none")
 
 
-def _differentiated(way: Callable[..., Tensor], hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiated(
+    way: Callable[..., Tensor], hidden: Tensor, weight: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs, and the gradients in `hidden` and `weight` of their sum weighted from -1 to 2, as advantages would."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     logprobs = way(hidden, weight, targets)
@@ -429,7 +487,8 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 def _distance_of_all(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """`_distance` of all parameters' gradients as one vector."""
     found_flat, expected_flat = (
-        torch.cat([torch.as_tensor(gradients[name]).flatten() for name in sorted(expected)]) for gradients in (found, expected)
+        torch.cat([torch.as_tensor(gradients[name]).flatten() for name in sorted(expected)])
+        for gradients in (found, expected)
     )
     return _distance(found_flat, expected_flat)
 
@@ -442,7 +501,11 @@ SHORT, LONG = (512, 1536), (6000, 7680)
 PARTS: dict[str, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {
     "machine": [(machine, ())],
     "head": [(head, (8192,)), (head, (16384,))],
-    "precision": [(precision, ("float32", "fp32")), (precision, ("bfloat16", "bf16")), (precision, ("bfloat16", "fp32"))],
+    "precision": [
+        (precision, ("float32", "fp32")),
+        (precision, ("bfloat16", "bf16")),
+        (precision, ("bfloat16", "fp32")),
+    ],
     "step": [
         (step, ("1.5B", False, 16384, 32, SHORT)),
         (step, ("1.5B", True, 16384, 32, SHORT)),
@@ -464,7 +527,11 @@ def main() -> None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 future = process.submit(function, *arguments)
                 error = future.exception()
-            found = {"case": arguments, "failed": f"{type(error).__name__}: {error}"} if error else future.result()
+            found = (
+                {"case": arguments, "failed": f"{type(error).__name__}: {error}"}
+                if error
+                else future.result()
+            )
             rows = found if isinstance(found, list) else [found]
             results.setdefault(part, []).extend(rows)
             for row in rows:

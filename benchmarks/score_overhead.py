@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import torch
@@ -46,7 +50,9 @@ class EndAt(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        def state(params: SamplingParams, prompt_ids: Any, output_ids: list[int]) -> tuple[int, int, list[int]] | None:
+        def state(
+            params: SamplingParams, prompt_ids: Any, output_ids: list[int]
+        ) -> tuple[int, int, list[int]] | None:
             extra = params.extra_args or {}
             return (extra["end_at"], extra["end_with"], output_ids) if "end_at" in extra else None
 
@@ -55,7 +61,9 @@ class EndAt(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         for last in (False, True):
             rows = [
-                row for row, (length, _, output) in self.requests.items() if len(output) < length and last == (len(output) == length - 1)
+                row
+                for row, (length, _, output) in self.requests.items()
+                if len(output) < length and last == (len(output) == length - 1)
             ]
             if not rows:
                 continue
@@ -83,9 +91,13 @@ class Bench:
         extra = sampling_extra_args(self.z_token, [self.eos])
         outputs = self._run(
             self.prompts,
-            lambda seed: self._params(length + 1, seed, end_at=length, ignore_eos=True, stop_token_ids=[self.z_token], **extra),
+            lambda seed: self._params(
+                length + 1, seed, end_at=length, ignore_eos=True, stop_token_ids=[self.z_token], **extra
+            ),
         )
-        assert all(output.token_ids[-1] == self.z_token and len(output.token_ids) == length + 1 for output in outputs)
+        assert all(
+            output.token_ids[-1] == self.z_token and len(output.token_ids) == length + 1 for output in outputs
+        )
         return outputs
 
     def two_pass(self, length: int) -> list[Any]:
@@ -94,10 +106,20 @@ class Bench:
         texts = [self.tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
         again = [
             # Text that is tokenised again may become longer; here the work is to be the same.
-            [*prompt, *self.tokenizer(text, add_special_tokens=False).input_ids[: length - 1], self.eos, self.z_token]
+            [
+                *prompt,
+                *self.tokenizer(text, add_special_tokens=False).input_ids[: length - 1],
+                self.eos,
+                self.z_token,
+            ]
             for prompt, text in zip(self.prompts, texts, strict=True)
         ]
-        return self._run(again, lambda seed: SamplingParams(max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY))
+        return self._run(
+            again,
+            lambda seed: SamplingParams(
+                max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+            ),
+        )
 
     def _params(self, max_tokens: int, seed: int, end_at: int | None = None, **more: Any) -> SamplingParams:
         own = {key: more.pop(key) for key in list(more) if key not in ("ignore_eos", "stop_token_ids")}
@@ -112,14 +134,20 @@ class Bench:
             self.engine.add_request(str(number), {"prompt_token_ids": prompt}, params(number))
         outputs: dict[str, Any] = {}
         while self.engine.has_unfinished_requests():
-            outputs |= {output.request_id: output.outputs[0] for output in self.engine.step() if output.finished}
+            outputs |= {
+                output.request_id: output.outputs[0] for output in self.engine.step() if output.finished
+            }
         return [outputs[str(number)] for number in range(len(prompts))]
 
 
 def prepare(model: Path, requests: int) -> Bench:
     tokens = load_tokens(str(model), "<|self_reward|>" if model == BASE else None)
     eos = tokens.eos_tokens[0]
-    z_token = tokens.z_token if tokens.z_token is not None else int(json.loads((model / "self_reward.json").read_text())["token_id"])
+    z_token = (
+        tokens.z_token
+        if tokens.z_token is not None
+        else int(json.loads((model / "self_reward.json").read_text())["token_id"])
+    )
     longest = PROMPT_TOKENS + max(RESPONSE_TOKENS) + 8
     engine = LLMEngine.from_engine_args(
         EngineArgs(
@@ -131,7 +159,9 @@ def prepare(model: Path, requests: int) -> Bench:
     generator = torch.Generator().manual_seed(0)
     usable = [token for token in range(len(tokens.tokenizer)) if token not in (z_token, *tokens.eos_tokens)]
     drawn = torch.randint(len(usable), (requests, PROMPT_TOKENS), generator=generator)
-    return Bench(engine, tokens.tokenizer, z_token, eos, [[usable[index] for index in row] for row in drawn.tolist()])
+    return Bench(
+        engine, tokens.tokenizer, z_token, eos, [[usable[index] for index in row] for row in drawn.tolist()]
+    )
 
 
 def measure(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
@@ -145,8 +175,13 @@ def measure(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
             run(length)
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    ratio = {name: statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)) for name in ways}
-    saved = statistics.median(two / one for two, one in zip(seconds["two passes"], seconds["one pass"], strict=True))
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
+        for name in ways
+    }
+    saved = statistics.median(
+        two / one for two, one in zip(seconds["two passes"], seconds["one pass"], strict=True)
+    )
     return {
         "response_tokens": length,
         "median_seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
@@ -156,8 +191,12 @@ def measure(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BASE, help="model folder with self_reward.json (the quick-start's base)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, default=BASE, help="model folder with self_reward.json (the quick-start's base)"
+    )
     parser.add_argument("--requests", type=int, default=64, help="requests at once")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of all three ways")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -165,14 +204,23 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = prepare(options.model, options.requests)
     found = [measure(bench, length, options.rounds) for length in RESPONSE_TOKENS]
-    print(f"{options.model}: {options.requests} requests, prompts of {PROMPT_TOKENS} tokens, medians of {options.rounds} rounds in turns")
+    print(
+        f"{options.model}: {options.requests} requests, prompts of {PROMPT_TOKENS} tokens, medians of {options.rounds} rounds in turns"
+    )
     print(f"{'tokens':>6} {'plain s':>8} {'one pass':>16} {'two passes':>16} {'two / one':>10}")
     for row in found:
         seconds, ratio = row["median_seconds"], row["ratio_to_plain"]
         one, two = (f"{seconds[name]:.2f} s ({ratio[name]:.3f} x)" for name in ("one pass", "two passes"))
-        print(f"{row['response_tokens']:>6} {seconds['plain']:>8.2f} {one:>16} {two:>16} {row['two_passes_to_one']:>10.3f}")
+        print(
+            f"{row['response_tokens']:>6} {seconds['plain']:>8.2f} {one:>16} {two:>16} {row['two_passes_to_one']:>10.3f}"
+        )
     if options.json:
-        settings = {"model": str(options.model), "requests": options.requests, "prompt_tokens": PROMPT_TOKENS, "rounds": options.rounds}
+        settings = {
+            "model": str(options.model),
+            "requests": options.requests,
+            "prompt_tokens": PROMPT_TOKENS,
+            "rounds": options.rounds,
+        }
         options.json.write_text(json.dumps(settings | {"lengths": found}, indent=2) + "\n")
 
 

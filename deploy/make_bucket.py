@@ -11,9 +11,13 @@ import boto3
 
 def main(bucket: str) -> None:
     client = boto3.client("s3")
-    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+    with contextlib.suppress(
+        client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
+    ):
         client.create_bucket(Bucket=bucket)
-    client.head_bucket(Bucket=bucket)  # also when it is another's: raises, if these credentials do not reach it
+    client.head_bucket(
+        Bucket=bucket
+    )  # also when it is another's: raises, if these credentials do not reach it
     print(f"bucket {bucket} is there")
 
 

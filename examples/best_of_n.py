@@ -28,13 +28,17 @@ def main() -> None:
 
     completion = client.chat.completions.create(model=model, messages=messages, n=options.n)
     solutions = [(choice.self_reward, choice.message.content) for choice in completion.choices]
-    for score, text in sorted(solutions, key=lambda solution: -1.0 if solution[0] is None else solution[0], reverse=True):
+    for score, text in sorted(
+        solutions, key=lambda solution: -1.0 if solution[0] is None else solution[0], reverse=True
+    ):
         print("  none" if score is None else f"{score:6.3f}", text)
 
     adaptive = {"adaptive": {"confidence": 0.9, "max_samples": options.n}}
     voted = client.chat.completions.create(model=model, messages=messages, extra_body={"laser": adaptive})
     taken = voted.laser
-    print(f"adaptive: {taken['answer']} after {taken['samples']} samples, {taken['tokens']} tokens; votes {taken['votes']}")
+    print(
+        f"adaptive: {taken['answer']} after {taken['samples']} samples, {taken['tokens']} tokens; votes {taken['votes']}"
+    )
 
 
 if __name__ == "__main__":

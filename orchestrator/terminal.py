@@ -43,7 +43,9 @@ class StepLine(NamedTuple):
     eta: str
 
     def __str__(self) -> str:
-        shown = "  ".join(f"{label} {_number(self.values[key])}" for key, label in SHOWN.items() if key in self.values)
+        shown = "  ".join(
+            f"{label} {_number(self.values[key])}" for key, label in SHOWN.items() if key in self.values
+        )
         return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
 
     @classmethod
@@ -69,7 +71,9 @@ class LivePanel:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()
 

@@ -11,7 +11,12 @@ from rich.text import Text
 
 screen = sys.stdin.read().rstrip("\n")
 lines = Text.from_ansi(screen).split("\n")
-console = Console(record=True, width=max(len(line.plain.rstrip()) for line in lines), file=io.StringIO(), force_terminal=True)
+console = Console(
+    record=True,
+    width=max(len(line.plain.rstrip()) for line in lines),
+    file=io.StringIO(),
+    force_terminal=True,
+)
 for line in lines:
     line.rstrip()
     console.print(line, no_wrap=True)

@@ -24,7 +24,9 @@ def write_model(folder, template):
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>", additional_special_tokens=special[2:])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", unk_token="<unk>", additional_special_tokens=special[2:]
+    )
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "vocab_size": len(vocabulary)}))
@@ -60,7 +62,9 @@ def refused(work_folder):
         before = sorted(os.listdir(work_folder))
         command = [sys.executable, "-m", "orchestrator.cli", "train", *arguments]
         environment = os.environ | {"RAY_TMPDIR": str(work_folder / "ray")}
-        done = subprocess.run(command, cwd=work_folder, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=work_folder, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert sorted(os.listdir(work_folder)) == before  # no runs/, no Ray session, no mlruns/
         return message(done.returncode, done.stdout, done.stderr)
 
@@ -95,7 +99,10 @@ def message(status, stdout, stderr):
     ("override", "line"),
     [
         ("loss.alhpa=1", "loss.alhpa: unknown key. Nearest known key: loss.alpha"),
-        ("loss.alpha=-1", "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss; 0 leaves plain GRPO."),
+        (
+            "loss.alpha=-1",
+            "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss; 0 leaves plain GRPO.",
+        ),
     ],
 )
 def test_a_wrong_setting(refused, override, line):
@@ -107,12 +114,17 @@ def test_a_missing_configuration_file(refused):
 
 
 def test_a_missing_data_file(refused, work_folder):
-    assert refused("config.yaml", "data.train=nowhere.jsonl") == f"nowhere.jsonl: no such file (looked in {work_folder})"
+    assert (
+        refused("config.yaml", "data.train=nowhere.jsonl")
+        == f"nowhere.jsonl: no such file (looked in {work_folder})"
+    )
 
 
 def test_a_problem_without_an_answer(refused):
     found = refused("config.yaml", "data.train=no_answer.jsonl")
-    assert found.startswith("no_answer.jsonl, line 3: no field 'answer'; its fields are 'problem', 'solution'")
+    assert found.startswith(
+        "no_answer.jsonl, line 3: no field 'answer'; its fields are 'problem', 'solution'"
+    )
     assert "data.answer_field" in found
 
 
@@ -141,7 +153,9 @@ def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
 
     def imported(override):
         command = [sys.executable, "-c", code, override]
-        return subprocess.run(command, cwd=work_folder, capture_output=True, text=True, check=True, timeout=120).stdout.split()
+        return subprocess.run(
+            command, cwd=work_folder, capture_output=True, text=True, check=True, timeout=120
+        ).stdout.split()
 
     assert imported("loss.alpha=-1") == ["2"]
     assert imported("data.train=nowhere.jsonl") == ["2", "ray"]

@@ -87,7 +87,13 @@ def solution(problem: PairSum, rng: random.Random) -> str:
     """
     steps = []
     for a, b in rng.sample(problem.pairs, min(MAX_GUESSES, len(problem.pairs))):
-        verdict = "" if a + b == problem.total else f"<{problem.total}" if a + b < problem.total else f">{problem.total}"
+        verdict = (
+            ""
+            if a + b == problem.total
+            else f"<{problem.total}"
+            if a + b < problem.total
+            else f">{problem.total}"
+        )
         steps.append(f"{a}+{b}={a + b}{verdict};")
         if not verdict or rng.random() < GIVE_UP_RATE:
             break
@@ -105,17 +111,26 @@ def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft:
     parts: list[tuple[Part, int]] = [("test", test), ("train", train)]
     for part, count in parts:
         drawn = draw_distinct(count, part, rng)
-        write_jsonl(folder / f"{part}.jsonl", ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in drawn))
+        write_jsonl(
+            folder / f"{part}.jsonl",
+            ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in drawn),
+        )
     shown = draw_distinct(sft, "sft", rng)
     write_jsonl(folder / "sft.jsonl", ({"problem": p.problem, "solution": solution(p, rng)} for p in shown))
 
 
 def write_voting(folder: Path, seed: int, count: int = 600) -> None:
     """Writes voting.jsonl: more held-out problems, none of them in the test.jsonl that `write_data` wrote there."""
-    known = {json.loads(line)["problem"] for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()}
+    known = {
+        json.loads(line)["problem"]
+        for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    }
     drawn = draw_distinct(count + len(known), "test", random.Random(seed + 1))
     new = [problem for problem in drawn if problem.problem not in known][:count]
-    write_jsonl(folder / "voting.jsonl", ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in new))
+    write_jsonl(
+        folder / "voting.jsonl",
+        ({"problem": p.problem, "answer": str(p.answer), "kind": p.kind} for p in new),
+    )
 
 
 def write_untrained(folder: Path, seed: int) -> None:
@@ -154,16 +169,25 @@ def write_untrained(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config).float()
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_p=1.0, top_k=0, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
     )
     model.save_pretrained(folder)
 
     text = "a<b in {12,26,31}, a+b=43; a=?\n\\boxed{12} \u2713"
     loaded = AutoTokenizer.from_pretrained(folder)
-    prompt = loaded.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+    prompt = loaded.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
     for written in (text, prompt, "".join(special)):
         if loaded.decode(loaded.encode(written, add_special_tokens=False)) != written:
-            raise ValueError(f"{folder}: the tokenizer does not give back {written!r}; was the model type or the vocabulary changed?")
+            raise ValueError(
+                f"{folder}: the tokenizer does not give back {written!r}; was the model type or the vocabulary changed?"
+            )
 
 
 def main() -> None:

@@ -12,7 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import betainc
 
-from orchestrator.algorithm.voting import Samples, fair_winner, majority_vote, pooled_votes, powers_of_two, vote_weights
+from orchestrator.algorithm.voting import (
+    Samples,
+    fair_winner,
+    majority_vote,
+    pooled_votes,
+    powers_of_two,
+    vote_weights,
+)
 
 CONFIDENCES = (0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
 """Below 0.75 one sample with a high score can be enough: P(p > 1/2) is 0.75 after a single whole vote."""
@@ -40,9 +47,13 @@ class StopRule:
 
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence <= 1:
-            raise ValueError(f"confidence is {self.confidence}; it must be above 0.5, which a tie has, and at most 1")
+            raise ValueError(
+                f"confidence is {self.confidence}; it must be above 0.5, which a tie has, and at most 1"
+            )
         if not 1 <= self.min_samples <= self.max_samples:
-            raise ValueError(f"min_samples is {self.min_samples} and max_samples {self.max_samples}; 1 <= min_samples <= max_samples")
+            raise ValueError(
+                f"min_samples is {self.min_samples} and max_samples {self.max_samples}; 1 <= min_samples <= max_samples"
+            )
 
 
 def settled(votes_by_class: Sequence[float], samples: int, rule: StopRule) -> bool:
@@ -53,7 +64,11 @@ def settled(votes_by_class: Sequence[float], samples: int, rule: StopRule) -> bo
     the winner. Source: Adaptive-Consistency, Aggarwal et al. (arXiv 2305.11860), the Beta stopping criterion.
     """
     first, second = sorted([*votes_by_class, 0.0, 0.0], reverse=True)[:2]
-    return bool(_settled(_confidence(np.array(first), np.array(second)), np.array(first - second), np.array(samples), rule))
+    return bool(
+        _settled(
+            _confidence(np.array(first), np.array(second)), np.array(first - second), np.array(samples), rule
+        )
+    )
 
 
 @dataclass
@@ -120,7 +135,9 @@ def accuracy_against_tokens(
     scores and others none, or when a rule is weighted without scores or draws more samples than there are.
     """
     if not problems or any(samples.tokens is None for samples in problems):
-        raise ValueError(f"accuracy against tokens needs problems with the tokens of their samples; there are {len(problems)} problems")
+        raise ValueError(
+            f"accuracy against tokens needs problems with the tokens of their samples; there are {len(problems)} problems"
+        )
     scored = problems[0].scores is not None
     if any((samples.scores is not None) != scored for samples in problems):
         raise ValueError("some problems have scores and others none: give all the same, or split them")
@@ -129,16 +146,26 @@ def accuracy_against_tokens(
         rules = [StopRule(confidence, 1, fewest, weighted=scored) for confidence in CONFIDENCES]
     for rule in rules:
         if rule.max_samples > fewest or (rule.weighted and not scored):
-            raise ValueError(f"{rule} needs {rule.max_samples} samples a problem and scores where weighted; a problem has {fewest}")
+            raise ValueError(
+                f"{rule} needs {rule.max_samples} samples a problem and scores where weighted; a problem has {fewest}"
+            )
 
-    fixed = [("majority", k) for k in powers_of_two(fewest)] + [("weighted", k) for k in powers_of_two(fewest) if scored]
-    named = [*fixed, *(("adaptive" if rule.weighted else "adaptive majority", rule.confidence) for rule in rules)]
+    fixed = [("majority", k) for k in powers_of_two(fewest)] + [
+        ("weighted", k) for k in powers_of_two(fewest) if scored
+    ]
+    named = [
+        *fixed,
+        *(("adaptive" if rule.weighted else "adaptive majority", rule.confidence) for rule in rules),
+    ]
     replayed = np.empty((3, len(named), len(problems)))
     rng = np.random.default_rng(seed)
     for number, samples in enumerate(problems):
         # Only the first `fewest` of an order can be drawn by any rule.
         orders = rng.permuted(np.tile(np.arange(len(samples)), (draws, 1)), axis=1)[:, :fewest]
-        replays = {weighted: _Replay.of(samples, orders, weighted) for weighted in ((False, True) if scored else (False,))}
+        replays = {
+            weighted: _Replay.of(samples, orders, weighted)
+            for weighted in ((False, True) if scored else (False,))
+        }
         outcomes = [replays[name == "weighted"].after(np.full(draws, k)) for name, k in fixed]
         outcomes += [replays[rule.weighted].after(replays[rule.weighted].stops(rule)) for rule in rules]
         replayed[:, :, number] = np.transpose(outcomes)
@@ -159,13 +186,22 @@ class _Replay:
         members, correctness = samples.classes()
         weights = samples.weights if weighted else np.ones(len(samples))
         votes = (members * weights[:, None])[orders].cumsum(axis=1)
-        second, first = np.moveaxis(np.partition(np.pad(votes, ((0, 0), (0, 0), (2, 0))), -2, axis=2)[:, :, -2:], 2, 0)
+        second, first = np.moveaxis(
+            np.partition(np.pad(votes, ((0, 0), (0, 0), (2, 0))), -2, axis=2)[:, :, -2:], 2, 0
+        )
         right = fair_winner(votes, members[orders].cumsum(axis=1) > 0, correctness)
-        return cls(_confidence(first, second), first - second, right, np.asarray(samples.tokens)[orders].cumsum(axis=1))
+        return cls(
+            _confidence(first, second),
+            first - second,
+            right,
+            np.asarray(samples.tokens)[orders].cumsum(axis=1),
+        )
 
     def stops(self, rule: StopRule) -> Int[np.ndarray, "draws"]:
         """Samples that the rule draws in each order."""
-        return 1 + _settled(self.confidence, self.lead, np.arange(1, self.lead.shape[1] + 1), rule).argmax(axis=1)
+        return 1 + _settled(self.confidence, self.lead, np.arange(1, self.lead.shape[1] + 1), rule).argmax(
+            axis=1
+        )
 
     def after(self, samples: Int[np.ndarray, "draws"]) -> tuple[float, float, float]:
         """Mean correctness, tokens and samples of stopping each order there."""
@@ -173,17 +209,24 @@ class _Replay:
         return float(self.right[last].mean()), float(self.tokens[last].mean()), float(samples.mean())
 
 
-def _confidence(first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def _confidence(
+    first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
     """P(p > 1/2) under Beta(first + 1, second + 1)."""
     # 1 - I_1/2(a, b) = I_1/2(b, a), which loses no digits near 1.
     return betainc(second + 1, first + 1, 0.5)
 
 
 def _settled(
-    confidence: Float[np.ndarray, "*shape"], lead: Float[np.ndarray, "*shape"], samples: Int[np.ndarray, "*#shape"], rule: StopRule
+    confidence: Float[np.ndarray, "*shape"],
+    lead: Float[np.ndarray, "*shape"],
+    samples: Int[np.ndarray, "*#shape"],
+    rule: StopRule,
 ) -> Bool[np.ndarray, "*shape"]:
     decided = lead > rule.max_samples - samples
-    return (samples >= rule.min_samples) & ((confidence >= rule.confidence) | decided | (samples >= rule.max_samples))
+    return (samples >= rule.min_samples) & (
+        (confidence >= rule.confidence) | decided | (samples >= rule.max_samples)
+    )
 
 
 def _cost_point(
@@ -194,4 +237,13 @@ def _cost_point(
     samples: Float[np.ndarray, "problems"],
 ) -> CostPoint:
     error = float(accuracy.std(ddof=1) / math.sqrt(len(accuracy))) if len(accuracy) > 1 else math.nan
-    return CostPoint(rule, parameter, float(accuracy.mean()), error, float(tokens.mean()), float(samples.mean()), accuracy, tokens)
+    return CostPoint(
+        rule,
+        parameter,
+        float(accuracy.mean()),
+        error,
+        float(tokens.mean()),
+        float(samples.mean()),
+        accuracy,
+        tokens,
+    )

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def group_advantages(rewards: Float[Tensor, "samples"], group: Int[Tensor, "samples"]) -> Float[Tensor, "samples"]:
+def group_advantages(
+    rewards: Float[Tensor, "samples"], group: Int[Tensor, "samples"]
+) -> Float[Tensor, "samples"]:
     """GRPO advantages `(r - mean) / (std + 1e-6)` with the unbiased std of the sample's group.
 
     Groups may differ in size; a group of one sample, or of equal rewards, gets 0.
@@ -36,10 +38,14 @@ def mix_self_rewards(
     Source: LaSeR (arXiv 2510.14943), self-rewarding advantages and their filter.
     """
     if filter_std < 0:
-        raise ValueError(f"filter_std is {filter_std}, but a standard deviation is never below 0: set it to 0 or more")
+        raise ValueError(
+            f"filter_std is {filter_std}, but a standard deviation is never below 0: set it to 0 or more"
+        )
     unread = (finished & scores.isnan()).nonzero().flatten().tolist()
     if unread:
-        raise ValueError(f"samples {unread[:8]} finished but have no score: read log pi(z_c) at their EOS, or mark them unfinished")
+        raise ValueError(
+            f"samples {unread[:8]} finished but have no score: read log pi(z_c) at their EOS, or mark them unfinished"
+        )
 
     clipped = scores.detach().clamp(0, 1).double()
     mean, std = _group_mean_and_std(clipped, group, finished)
@@ -50,7 +56,9 @@ def mix_self_rewards(
 
 
 def _group_mean_and_std(
-    values: Float[Tensor, "samples"], group: Int[Tensor, "samples"], counted: Bool[Tensor, "samples"] | None = None
+    values: Float[Tensor, "samples"],
+    group: Int[Tensor, "samples"],
+    counted: Bool[Tensor, "samples"] | None = None,
 ) -> tuple[Float[Tensor, "samples"], Float[Tensor, "samples"]]:
     """Each sample's group mean and unbiased std over the counted samples, both 0 where there are too few for them."""
     # float64, because equal float32 rewards leave a rounding residue that the division by std + 1e-6 would enlarge.

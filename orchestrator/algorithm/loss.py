@@ -10,7 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orchestrator.algorithm.policy import KLEstimator, kl_terms, policy_loss_terms, truncated_importance_weights
+from orchestrator.algorithm.policy import (
+    KLEstimator,
+    kl_terms,
+    policy_loss_terms,
+    truncated_importance_weights,
+)
 from orchestrator.algorithm.self_reward import self_reward_loss_terms, self_reward_score
 
 
@@ -84,12 +89,18 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
         )
     old_logprobs = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
 
-    terms = policy_loss_terms(logprobs, old_logprobs, inputs.advantages, settings.clip_low, settings.clip_high, settings.dual_clip)
+    terms = policy_loss_terms(
+        logprobs, old_logprobs, inputs.advantages, settings.clip_low, settings.clip_high, settings.dual_clip
+    )
     token_losses = terms.loss
     if settings.tis_cap is not None:
         if inputs.behaviour_logprobs is None:
-            raise ValueError("tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, or set tis_cap to None")
-        token_losses = token_losses * truncated_importance_weights(old_logprobs, inputs.behaviour_logprobs, settings.tis_cap)
+            raise ValueError(
+                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, or set tis_cap to None"
+            )
+        token_losses = token_losses * truncated_importance_weights(
+            old_logprobs, inputs.behaviour_logprobs, settings.tis_cap
+        )
     policy = token_losses.sum() / inputs.total_tokens
     total = policy
 
@@ -97,7 +108,9 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
     if inputs.ref_logprobs is not None:
         kl = kl_terms(logprobs, inputs.ref_logprobs, settings.kl_estimator).sum() / inputs.total_tokens
     elif settings.kl_coef != 0:
-        raise ValueError(f"kl_coef is {settings.kl_coef}, but ref_logprobs are missing: run the reference model, or set kl_coef to 0")
+        raise ValueError(
+            f"kl_coef is {settings.kl_coef}, but ref_logprobs are missing: run the reference model, or set kl_coef to 0"
+        )
     if settings.kl_coef != 0:
         total = total + settings.kl_coef * kl
 
@@ -105,7 +118,9 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
     if inputs.z_logprobs is not None:
         self_reward, scores = _self_reward(inputs, settings.beta_v)
     elif settings.alpha != 0:
-        raise ValueError(f"alpha is {settings.alpha}, but z_logprobs are missing: read log pi(z_c) at each EOS, or set alpha to 0")
+        raise ValueError(
+            f"alpha is {settings.alpha}, but z_logprobs are missing: read log pi(z_c) at each EOS, or set alpha to 0"
+        )
     # Left out rather than multiplied by 0, so that plain GRPO is the same to the last bit.
     if settings.alpha != 0:
         total = total + settings.alpha * self_reward
@@ -123,8 +138,12 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
 def _self_reward(inputs: LossInputs, beta_v: float) -> tuple[Float[Tensor, ""], Float[Tensor, "samples"]]:
     """The share of the self-reward loss, before alpha, and the detached scores."""
     if inputs.z_logprobs is None or inputs.c_ref is None or inputs.rewards is None or inputs.weights is None:
-        raise ValueError("z_logprobs come without c_ref, rewards or weights: the self-reward loss needs all of them")
+        raise ValueError(
+            "z_logprobs come without c_ref, rewards or weights: the self-reward loss needs all of them"
+        )
     scores = self_reward_score(inputs.z_logprobs, inputs.c_ref, beta_v)
     # A mini-batch in which nothing finished has a loss of 0, not 0 / 0.
-    loss = self_reward_loss_terms(scores, inputs.rewards, inputs.weights).sum() / max(inputs.total_finished, 1)
+    loss = self_reward_loss_terms(scores, inputs.rewards, inputs.weights).sum() / max(
+        inputs.total_finished, 1
+    )
     return loss, torch.where(inputs.weights > 0, scores.detach(), torch.nan)

@@ -62,7 +62,9 @@ def auroc_within_problem(
     ValueError on a NaN score.
     """
     scores, correct, group = _scores(scores), np.asarray(correct, dtype=bool), np.asarray(group)
-    counts = [_concordance(scores[group == problem], correct[group == problem]) for problem in np.unique(group)]
+    counts = [
+        _concordance(scores[group == problem], correct[group == problem]) for problem in np.unique(group)
+    ]
     pairs = sum(problem_pairs for _, problem_pairs in counts)
     mixed = sum(problem_pairs > 0 for _, problem_pairs in counts)
     return (sum(concordant for concordant, _ in counts) / pairs if pairs else math.nan), mixed
@@ -78,7 +80,9 @@ def auroc_problem_only(correct: Bool[Array, "samples"], kind: Shaped[Array, "sam
     return auroc((np.bincount(index, weights=correct) / np.bincount(index))[index], correct)
 
 
-def expected_calibration_error(scores: Float[Array, "samples"], correct: Bool[Array, "samples"], bins: int = 10) -> float:
+def expected_calibration_error(
+    scores: Float[Array, "samples"], correct: Bool[Array, "samples"], bins: int = 10
+) -> float:
     """Mean gap between score (clipped to [0, 1]) and accuracy over equally wide bins, weighted by samples; NaN without samples.
 
     Takes finished samples only; raises ValueError on a NaN score. Source: Guo et al. (arXiv 1706.04599), equation 3.
@@ -108,30 +112,42 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_difference(a_by_problem: Float[np.ndarray, "problems"], b_by_problem: Float[np.ndarray, "problems"]) -> tuple[float, float]:
+def paired_difference(
+    a_by_problem: Float[np.ndarray, "problems"], b_by_problem: Float[np.ndarray, "problems"]
+) -> tuple[float, float]:
     """Mean of a - b over the same problems and its standard error: a beats b where the mean is above twice the error.
 
     The error is NaN for a single problem. Raises ValueError when the lengths differ, without problems, or on a NaN value.
     """
     a, b = _problem_values(a_by_problem), _problem_values(b_by_problem)
     if len(a) != len(b):
-        raise ValueError(f"a has {len(a)} problems and b {len(b)}: a paired difference needs the same problems in the same order")
+        raise ValueError(
+            f"a has {len(a)} problems and b {len(b)}: a paired difference needs the same problems in the same order"
+        )
     difference = a - b
-    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(a))) if len(a) > 1 else math.nan
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(a))) if len(
+        a
+    ) > 1 else math.nan
 
 
 def _problem_values(values: Float[np.ndarray, "problems"]) -> Float[np.ndarray, "problems"]:
     values = np.asarray(values, dtype=np.float64)
     if not len(values) or np.isnan(values).any():
-        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} problems have no value: leave those out, and keep at least one")
+        raise ValueError(
+            f"{int(np.isnan(values).sum())} of {len(values)} problems have no value: leave those out, and keep at least one"
+        )
     return values
 
 
-def _scores(scores: Float[Array, "samples"], finished: Bool[np.ndarray, "samples"] | None = None) -> Float[np.ndarray, "scored"]:
+def _scores(
+    scores: Float[Array, "samples"], finished: Bool[np.ndarray, "samples"] | None = None
+) -> Float[np.ndarray, "scored"]:
     values = np.asarray(scores, dtype=np.float64)
     values = values if finished is None else values[finished]
     if np.isnan(values).any():
-        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} scores are NaN: leave unfinished samples out")
+        raise ValueError(
+            f"{int(np.isnan(values).sum())} of {len(values)} scores are NaN: leave unfinished samples out"
+        )
     return values
 
 
@@ -139,7 +155,9 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _concordance(scores: Float[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"]) -> tuple[float, int]:
+def _concordance(
+    scores: Float[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"]
+) -> tuple[float, int]:
     """Pairs of a correct and a wrong sample in which the correct one scores higher (a tie is half a pair), and all such pairs."""
     right, wrong = scores[correct], np.sort(scores[~correct])
     below_or_tied = np.searchsorted(wrong, right, side="left") + np.searchsorted(wrong, right, side="right")

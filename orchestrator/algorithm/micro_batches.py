@@ -63,7 +63,9 @@ def split_mini_batches(group_sizes: Sequence[int], mini_batches: int) -> list[li
     """
     samples = sum(group_sizes)
     if not 1 <= mini_batches <= samples:
-        raise ValueError(f"learning.mini_batches is {mini_batches}, but the batch has {samples} samples: choose 1 to {samples}")
+        raise ValueError(
+            f"learning.mini_batches is {mini_batches}, but the batch has {samples} samples: choose 1 to {samples}"
+        )
     edges = [0, *accumulate(size for size in group_sizes if size)]
     if len(edges) <= mini_batches:
         edges = list(range(samples + 1))

@@ -41,7 +41,9 @@ def policy_loss_terms(
     return PolicyTerms(loss, (bounded > surrogate) | (surrogate > cap))
 
 
-def kl_terms(logprobs: Float[Tensor, "tokens"], ref_logprobs: Float[Tensor, "tokens"], estimator: KLEstimator) -> Float[Tensor, "tokens"]:
+def kl_terms(
+    logprobs: Float[Tensor, "tokens"], ref_logprobs: Float[Tensor, "tokens"], estimator: KLEstimator
+) -> Float[Tensor, "tokens"]:
     """Estimates of KL(pi || pi_ref) at tokens drawn from pi, in nats.
 
     k1 is unbiased but has no gradient in expectation, so it measures and does not regularise; k2 has the KL's gradient;

@@ -18,4 +18,6 @@ class Schedule:
 
     def advantage_mix_active(self, step: int) -> bool:
         """Whether self-rewards are mixed into this step's advantages. Raises ValueError for a step below 1."""
-        return self.loss_term_active(step) and step > self.reasoning_warmup_steps + self.self_reward_warmup_steps
+        return (
+            self.loss_term_active(step) and step > self.reasoning_warmup_steps + self.self_reward_warmup_steps
+        )

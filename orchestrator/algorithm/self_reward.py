@@ -21,7 +21,9 @@ def self_reward_score(
     return beta_v * (z_logprob - c_ref)
 
 
-def class_weights(rewards: Float[Tensor, "samples"], finished: Bool[Tensor, "samples"]) -> Float[Tensor, "samples"]:
+def class_weights(
+    rewards: Float[Tensor, "samples"], finished: Bool[Tensor, "samples"]
+) -> Float[Tensor, "samples"]:
     """Weights that give right and wrong solutions half of the self-reward loss each: `N / (2 * N_class)`, 0 for unfinished.
 
     `N` counts the finished samples of the whole rollout batch, `N_class` those of the sample's class (reward 1 or 0). With one

@@ -35,7 +35,9 @@ class Samples:
         if len(set(lengths.values())) != 1 or not len(self.answers):
             raise ValueError(f"the samples of a problem need columns of one length above 0, not {lengths}")
         if np.min(self.answers) < -1:
-            raise ValueError(f"an answer's class is {np.min(self.answers)}: number them from 0 on, and give -1 to no answer")
+            raise ValueError(
+                f"an answer's class is {np.min(self.answers)}: number them from 0 on, and give -1 to no answer"
+            )
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -53,7 +55,9 @@ class Samples:
     @property
     def _scores(self) -> Float[np.ndarray, "samples"]:
         if self.scores is None:
-            raise ValueError("the samples have no scores: leave weighted votes and best-of-k out for a model without self-reward")
+            raise ValueError(
+                "the samples have no scores: leave weighted votes and best-of-k out for a model without self-reward"
+            )
         return np.asarray(self.scores, np.float64)
 
     def classes(self) -> tuple[Bool[np.ndarray, "samples classes"], Float[np.ndarray, "classes"]]:
@@ -108,13 +112,17 @@ def pooled_votes(answers: Sequence[int], weights: Sequence[float]) -> dict[int, 
         if answer == -1:
             continue
         if not weight >= 0:
-            raise ValueError(f"the weight of sample {sample} is {weight}: clip scores to [0, 1], and give unfinished samples 0")
+            raise ValueError(
+                f"the weight of sample {sample} is {weight}: clip scores to [0, 1], and give unfinished samples 0"
+            )
         pools.setdefault(answer, []).append(weight)
     return {answer: math.fsum(pool) for answer, pool in pools.items()}
 
 
 def fair_winner(
-    votes: Float[np.ndarray, "*draws classes"], present: Bool[np.ndarray, "*draws classes"], correctness: Float[np.ndarray, "classes"]
+    votes: Float[np.ndarray, "*draws classes"],
+    present: Bool[np.ndarray, "*draws classes"],
+    correctness: Float[np.ndarray, "classes"],
 ) -> Float[np.ndarray, "*draws"]:
     """Expected correctness of a vote's winner under a fair choice among tied answers; 0 where no answer is present.
 
@@ -165,7 +173,11 @@ def weighted_maj_at_k(problems: Sequence[Samples], k: int, seed: int = 0, draws:
 
 
 def _vote_at_k(
-    problems: Sequence[Samples], k: int, weights: Callable[[Samples], Float[np.ndarray, "samples"]], seed: int, draws: int
+    problems: Sequence[Samples],
+    k: int,
+    weights: Callable[[Samples], Float[np.ndarray, "samples"]],
+    seed: int,
+    draws: int,
 ) -> Estimate:
     _check_k(problems, k)
     by_problem = np.zeros(len(problems))
@@ -205,7 +217,8 @@ def _best_of_k(samples: Samples, k: int) -> float:
     correct = np.bincount(level_of, weights=np.asarray(samples.correct, float))
     up_to = size.cumsum()
     return sum(
-        float(correct[level] / size[level]) * (math.comb(int(up_to[level]), k) - math.comb(int(up_to[level] - size[level]), k))
+        float(correct[level] / size[level])
+        * (math.comb(int(up_to[level]), k) - math.comb(int(up_to[level] - size[level]), k))
         for level in np.flatnonzero(levels > -np.inf)
     ) / math.comb(n, k)
 
@@ -217,4 +230,6 @@ def _exact(by_problem: list[float]) -> Estimate:
 def _check_k(problems: Sequence[Samples], k: int) -> None:
     fewest = min((len(samples) for samples in problems), default=0)
     if not 1 <= k <= fewest:
-        raise ValueError(f"k is {k}; it must be from 1 to {fewest}, the fewest samples of any of the {len(problems)} problems")
+        raise ValueError(
+            f"k is {k}; it must be from 1 to {fewest}, the fewest samples of any of the {len(problems)} problems"
+        )

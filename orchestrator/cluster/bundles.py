@@ -51,7 +51,10 @@ def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
     """
     learning = config.learning
     rank = _resources(learning.cpus_per_rank, learning.gpus_per_rank, learning.resources)
-    per_node = max((min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes), default=0)
+    per_node = max(
+        (min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes),
+        default=0,
+    )
     per_node = max(1, min(per_node, learning.num_ranks))
     learners = []
     for start in range(0, learning.num_ranks, per_node):
@@ -59,7 +62,11 @@ def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
         learners.append({name: amount * count for name, amount in rank.items()})
     engines = [] if config.rollout.colocate else _engines(config)
     bundles = Bundles(learners, engines, _verifiers(config), ranks_per_learner=per_node)
-    if config.rollout.colocate and per_node < learning.num_ranks and per_node % config.rollout.tensor_parallel:
+    if (
+        config.rollout.colocate
+        and per_node < learning.num_ranks
+        and per_node % config.rollout.tensor_parallel
+    ):
         raise ConfigError(
             f"rollout.colocate: a node holds {per_node} learner ranks, which rollout.tensor_parallel={config.rollout.tensor_parallel} does "
             "not divide: an engine would take turns with ranks of two nodes"
@@ -77,7 +84,9 @@ def bundles_without_learner(config: PoolsConfig, nodes: list[Resources], engines
 
 def _hold(nodes: list[Resources], bundles: list[Resources]) -> bool:
     """Whether nodes, as they are when nothing else runs, have room for like bundles."""
-    room = sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in bundles[0].items()) for node in nodes)
+    room = sum(
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in bundles[0].items()) for node in nodes
+    )
     return room >= len(bundles)
 
 
@@ -87,11 +96,15 @@ def _resources(cpus: float, gpus: float, custom: Mapping[str, float]) -> Resourc
 
 def _engines(config: PoolsConfig) -> list[Resources]:
     rollout = config.rollout
-    return [_resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel, rollout.resources)] * rollout.num_engines
+    return [
+        _resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel, rollout.resources)
+    ] * rollout.num_engines
 
 
 def _verifiers(config: PoolsConfig) -> list[Resources]:
-    return [_resources(config.verification.cpus, 0.0, config.verification.resources)] * config.verification.num_workers
+    return [
+        _resources(config.verification.cpus, 0.0, config.verification.resources)
+    ] * config.verification.num_workers
 
 
 def demand(bundles: Bundles) -> str:
@@ -103,7 +116,9 @@ def _listed(resources: Mapping[str, float]) -> str:
     """CPUs, GPUs and custom resources, without what Ray counts for itself."""
     own = ("memory", "object_store_memory")
     shown = {
-        name: amount for name, amount in resources.items() if name not in own and not name.startswith(("node:", "CPU_", "GPU_", "bundle_"))
+        name: amount
+        for name, amount in resources.items()
+        if name not in own and not name.startswith(("node:", "CPU_", "GPU_", "bundle_"))
     }
     return ", ".join(f"{amount:g} {_plural(name)}" for name, amount in shown.items() if "_group_" not in name)
 
@@ -112,15 +127,21 @@ def _plural(name: str) -> str:
     return f"{name}s" if name in ("CPU", "GPU") else f"of {name}"
 
 
-def _refuse_what_cannot_fit(config: PoolsConfig, learning: LearningConfig | None, bundles: Bundles, nodes: list[Resources]) -> None:
+def _refuse_what_cannot_fit(
+    config: PoolsConfig, learning: LearningConfig | None, bundles: Bundles, nodes: list[Resources]
+) -> None:
     problems = []
     for name in bundles.names:
         there, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
         if needed > there + 1e-9:
             problems.append(f"the pools need {needed:g} {_plural(name)}, but {there:g} are there")
     for bundle in bundles.all:
-        if not problems and not any(all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()) for node in nodes):
-            problems.append(f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)")
+        if not problems and not any(
+            all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()) for node in nodes
+        ):
+            problems.append(
+                f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)"
+            )
     if problems:
         rollout, verification = config.rollout, config.verification
         learners = ""
@@ -130,7 +151,9 @@ def _refuse_what_cannot_fit(config: PoolsConfig, learning: LearningConfig | None
             learners = f"  learning      {learning.num_ranks} rank(s) x ({each_rank})\n"
         each_engine = f"rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel}"
         each_engine += _custom("rollout", rollout.resources)
-        each_worker = f"verification.cpus={verification.cpus:g}" + _custom("verification", verification.resources)
+        each_worker = f"verification.cpus={verification.cpus:g}" + _custom(
+            "verification", verification.resources
+        )
         raise ConfigError(
             "; ".join(dict.fromkeys(problems)) + ":\n"
             f"{learners}"

@@ -48,5 +48,11 @@ def connect() -> list[Resources]:
             # A Ray of our own has a token of its own, and nobody needs to be told.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             cpus = int(local_nodes()[0]["CPU"])
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

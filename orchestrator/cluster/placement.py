@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.bundles import Bundles, PoolsConfig, _hold, _listed, _resources, demand
@@ -35,7 +40,9 @@ class Placement:
             assert around is not None, "Tune makes a trial's group before it starts the trial"
             self.group: PlacementGroup = around
             return
-        self.group = placement_group(bundles.all, strategy="PACK", bundle_label_selector=label_selectors(bundles))
+        self.group = placement_group(
+            bundles.all, strategy="PACK", bundle_label_selector=label_selectors(bundles)
+        )
         try:
             self._wait_for_room()
         except BaseException:
@@ -46,7 +53,9 @@ class Placement:
         assert isinstance(self.config, RunConfig), "an evaluation has no learner"
         settings = self.config.learning
         share = _resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.resources)
-        return self._spawn(cls, rank // self.bundles.ranks_per_learner, share, settings.cpus_per_rank, 1, arguments)
+        return self._spawn(
+            cls, rank // self.bundles.ranks_per_learner, share, settings.cpus_per_rank, 1, arguments
+        )
 
     def engine(self, cls: type, index: int, *arguments: Any) -> Any:
         settings = self.config.rollout
@@ -64,13 +73,17 @@ class Placement:
     def verifier(self, cls: type, index: int, *arguments: Any) -> Any:
         settings = self.config.verification
         bundle = len(self.bundles.learners) + len(self.bundles.engines) + index
-        return self._spawn(cls, bundle, _resources(settings.cpus, 0.0, settings.resources), settings.cpus, 2, arguments)
+        return self._spawn(
+            cls, bundle, _resources(settings.cpus, 0.0, settings.resources), settings.cpus, 2, arguments
+        )
 
     def nodes(self) -> dict[str, str]:
         """Ids of the nodes that the group is on, each with the pools there, for messages: `learning, rollout`."""
         place = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
         learners, engines = len(self.bundles.learners), len(self.bundles.engines)
-        pools = ["learning"] * learners + ["rollout"] * engines + ["verification"] * len(self.bundles.verifiers)
+        pools = (
+            ["learning"] * learners + ["rollout"] * engines + ["verification"] * len(self.bundles.verifiers)
+        )
         on_node: dict[str, dict[str, None]] = {}
         for number, pool in enumerate(pools):
             on_node.setdefault(place[number], {})[pool] = None
@@ -105,7 +118,11 @@ class Placement:
     ) -> Any:
         # More threads than the share are many times slower as soon as another process competes.
         threads = str(max(1, int(cpus)))
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         custom = {name: amount for name, amount in share.items() if name not in ("CPU", "GPU")}
         actor = (
             ray.remote(cls)
@@ -114,7 +131,9 @@ class Placement:
                 num_gpus=share.get("GPU", 0.0),
                 resources=custom,
                 max_concurrency=concurrency,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=bundle
+                ),
                 runtime_env={"env_vars": environment | (variables or {})},
             )
             .remote(*arguments)

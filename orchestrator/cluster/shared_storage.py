@@ -18,7 +18,9 @@ APPEARS_S = 10.0
 """How long a network file system may take to show one node what another has written."""
 
 
-def check_shared_folders(folder: Path, model: str, pools_of_node: Mapping[str, str], remote: str | None = None) -> None:
+def check_shared_folders(
+    folder: Path, model: str, pools_of_node: Mapping[str, str], remote: str | None = None
+) -> None:
     """See that the learner's nodes read and write what this process does, and that those with learner or engines have the model.
 
     Args:
@@ -32,7 +34,11 @@ def check_shared_folders(folder: Path, model: str, pools_of_node: Mapping[str, s
     """
     here = ray.get_runtime_context().get_node_id()
     # The driver sees its own folders. At a URL it may be let in where actors of its node are not: theirs is the environment of the node.
-    asked = {node: pools for node, pools in pools_of_node.items() if node != here or (remote and "learning" in pools)}
+    asked = {
+        node: pools
+        for node, pools in pools_of_node.items()
+        if node != here or (remote and "learning" in pools)
+    }
     if not asked:
         return
     mark = f".shared-{uuid.uuid4().hex}"
@@ -45,20 +51,32 @@ def check_shared_folders(folder: Path, model: str, pools_of_node: Mapping[str, s
         looks = {}
         for node, pools in asked.items():
             wanted = str(folder.resolve()) if "learning" in pools else None
-            needed = model if Path(model).is_absolute() and ("learning" in pools or "rollout" in pools) else None
+            needed = (
+                model if Path(model).is_absolute() and ("learning" in pools or "rollout" in pools) else None
+            )
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-            looks[node] = ray.remote(_look).options(num_cpus=0, scheduling_strategy=on_node).remote(wanted, remote, needed, mark)
+            looks[node] = (
+                ray.remote(_look)
+                .options(num_cpus=0, scheduling_strategy=on_node)
+                .remote(wanted, remote, needed, mark)
+            )
         found = {node: ray.get(look) for node, look in looks.items()}
     finally:
         if storage is not None:
             storage.delete(mark)
         for left in folder.glob(f"{mark}*"):
             left.unlink(missing_ok=True)
-    problems = [f"  node {address} ({asked[node]}): {problem}" for node, (address, problem) in found.items() if problem]
+    problems = [
+        f"  node {address} ({asked[node]}): {problem}"
+        for node, (address, problem) in found.items()
+        if problem
+    ]
     if problems:
         place = f"run.remote={remote}" if remote else f"run.dir={folder.parent}"
         raise ConfigError(
-            f"{place}, model.path={model}: not all nodes of the run share them:\n" + "\n".join(problems) + "\n"
+            f"{place}, model.path={model}: not all nodes of the run share them:\n"
+            + "\n".join(problems)
+            + "\n"
             "Mount shared storage at one path on every node, and name folders there (laser submit: --storage). For checkpoints run.remote "
             "will do, with credentials in every node's environment."
         )
@@ -68,7 +86,9 @@ def _look(folder: str | None, remote: str | None, model: str | None, mark: str) 
     """On a node: its address, and what is wrong there. Of `folder` and `remote` the latter is looked at, where both are given."""
     problems = []
     if folder is not None:
-        problem = _look_at_url(remote, Path(folder).name, mark) if remote else _look_at_folder(Path(folder), mark)
+        problem = (
+            _look_at_url(remote, Path(folder).name, mark) if remote else _look_at_folder(Path(folder), mark)
+        )
         problems += [problem] if problem else []
     if model is not None and not Path(model).exists():
         problems.append(f"there is no {model}")

@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.schema import Gpus, PositiveInt, Section, Share, StepCount, Text, refuse_parts_of_gpus
+from orchestrator.config.schema import (
+    Gpus,
+    PositiveInt,
+    Section,
+    Share,
+    StepCount,
+    Text,
+    refuse_parts_of_gpus,
+)
 from orchestrator.config.training import DataConfig, ModelConfig, TrackingConfig
 
 

@@ -30,7 +30,9 @@ NAMED_SETS = {
     "amc23": NamedSet("math-ai/amc23", "test", 32, problem_field="question"),
     "aime24": NamedSet("HuggingFaceH4/aime_2024", "train", 32),
     "aime25": NamedSet("math-ai/aime25", "test", 32),
-    "olympiadbench": NamedSet("math-ai/olympiadbench", "test", 2, problem_field="question", answer_field="final_answer"),
+    "olympiadbench": NamedSet(
+        "math-ai/olympiadbench", "test", 2, problem_field="question", answer_field="final_answer"
+    ),
 }
 """Source: LaSeR (arXiv 2510.14943), evaluation."""
 
@@ -120,7 +122,13 @@ def _request(entry: str, config: EvalConfig) -> SetRequest:
     source = entry if override is None else source
     samples = override or config.samples_per_problem
     if named := NAMED_SETS.get(source):
-        fields = (named.source, named.split, samples or named.samples_per_problem, named.problem_field, named.answer_field)
+        fields = (
+            named.source,
+            named.split,
+            samples or named.samples_per_problem,
+            named.problem_field,
+            named.answer_field,
+        )
         return SetRequest(source, NamedSet(*fields))
     fields = (source, config.split, samples or SAMPLES_PER_PROBLEM, config.problem_field, config.answer_field)
     path = Path(source)

@@ -25,7 +25,9 @@ class Formula:
         self.text = text
         try:
             self.tree = SimpleEval.parse(text)
-            self.names = {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)} - set(FUNCTIONS)
+            self.names = {
+                node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)
+            } - set(FUNCTIONS)
         except (InvalidExpression, SyntaxError) as error:
             raise ValueError(f"{text!r} is no formula: {error}") from error
 
@@ -42,7 +44,9 @@ class Formula:
             raise NotDefined(f"{self.text!r} is not defined: {error}") from error
         except (InvalidExpression, TypeError, AttributeError) as error:
             known = ", ".join(sorted(names))
-            raise ValueError(f"{self.text!r} cannot be computed: {error}. Names that it may use: {known}") from error
+            raise ValueError(
+                f"{self.text!r} cannot be computed: {error}. Names that it may use: {known}"
+            ) from error
 
     def number(self, names: Mapping[str, Any]) -> float:
         """The same as a number; a truth value is none."""

@@ -47,7 +47,9 @@ def refuse_parts_of_gpus(key: str, gpus: float, tensor_parallel: int = 1) -> Non
     """
     if gpus != int(gpus) and (gpus > 1 or tensor_parallel > 1):
         ranks = f" for each of {tensor_parallel} tensor-parallel ranks" if tensor_parallel > 1 else ""
-        raise ValueError(f"{key}: is {gpus:g}{ranks}, but only a single GPU can be shared: use {math.ceil(gpus)}")
+        raise ValueError(
+            f"{key}: is {gpus:g}{ranks}, but only a single GPU can be shared: use {math.ceil(gpus)}"
+        )
 
 
 def read_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C:
@@ -60,11 +62,15 @@ def read_config(path: str | Path, overrides: typing.Sequence[str], schema: type[
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML configuration.") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a YAML configuration."
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections such as `run:` and `model:`, but is {type(tree).__name__}.")
+        raise ConfigError(
+            f"{path}: must hold sections such as `run:` and `model:`, but is {type(tree).__name__}."
+        )
     apply_overrides(tree, overrides, schema)
     return validate(tree, schema, str(path))
 
@@ -95,7 +101,9 @@ def apply_overrides(tree: dict[str, Any], overrides: typing.Sequence[str], schem
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(f"override {override!r}: write key.path=value, with a key such as {known_keys(schema)[0]}")
+            raise ConfigError(
+                f"override {override!r}: write key.path=value, with a key such as {known_keys(schema)[0]}"
+            )
         try:
             value = yaml.safe_load(text) if text.strip() else "" if _may_be_empty(schema, key) else None
         except yaml.YAMLError as error:
@@ -156,7 +164,10 @@ def changed_settings(saved: Path, config: Section, source: str | None = None) ->
     Raises:
         ConfigError: The saved settings are of another command or version.
     """
-    before, now = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), source or str(saved))), flat_settings(config)
+    before, now = (
+        flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), source or str(saved))),
+        flat_settings(config),
+    )
     # Pass-through settings come and go: a key may be in either.
     changed = [key for key in now | before if before.get(key) != now.get(key)]
     return {key: f"{before.get(key)!r} before, {now.get(key)!r} now" for key in changed}
@@ -214,7 +225,9 @@ def _explain(schema: type[Section], alternatives: list[dict[str, Any]]) -> str:
         return f"{key}: must be a section of keys such as {example}, got {problem['input']!r}. Leave it out for the defaults."
     # "Input should be a valid number, unable to parse string as a number": what follows the comma repeats what stands before it.
     messages = (alternative["msg"].replace(" is not ", " should be ") for alternative in alternatives)
-    rules = dict.fromkeys(re.sub(r"^.* should |, (unable|got) .*$| for <class .*$", "", message) for message in messages)
+    rules = dict.fromkeys(
+        re.sub(r"^.* should |, (unable|got) .*$| for <class .*$", "", message) for message in messages
+    )
     return f"{key}: must {', or '.join(rules)}, got {problem['input']!r}. {_described(schema, key)}".rstrip()
 
 
@@ -237,7 +250,9 @@ def known_keys(schema: type[Section], prefix: str = "") -> list[str]:
 
 def _section_of(annotation: Any) -> type[Section] | None:
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((member for member in members if isinstance(member, type) and issubclass(member, Section)), None)
+    return next(
+        (member for member in members if isinstance(member, type) and issubclass(member, Section)), None
+    )
 
 
 def _described(schema: type[Section], key: str) -> str:

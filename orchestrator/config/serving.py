@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.schema import Gpus, PositiveInt, Section, Share, Text, refuse_parts_of_gpus, validate, with_overrides
+from orchestrator.config.schema import (
+    Gpus,
+    PositiveInt,
+    Section,
+    Share,
+    Text,
+    refuse_parts_of_gpus,
+    validate,
+    with_overrides,
+)
 from orchestrator.errors import ConfigError
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -156,7 +165,9 @@ def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: 
         name, separator, path = model.partition("=")
         name, path = (name, path) if separator else (_name(model), model)
         if name in named:
-            raise ConfigError(f"--model {model}: there is another model {name!r} already; write --model OTHERNAME={path}")
+            raise ConfigError(
+                f"--model {model}: there is another model {name!r} already; write --model OTHERNAME={path}"
+            )
         named[name] = path
     config = validate({"models": named, **settings}, ServeConfig, "laser serve")
     return with_overrides(config, overrides, "laser serve")
@@ -166,4 +177,8 @@ def _name(model: str) -> str:
     """What a model is called unless it is told: the last part of its path that says something."""
     registered = re.match(r"models:/([^/@]+)", model)
     parts = [part for part in Path(model).parts if part not in ("export", "..", "/")]
-    return registered[1] if registered else re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model").lstrip(".-_") or "model"
+    return (
+        registered[1]
+        if registered
+        else re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model").lstrip(".-_") or "model"
+    )

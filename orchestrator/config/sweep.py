@@ -43,13 +43,19 @@ class Values(Section):
 
     @property
     def kind(self) -> str:
-        return next(kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None)
+        return next(
+            kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None
+        )
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Values":
-        given = [kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None]
+        given = [
+            kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"space: give each key exactly one of grid, choice, uniform and log_uniform, not {given or 'none'}")
+            raise ValueError(
+                f"space: give each key exactly one of grid, choice, uniform and log_uniform, not {given or 'none'}"
+            )
         for kind in ("uniform", "log_uniform"):
             bounds = getattr(self, kind)
             if bounds is not None and bounds[0] >= bounds[1]:
@@ -107,16 +113,22 @@ class SweepConfig(Section):
         kinds = {key: values.kind for key, values in self.space.items()}
         drawn = [key for key, kind in kinds.items() if kind != "grid"]
         if drawn and self.search.points is None:
-            raise ValueError(f"search.points: missing; {', '.join(drawn)} are drawn, so say how many points to draw")
+            raise ValueError(
+                f"search.points: missing; {', '.join(drawn)} are drawn, so say how many points to draw"
+            )
         if not drawn and self.search.points is not None:
-            raise ValueError("search.points: all keys of the space are grids, which are gone through whole; leave it out")
+            raise ValueError(
+                "search.points: all keys of the space are grids, which are gone through whole; leave it out"
+            )
         if self.search.algorithm == "optuna":
             if grids := [key for key, kind in kinds.items() if kind == "grid"]:
                 raise ValueError(
                     f"search.algorithm: optuna proposes values and cannot go through the grids of {', '.join(grids)}: use choice"
                 )
             if self.where:
-                raise ValueError("where: cannot be used with search.algorithm=optuna, whose proposals cannot be refused: use `when`")
+                raise ValueError(
+                    "where: cannot be used with search.algorithm=optuna, whose proposals cannot be refused: use `when`"
+                )
         for text in self.where:
             _formula("where", text)
         if len(set(self.seeds)) < len(self.seeds):
@@ -159,15 +171,22 @@ def base_config(sweep: SweepConfig) -> RunConfig:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"base: {sweep.base} cannot be read: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"base: {sweep.base} must hold sections such as `run:` and `model:`, but is {type(tree).__name__}")
+        raise ConfigError(
+            f"base: {sweep.base} must hold sections such as `run:` and `model:`, but is {type(tree).__name__}"
+        )
     config = validate(_merged(tree, sweep.settings), RunConfig, source)
     if config.data.eval is None:
         raise ConfigError(f"{source}: data.eval is missing: a sweep compares its trials on held-out problems")
     if config.run.remote is not None:
-        raise ConfigError(f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null")
+        raise ConfigError(
+            f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null"
+        )
     for key in sweep.space:
         if key.startswith(OWN_KEYS):
-            raise ConfigError(f"space: {key} is the sweep's own to give" + (": list them as `seeds`" if key == "run.seed" else ""))
+            raise ConfigError(
+                f"space: {key} is the sweep's own to give"
+                + (": list them as `seeds`" if key == "run.seed" else "")
+            )
         for value in getattr(sweep.space[key], sweep.space[key].kind):
             _check_value(config, key, value)
     return config
@@ -188,7 +207,9 @@ def _check_value(config: RunConfig, key: str, value: Any) -> None:
         with_settings(config, {key: value}, f"space: {key}")
     except ConfigError as error:
         cause = error.__cause__
-        if not isinstance(cause, ValidationError) or any(problem["type"] != "value_error" for problem in cause.errors()):
+        if not isinstance(cause, ValidationError) or any(
+            problem["type"] != "value_error" for problem in cause.errors()
+        ):
             raise
 
 

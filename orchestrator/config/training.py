@@ -106,7 +106,9 @@ class RolloutConfig(EngineConfig):
                 "taken from the wrong distribution (set evaluation.temperature to sample differently when evaluating)"
             )
         if self.max_staleness != 0:
-            raise ValueError(f"rollout.max_staleness: is {self.max_staleness}, but only 0 (on-policy) is supported by this version")
+            raise ValueError(
+                f"rollout.max_staleness: is {self.max_staleness}, but only 0 (on-policy) is supported by this version"
+            )
         return self
 
 
@@ -250,9 +252,13 @@ class RunSection(Section):
         if remote is None:
             return None
         if "://" not in remote:
-            raise ValueError(f"run.remote: {remote!r} is no URL: write s3://bucket/runs, gs://bucket/runs or file:///mnt/runs")
+            raise ValueError(
+                f"run.remote: {remote!r} is no URL: write s3://bucket/runs, gs://bucket/runs or file:///mnt/runs"
+            )
         if urlsplit(remote).password is not None:
-            raise ValueError("run.remote: holds a secret, which config.yaml and MLflow would show: leave it to the nodes' environment")
+            raise ValueError(
+                "run.remote: holds a secret, which config.yaml and MLflow would show: leave it to the nodes' environment"
+            )
         return remote
 
 
@@ -341,9 +347,13 @@ class RunConfig(Section):
                 f"rollout.cpus={rollout.cpus:g}"
             )
         if rollout.resources:
-            raise ValueError("rollout.colocate: engines are where the ranks are: give learning.resources instead of rollout.resources")
+            raise ValueError(
+                "rollout.colocate: engines are where the ranks are: give learning.resources instead of rollout.resources"
+            )
         if learning.offload != "none":
-            raise ValueError(f"rollout.colocate: moves the learner's states itself; learning.offload={learning.offload} must be none")
+            raise ValueError(
+                f"rollout.colocate: moves the learner's states itself; learning.offload={learning.offload} must be none"
+            )
 
 
 @typing.overload
@@ -354,7 +364,9 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
 def load_config(path: str | Path, overrides: typing.Sequence[str], schema: type[C]) -> C: ...
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = (), schema: type[Section] = RunConfig) -> Section:
+def load_config(
+    path: str | Path, overrides: typing.Sequence[str] = (), schema: type[Section] = RunConfig
+) -> Section:
     """The settings of the YAML file at `path`: of a run, or of another command whose `schema` is given.
 
     Raises:

@@ -124,7 +124,10 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) 
         rendered = list(tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False))
     except Exception:  # a template is a program of its own: it may know single questions only
         rendered = []
-    shared = next((position for position, pair in enumerate(zip(prompt, rendered, strict=False)) if pair[0] != pair[1]), len(prompt))
+    shared = next(
+        (position for position, pair in enumerate(zip(prompt, rendered, strict=False)) if pair[0] != pair[1]),
+        len(prompt),
+    )
     for token, following in zip(rendered[shared:], rendered[shared + 1 :], strict=False):
         if token in eos_tokens:
             return TurnEnd(token, following)

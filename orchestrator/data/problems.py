@@ -24,7 +24,9 @@ class Problem:
     source: int
 
 
-def load_problems(path: str, problem_field: str, answer_field: str, split: str = "train", kind_field: str = "kind") -> list[Problem]:
+def load_problems(
+    path: str, problem_field: str, answer_field: str, split: str = "train", kind_field: str = "kind"
+) -> list[Problem]:
     """The problems of a .jsonl, .json or .parquet file, or of a Hugging Face data set (folder, `name` or `name:config`).
 
     `split` is read of a data set and means nothing to a file. An id is the row's `id` field or else a hash of problem
@@ -61,7 +63,9 @@ def data_rows(path: str, split: str) -> Iterator[tuple[int, Row]]:
     """
     for number, row in _rows(path, split):
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: is {type(row).__name__}, not an object with fields; write one JSON object a line")
+            raise DataError(
+                f"{path}, line {number}: is {type(row).__name__}, not an object with fields; write one JSON object a line"
+            )
         yield number, row
 
 
@@ -87,7 +91,9 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
     if content.lstrip().startswith("["):
         yield from enumerate(_json(content, str(file)), 1)
         return
-    for number, line in enumerate(content.split("\n"), 1):  # not splitlines(): JSON text may hold other line separators
+    for number, line in enumerate(
+        content.split("\n"), 1
+    ):  # not splitlines(): JSON text may hold other line separators
         if line.strip():
             yield number, _json(line, f"{file}, line {number}")
 
@@ -96,8 +102,12 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        position = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise DataError(f"{where}: not JSON ({error.msg} at {position}); write one JSON object a line, or one array") from error
+        position = (
+            f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        )
+        raise DataError(
+            f"{where}: not JSON ({error.msg} at {position}); write one JSON object a line, or one array"
+        ) from error
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
@@ -122,7 +132,11 @@ def _data_set(path: str, split: str) -> Iterable[Row]:
             return datasets.load_from_disk(path)[split]
         if (folder / "state.json").exists():
             return datasets.load_from_disk(path)
-        return datasets.load_dataset(path, split=split) if folder.is_dir() else datasets.load_dataset(name, config or None, split=split)
+        return (
+            datasets.load_dataset(path, split=split)
+            if folder.is_dir()
+            else datasets.load_dataset(name, config or None, split=split)
+        )
     except Exception as error:  # the library raises a dozen kinds, down to those of its HTTP client
         raise DataError(
             f"'{path}', split '{split}': is no file, and cannot be loaded as a Hugging Face data set "
@@ -133,12 +147,16 @@ def _data_set(path: str, split: str) -> Iterable[Row]:
 def field_text(row: Row, field: str, key: str, where: str) -> str:
     """The field as text; numbers are written out. `key` is the setting that names the field."""
     if field not in row:
-        raise DataError(f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: set {key} to one of them")
+        raise DataError(
+            f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: set {key} to one of them"
+        )
     value = row[field]
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: '{field}' is {value!r}, neither text nor a number; correct the line or set {key} to another field")
+        raise DataError(
+            f"{where}: '{field}' is {value!r}, neither text nor a number; correct the line or set {key} to another field"
+        )
     if not value.strip():
         raise DataError(f"{where}: '{field}' is empty; complete the line or remove it")
     return value.strip()

@@ -21,13 +21,21 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem_text: str, instr
     """The prompt's token ids: one user message, the instruction on a line after the problem, and the assistant's turn opened."""
     content = f"{problem_text}\n{instruction}" if instruction else problem_text
     messages = [{"role": "user", "content": content}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    return list(
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    )
 
 
 class PromptSet:
     """Problems with their prompts. Those longer than `max_prompt_tokens` are left out and counted in `dropped`."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", problems: Sequence[Problem], instruction: str, max_prompt_tokens: int):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        problems: Sequence[Problem],
+        instruction: str,
+        max_prompt_tokens: int,
+    ):
         """Raises DataError when no problem is left."""
         self.problems: list[Problem] = []
         self._token_ids: list[np.ndarray] = []  # int32: lists of Python ints would take ten times the memory

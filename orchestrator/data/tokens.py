@@ -36,7 +36,9 @@ def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: no tokenizer could be loaded from {model_path}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.path: no tokenizer could be loaded from {model_path}: {str(error).splitlines()[0]}"
+        ) from error
     check_template(tokenizer)
     return ModelTokens(
         tokenizer,
@@ -64,8 +66,13 @@ def resolve_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     if token_id is None:
         pieces = tokenizer.encode(token, add_special_tokens=False)
         if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id or tokenizer.decode(pieces) != token:
-            made = ", ".join(f"{piece!r} ({id_})" for piece, id_ in zip(tokenizer.convert_ids_to_tokens(pieces), pieces, strict=True))
-            raise ConfigError(f"self_reward.token: '{token}' is no single token: it becomes {made or 'nothing'}. {_suggestion(tokenizer)}")
+            made = ", ".join(
+                f"{piece!r} ({id_})"
+                for piece, id_ in zip(tokenizer.convert_ids_to_tokens(pieces), pieces, strict=True)
+            )
+            raise ConfigError(
+                f"self_reward.token: '{token}' is no single token: it becomes {made or 'nothing'}. {_suggestion(tokenizer)}"
+            )
         token_id = pieces[0]
     if token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
         raise ConfigError(
@@ -90,7 +97,9 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ConfigError when the tokenizer cannot render a conversation of one user message."""
     folder = tokenizer.name_or_path or "the model's folder"
     if not tokenizer.chat_template:
-        raise ConfigError(f"{folder}: its tokenizer has no chat template; put one there as chat_template.jinja")
+        raise ConfigError(
+            f"{folder}: its tokenizer has no chat template; put one there as chat_template.jinja"
+        )
     try:
         render_prompt(tokenizer, "1+1=", "")
     except Exception as error:  # a template is a program of its own: it raises what it likes
@@ -102,7 +111,9 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
 def check_round_trip(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str]) -> None:
     """Raises ConfigError when a text does not survive encoding and decoding (up to Unicode's NFC and outer space)."""
     for text in texts:
-        decoded = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+        decoded = tokenizer.decode(
+            tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False
+        )
         before, after = (unicodedata.normalize("NFC", version).strip() for version in (text, decoded))
         if before != after:
             lost = "".join(sorted((Counter(before) - Counter(after)).keys()))
@@ -123,7 +134,13 @@ def eos_token_ids(tokenizer: "PreTrainedTokenizerBase", model_path: str) -> list
         configured = GenerationConfig.from_pretrained(model_path).eos_token_id
     except OSError:  # the file is optional
         configured = None
-    ids = {id_ for id_ in (*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id) if id_ is not None}
+    ids = {
+        id_
+        for id_ in (*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id)
+        if id_ is not None
+    }
     if not ids:
-        raise ConfigError(f"{model_path}: neither its generation_config.json nor its tokenizer names an EOS token; set eos_token_id")
+        raise ConfigError(
+            f"{model_path}: neither its generation_config.json nor its tokenizer names an EOS token; set eos_token_id"
+        )
     return sorted(ids)

@@ -52,7 +52,9 @@ class _Part:
 
 def missing(sets: Sequence[ProblemSet], drawn: Iterable[Sample]) -> int:
     """Samples that are still to be drawn."""
-    return sum(problem_set.samples_per_problem * len(problem_set.prompts) for problem_set in sets) - len(list(drawn))
+    return sum(problem_set.samples_per_problem * len(problem_set.prompts) for problem_set in sets) - len(
+        list(drawn)
+    )
 
 
 def draw(
@@ -73,7 +75,9 @@ def draw(
         part = task.context
         if pool is pools.rollouts:
             generated[part] = ray.get(task.refs[1]), value
-            pools.verifiers.submit("verify", task.refs[1], value.finished.tolist(), part.problem.answer, context=part)
+            pools.verifiers.submit(
+                "verify", task.refs[1], value.finished.tolist(), part.problem.answer, context=part
+            )
         else:
             samples = list(_samples(part, *generated.pop(part), value, score))
             file.append(samples)
@@ -113,7 +117,9 @@ def _classed(group: Sequence[Sample], wrong_classes: Sequence[int]) -> Iterator[
     """Class 0 is the reference's, whether or not a sample gives it; those of wrong answers follow."""
     classes = iter(wrong_classes)
     for sample in group:
-        yield replace(sample, answer_class=(0 if sample.correct else 1 + next(classes)) if sample.has_vote else None)
+        yield replace(
+            sample, answer_class=(0 if sample.correct else 1 + next(classes)) if sample.has_vote else None
+        )
 
 
 def _parts(sets: Sequence[ProblemSet], drawn: Iterable[Sample], seed: int) -> Iterator[_Part]:

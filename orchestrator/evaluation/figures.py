@@ -15,7 +15,14 @@ from jaxtyping import Float
 
 from orchestrator.algorithm import metrics
 from orchestrator.algorithm.adaptive import CostPoint, accuracy_against_tokens
-from orchestrator.algorithm.voting import Samples, best_of_k, maj_at_k, pass_at_k, powers_of_two, weighted_maj_at_k
+from orchestrator.algorithm.voting import (
+    Samples,
+    best_of_k,
+    maj_at_k,
+    pass_at_k,
+    powers_of_two,
+    weighted_maj_at_k,
+)
 from orchestrator.evaluation.samples import Sample, by_problem
 
 AVERAGE = "average"
@@ -124,7 +131,11 @@ class EvalResults:
     def tree(self) -> dict[str, Any]:
         """JSON-ready: NaN is null."""
         sets = [
-            {key: value for key, value in vars(found).items() if key not in ("figures", "at_k", "cost", "accuracy_by_problem")}
+            {
+                key: value
+                for key, value in vars(found).items()
+                if key not in ("figures", "at_k", "cost", "accuracy_by_problem")
+            }
             | {
                 "figures": asdict(found.figures),
                 "at_k": [asdict(row) for row in found.at_k],
@@ -132,7 +143,15 @@ class EvalResults:
             }
             for found in self.sets
         ]
-        return _json({"model": self.model, "score": self.score, "sets": sets, AVERAGE: asdict(self.average), "undecided": self.undecided})
+        return _json(
+            {
+                "model": self.model,
+                "score": self.score,
+                "sets": sets,
+                AVERAGE: asdict(self.average),
+                "undecided": self.undecided,
+            }
+        )
 
 
 def set_results(name: str, samples: Sequence[Sample], scored: bool) -> SetResults:
@@ -142,7 +161,9 @@ def set_results(name: str, samples: Sequence[Sample], scored: bool) -> SetResult
     fewest = min(len(group) for group in groups)
     accuracy = np.array([_mean([sample.correct for sample in group if sample.verified]) for group in groups])
     known = accuracy[~np.isnan(accuracy)]
-    low, high = metrics.bootstrap_interval(known, draws=BOOTSTRAP_DRAWS) if len(known) else (math.nan, math.nan)
+    low, high = (
+        metrics.bootstrap_interval(known, draws=BOOTSTRAP_DRAWS) if len(known) else (math.nan, math.nan)
+    )
     quality, mixed = _quality(groups, scored)
     return SetResults(
         name=name,
@@ -173,7 +194,9 @@ def average(sets: Sequence[SetResults]) -> Figures:
         rng = np.random.default_rng(0)
         draws = [
             found.accuracy_by_problem[
-                rng.integers(len(found.accuracy_by_problem), size=(BOOTSTRAP_DRAWS, len(found.accuracy_by_problem)))
+                rng.integers(
+                    len(found.accuracy_by_problem), size=(BOOTSTRAP_DRAWS, len(found.accuracy_by_problem))
+                )
             ].mean(axis=1)
             for found in sets
         ]
@@ -185,7 +208,10 @@ def average(sets: Sequence[SetResults]) -> Figures:
 def _quality(groups: Sequence[Sequence[Sample]], scored: bool) -> tuple[dict[str, float], int]:
     """Figures of the score, and the number of problems with both classes."""
     usable = [
-        (number, sample) for number, group in enumerate(groups) for sample in group if sample.verified and not math.isnan(sample.score)
+        (number, sample)
+        for number, group in enumerate(groups)
+        for sample in group
+        if sample.verified and not math.isnan(sample.score)
     ]
     if not scored or not usable:
         return dict.fromkeys(QUALITY, math.nan), 0

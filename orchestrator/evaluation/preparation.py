@@ -114,12 +114,21 @@ class Prepared:
         if self.stored:
             keys = list(by_problem(self.stored))
         else:
-            keys = [(problem_set.name, problem.id) for problem_set in self.sets for problem in problem_set.prompts.problems]
+            keys = [
+                (problem_set.name, problem.id)
+                for problem_set in self.sets
+                for problem in problem_set.prompts.problems
+            ]
         place = {key: number for number, key in enumerate(keys)}
         return lambda sample: (place[sample.set, sample.problem_id], sample.sample)
 
 
-def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None], hold: contextlib.ExitStack | None = None) -> Prepared:
+def prepare(
+    config: EvalConfig,
+    tracking_uri: str,
+    say: Callable[[str], None],
+    hold: contextlib.ExitStack | None = None,
+) -> Prepared:
     """Load and check everything that an evaluation reads before it starts its pools; `say` is told what is worth knowing.
 
     Until `hold` is closed, a run that is evaluated does not prune the model.
@@ -134,7 +143,11 @@ def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None], h
     model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
     score = _score(config, model, stored, say)
     instruction = _instruction(config, model)
-    sets = [] if model is None else [_problem_set(config, model, instruction, request, say) for request in requests]
+    sets = (
+        []
+        if model is None
+        else [_problem_set(config, model, instruction, request, say) for request in requests]
+    )
     prepared = Prepared(
         config=config,
         folder=config.folder or default_folder(config, [request.name for request in requests]),
@@ -154,14 +167,18 @@ def prepare(config: EvalConfig, tracking_uri: str, say: Callable[[str], None], h
     return prepared
 
 
-def _score(config: EvalConfig, model: Model | None, stored: Sequence[Sample], say: Callable[[str], None]) -> Score | None:
+def _score(
+    config: EvalConfig, model: Model | None, stored: Sequence[Sample], say: Callable[[str], None]
+) -> Score | None:
     if config.score == "baseline":
         return _baseline(config, model, stored)
     if config.score == "none" or model is None:
         return None
     if model.card is not None:
         return Score(model.card.token, model.card.token_id, model.card.c_ref, model.card.beta_v, "trained")
-    say(f"{model.origin} has no self_reward.json: evaluated without a score; score=baseline baseline.token=TOKEN reads one all the same")
+    say(
+        f"{model.origin} has no self_reward.json: evaluated without a score; score=baseline baseline.token=TOKEN reads one all the same"
+    )
     return None
 
 
@@ -169,13 +186,19 @@ def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[Sample])
     baseline = config.baseline
     if model is None:
         if all(math.isnan(sample.z_logprob) for sample in stored):
-            raise ConfigError(f"score=baseline: {config.samples} holds no log pi(z_c); name the --model that is to score them")
+            raise ConfigError(
+                f"score=baseline: {config.samples} holds no log pi(z_c); name the --model that is to score them"
+            )
         return Score(baseline.token or "z_c", -1, baseline.c_ref, baseline.beta_v, "baseline")
     if baseline.token is None:
-        raise ConfigError("score=baseline needs baseline.token: a single token that the model uses for nothing else")
+        raise ConfigError(
+            "score=baseline needs baseline.token: a single token that the model uses for nothing else"
+        )
     token_id = resolve_token(model.tokens.tokenizer, baseline.token)
     if token_id in model.tokens.eos_tokens:
-        raise ConfigError(f"baseline.token: {baseline.token!r} is one of the model's EOS tokens; choose one that it never uses")
+        raise ConfigError(
+            f"baseline.token: {baseline.token!r} is one of the model's EOS tokens; choose one that it never uses"
+        )
     return Score(baseline.token, token_id, baseline.c_ref, baseline.beta_v, "baseline")
 
 
@@ -186,17 +209,25 @@ def _instruction(config: EvalConfig, model: Model | None) -> str:
     return card.instruction if card is not None else DataConfig.model_fields["instruction"].default
 
 
-def _problem_set(config: EvalConfig, model: Model, instruction: str, request: SetRequest, say: Callable[[str], None]) -> ProblemSet:
+def _problem_set(
+    config: EvalConfig, model: Model, instruction: str, request: SetRequest, say: Callable[[str], None]
+) -> ProblemSet:
     source = request.source
-    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)[: config.max_problems]
+    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)[
+        : config.max_problems
+    ]
     check_round_trip(model.tokens.tokenizer, [problem.text for problem in problems[:100]])
     prompts = PromptSet(model.tokens.tokenizer, problems, instruction, config.rollout.max_prompt_tokens)
     if prompts.dropped:
-        say(f"{request.name}: {prompts.dropped} problems are longer than rollout.max_prompt_tokens and were left out")
+        say(
+            f"{request.name}: {prompts.dropped} problems are longer than rollout.max_prompt_tokens and were left out"
+        )
     return ProblemSet(request.name, prompts, request.samples_per_problem)
 
 
-def _longest_response(config: EvalConfig, model: Model | None, sets: Sequence[ProblemSet], say: Callable[[str], None]) -> int:
+def _longest_response(
+    config: EvalConfig, model: Model | None, sets: Sequence[ProblemSet], say: Callable[[str], None]
+) -> int:
     wanted = config.rollout.max_response_tokens
     if model is None or not sets:
         return wanted
@@ -213,7 +244,11 @@ def _longest_response(config: EvalConfig, model: Model | None, sets: Sequence[Pr
 
 
 def _longest_prompt(sets: Sequence[ProblemSet]) -> int:
-    return max(len(problem_set.prompts.token_ids(index)) for problem_set in sets for index in range(len(problem_set.prompts)))
+    return max(
+        len(problem_set.prompts.token_ids(index))
+        for problem_set in sets
+        for index in range(len(problem_set.prompts))
+    )
 
 
 def _context(path: str) -> int:
@@ -230,7 +265,9 @@ def _model_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model {path}: its config.json cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model {path}: its config.json cannot be read: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _identity(problem_set: ProblemSet) -> dict[str, Any]:
@@ -238,4 +275,8 @@ def _identity(problem_set: ProblemSet) -> dict[str, Any]:
     for problem in problem_set.prompts.problems:
         total.update(f"{problem.id}\0{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))
     problems = len(problem_set.prompts)
-    return {"samples_per_problem": problem_set.samples_per_problem, "problems": problems, "sha256": total.hexdigest()}
+    return {
+        "samples_per_problem": problem_set.samples_per_problem,
+        "problems": problems,
+        "sha256": total.hexdigest(),
+    }

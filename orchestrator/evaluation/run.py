@@ -47,7 +47,11 @@ def load_eval(config_file: Path | None, settings: dict[str, Any], overrides: Seq
     Raises:
         ConfigError: The file is missing, or a key or value is refused.
     """
-    config = validate({}, EvalConfig, "defaults") if config_file is None else load_config(config_file, (), EvalConfig)
+    config = (
+        validate({}, EvalConfig, "defaults")
+        if config_file is None
+        else load_config(config_file, (), EvalConfig)
+    )
     config = with_settings(config, settings, "options")
     return with_overrides(config, overrides, "overrides")
 
@@ -84,7 +88,9 @@ def _evaluate(prepared: Prepared, uri: str, progress: EvalProgress) -> EvalResul
         except ConfigError as error:
             raise RunError(str(error)) from error
         except RayError as error:
-            raise RunError(f"{str(error).strip()}\nAn actor failed. Its log is in {LOGS}; the same command goes on") from error
+            raise RunError(
+                f"{str(error).strip()}\nAn actor failed. Its log is in {LOGS}; the same command goes on"
+            ) from error
         except OSError as error:
             raise RunError(f"{error}. Mend that (is the disk full?); the same command goes on") from error
         _deliver(prepared, results, uri, progress)
@@ -104,7 +110,9 @@ class _Session:
             samples, undecided = self._again()
         else:
             left = missing(self.prepared.sets, file.samples)
-            if not left and all(sample.answer_class is not None for sample in file.samples if sample.has_vote):
+            if not left and all(
+                sample.answer_class is not None for sample in file.samples if sample.has_vote
+            ):
                 self.progress.say(f"{self.prepared.folder} holds all {len(file.samples)} samples")
                 return file.samples, _undecided_before(self.prepared.folder)
             samples, undecided = self._drawn(file, left)
@@ -119,7 +127,15 @@ class _Session:
         try:
             self.progress.start("sampling", len(file.samples) + left, len(file.samples))
             config = self.config
-            draw(pools, self.prepared.sets, file, config.seed, config.temperature, self.prepared.score, self.progress.advance)
+            draw(
+                pools,
+                self.prepared.sets,
+                file,
+                config.seed,
+                config.temperature,
+                self.prepared.score,
+                self.progress.advance,
+            )
             return pool_answers(pools, file.samples), pools.undecided
         finally:
             pools.stop()
@@ -133,14 +149,17 @@ class _Session:
             samples = verify(pools, prepared.stored, self.progress.advance)
             if prepared.needs_scoring and prepared.score is not None:
                 self.progress.start("scoring", len(prepared.stored_token_ids))
-                samples = rescore(pools, samples, prepared.stored_token_ids, prepared.score, self.progress.advance)
+                samples = rescore(
+                    pools, samples, prepared.stored_token_ids, prepared.score, self.progress.advance
+                )
             return pool_answers(pools, samples), pools.undecided
         finally:
             pools.stop()
 
     def _start(self, engines: bool) -> EvalPools:
         self.progress.say(
-            "starting the pools: " + ("rollout (vLLM), verification (math-verify)" if engines else "verification (math-verify)")
+            "starting the pools: "
+            + ("rollout (vLLM), verification (math-verify)" if engines else "verification (math-verify)")
         )
         settings = self.prepared.engine_settings() if engines else None
         pools = EvalPools(self.config, settings, bundles_without_learner(self.config, connect(), engines))
@@ -166,10 +185,14 @@ def _conclude(prepared: Prepared, samples: list[Sample], undecided: int) -> Eval
     score = prepared.score.measured(samples) if prepared.score is not None else None
     scored = any(not math.isnan(sample.score) for sample in samples)
     names = dict.fromkeys(sample.set for sample in samples)
-    found = [set_results(name, [sample for sample in samples if sample.set == name], scored) for name in names]
+    found = [
+        set_results(name, [sample for sample in samples if sample.set == name], scored) for name in names
+    ]
     results = EvalResults(
         folder=prepared.folder,
-        model=prepared.model.origin if prepared.model is not None else f"samples of {prepared.config.samples}",
+        model=prepared.model.origin
+        if prepared.model is not None
+        else f"samples of {prepared.config.samples}",
         score=vars(score) if score is not None and scored else None,
         sets=found,
         average=average(found),
@@ -190,11 +213,22 @@ def _deliver(prepared: Prepared, results: EvalResults, uri: str, progress: EvalP
     tags = {"laser.kind": "evaluation", "laser.model": results.model, "laser.folder": str(folder.resolve())}
     settings = flat_settings(config)
     try:
-        tracker = SweepTracker(uri, config.tracking.experiment, folder.name, folder, settings, tags, progress.say, kind="evaluation")
+        tracker = SweepTracker(
+            uri,
+            config.tracking.experiment,
+            folder.name,
+            folder,
+            settings,
+            tags,
+            progress.say,
+            kind="evaluation",
+        )
     except ConfigError as error:
         progress.say(f"warning: {error}. The results are in {folder}; the same command sends them")
         return
-    values = {f"eval/{found.name}/{key}": value for found in results.sets for key, value in found.metrics().items()}
+    values = {
+        f"eval/{found.name}/{key}": value for found in results.sets for key, value in found.metrics().items()
+    }
     if len(results.sets) > 1:
         values |= {f"eval/average/{key}": value for key, value in vars(results.average).items()}
     tracker.log(values)

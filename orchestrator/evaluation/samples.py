@@ -61,13 +61,18 @@ class Sample:
         return self.status in ("correct", "wrong")
 
     def line(self) -> str:
-        tree = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(self).items()}
+        tree = {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(self).items()
+        }
         return json.dumps(tree, allow_nan=False) + "\n"
 
 
 def problem_seed(seed: int, set_name: str, problem_id: str) -> int:
     """Seed of a problem's first sample; sample i has this plus i. By problem, so that it depends on no order and on no other problem."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{set_name}\0{problem_id}".encode(errors="surrogatepass")).digest()[:6])
+    return int.from_bytes(
+        hashlib.sha256(f"{seed}\0{set_name}\0{problem_id}".encode(errors="surrogatepass")).digest()[:6]
+    )
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -150,15 +155,23 @@ def _parse(path: Path) -> Iterable[tuple[Sample, int]]:
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the samples.jsonl of an evaluation") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the samples.jsonl of an evaluation"
+        ) from error
     for number, line in enumerate(lines, 1):
         try:
             tree = json.loads(line) if line.endswith(b"\n") else None
-            sample = None if tree is None else Sample(**tree | {key: _number(tree[key]) for key in ("z_logprob", "score")})
+            sample = (
+                None
+                if tree is None
+                else Sample(**tree | {key: _number(tree[key]) for key in ("z_logprob", "score")})
+            )
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
                 names = ", ".join(field.name for field in fields(Sample))
-                raise DataError(f"{path}, line {number}: is no sample of an evaluation ({error}); its fields are {names}") from error
+                raise DataError(
+                    f"{path}, line {number}: is no sample of an evaluation ({error}); its fields are {names}"
+                ) from error
             return
         if sample is None:
             return

@@ -40,10 +40,14 @@ def rescore(
     advance: Callable[[int], None],
 ) -> list[Sample]:
     """Stored samples as another model scores them; `token_ids` are prompt and response of the finished ones, by set, problem and number."""
-    rescored = [replace(sample, z_logprob=math.nan, score=math.nan) for sample in samples if not sample.finished]
+    rescored = [
+        replace(sample, z_logprob=math.nan, score=math.nan) for sample in samples if not sample.finished
+    ]
     for sample in samples:
         if sample.finished:
-            pools.rollouts.submit("score", token_ids[sample.set, sample.problem_id, sample.sample], context=sample)
+            pools.rollouts.submit(
+                "score", token_ids[sample.set, sample.problem_id, sample.sample], context=sample
+            )
     for _, task, z_logprob in finished(pools.rollouts):
         rescored.append(replace(task.context, z_logprob=z_logprob, score=score.of(z_logprob)))
         advance(1)

@@ -36,7 +36,12 @@ ROWS = {
     "ece": "calibration error",
     "response_tokens": "tokens a sample",
 }
-COLOURS = {"majority": "tab:gray", "weighted": "tab:blue", "adaptive": "tab:green", "adaptive majority": "tab:olive"}
+COLOURS = {
+    "majority": "tab:gray",
+    "weighted": "tab:blue",
+    "adaptive": "tab:green",
+    "adaptive majority": "tab:olive",
+}
 
 
 class EvalProgress:
@@ -58,7 +63,9 @@ class EvalProgress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def say(self, message: str) -> None:
@@ -67,7 +74,13 @@ class EvalProgress:
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """A new bar: `done` of `total` samples are behind."""
-        self.total, self.done, self.first_at, self.said_at, self.title = total, done, None, time.monotonic(), title
+        self.total, self.done, self.first_at, self.said_at, self.title = (
+            total,
+            done,
+            None,
+            time.monotonic(),
+            title,
+        )
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(title, total=total, completed=done, rate="", eta="-")
@@ -107,10 +120,22 @@ def save_cost_figure(sets: Sequence[SetResults], path: Path) -> None:
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
     for axes, found in zip(panels, sets, strict=True):
         for rule in dict.fromkeys(point.rule for point in found.cost):
-            points = sorted((point for point in found.cost if point.rule == rule), key=lambda point: point.tokens)
+            points = sorted(
+                (point for point in found.cost if point.rule == rule), key=lambda point: point.tokens
+            )
             errors = [0.0 if math.isnan(point.standard_error) else point.standard_error for point in points]
             tokens, accuracy = [point.tokens for point in points], [point.accuracy for point in points]
-            axes.errorbar(tokens, accuracy, errors, label=rule, color=COLOURS[rule], marker="o", markersize=4, capsize=2, linewidth=1.2)
+            axes.errorbar(
+                tokens,
+                accuracy,
+                errors,
+                label=rule,
+                color=COLOURS[rule],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                linewidth=1.2,
+            )
         axes.set_xscale("log", base=2)
         ticks = [point.tokens for point in found.cost if point.rule == "majority"]
         axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
@@ -164,8 +189,17 @@ def _votes_table(sets: Sequence[SetResults]) -> Table:
 def _cost_table(found: SetResults) -> Table:
     majority = [point for point in found.cost if point.rule == "majority"][-1]
     table = Table(title=f"{found.name}: accuracy against tokens a problem")
-    for name in ("rule", "k or confidence", "accuracy", f"against Maj@{majority.parameter:g}", "tokens", "samples"):
-        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=name != "k or confidence")
+    for name in (
+        "rule",
+        "k or confidence",
+        "accuracy",
+        f"against Maj@{majority.parameter:g}",
+        "tokens",
+        "samples",
+    ):
+        table.add_column(
+            name, justify="left" if name == "rule" else "right", no_wrap=name != "k or confidence"
+        )
     rule = None
     for point in found.cost:
         if rule not in (None, point.rule):

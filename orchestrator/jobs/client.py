@@ -49,7 +49,11 @@ class Cluster:
                 f"{ours}: a job needs the same Ray and the same minor version of Python. Submit from such an environment, or start the "
                 "cluster from one like this"
             )
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+        for name in (
+            "ray.dashboard.modules.dashboard_sdk",
+            "ray.dashboard.modules.job.sdk",
+            "ray._private.runtime_env.packaging",
+        ):
             logging.getLogger(name).setLevel(logging.ERROR)  # they tell each upload and each connection
         with _environment(ADDRESS_VARIABLE, self.address):  # which would override the argument
             self.client = JobSubmissionClient(self.address, headers=dict(self._headers))
@@ -79,7 +83,9 @@ class Cluster:
         for job in jobs:
             if job.metadata[RUN] == name:
                 return job
-        raise ConfigError(f"{name}: no job and no run of this name at {self.address}; see laser jobs list{self.option}")
+        raise ConfigError(
+            f"{name}: no job and no run of this name at {self.address}; see laser jobs list{self.option}"
+        )
 
     def job(self, job_id: str) -> JobDetails:
         """As it is now."""
@@ -91,9 +97,13 @@ class Cluster:
         with self._answers():
             return self.client.get_job_logs(job_id)
 
-    def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+    def submit(
+        self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
         with self._answers():
-            self.client.submit_job(entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=metadata)
+            self.client.submit_job(
+                entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env, metadata=metadata
+            )
 
     def stop(self, job_id: str) -> None:
         """Ask for its end."""
@@ -135,7 +145,9 @@ class Cluster:
                 f"{self.address}: no Ray cluster answers there ({type(error).__name__}). Start one (ray start --head), name its dashboard "
                 f"with --address or {ADDRESS_VARIABLE}, or forward its port (ssh -L 8265:127.0.0.1:8265 HEAD)"
             ) from error
-        except RuntimeError as error:  # of the job server: a traceback from there, of which the last line says what
+        except (
+            RuntimeError
+        ) as error:  # of the job server: a traceback from there, of which the last line says what
             raise ConfigError(f"{self.address}: {str(error).strip().splitlines()[-1]}") from error
 
 

@@ -37,8 +37,14 @@ def follow(cluster: Cluster, job: JobDetails, console: Console | None = None) ->
     ended = cluster.job(job.submission_id)
     if ended.status is not JobStatus.SUCCEEDED:
         # The log has told why, unless there is none.
-        why = f" with exit status {ended.driver_exit_code}" if ended.driver_exit_code is not None else f": {ended.message}"
-        raise RunError(f"{job.submission_id} {ended.status.value}{why if ended.status is JobStatus.FAILED else ''}")
+        why = (
+            f" with exit status {ended.driver_exit_code}"
+            if ended.driver_exit_code is not None
+            else f": {ended.message}"
+        )
+        raise RunError(
+            f"{job.submission_id} {ended.status.value}{why if ended.status is JobStatus.FAILED else ''}"
+        )
 
 
 class _View:
@@ -61,7 +67,9 @@ class _View:
             self.console.print(line, markup=False, soft_wrap=True)
             return
         if self.panel is None:
-            self.panel = self.stack.enter_context(RunProgress(self.title, step.total, step.step - 1, self.console))
+            self.panel = self.stack.enter_context(
+                RunProgress(self.title, step.total, step.step - 1, self.console)
+            )
         self.panel.step(step.step, step.values, step.eta)
         if step.step == step.total:  # what follows belongs below it
             self.stack.close()

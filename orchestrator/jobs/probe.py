@@ -40,7 +40,9 @@ def report(distribution_name: str) -> dict[str, list[str]]:
     """Unmet requirements: those of everybody under `all`, and those of an engine on CPU and on GPU, of which either does."""
     wanted = requires(distribution_name) or []
     common = unmet(wanted)
-    return {"all": common} | {extra: [name for name in unmet(wanted, extra) if name not in common] for extra in ("cpu", "gpu")}
+    return {"all": common} | {
+        extra: [name for name in unmet(wanted, extra) if name not in common] for extra in ("cpu", "gpu")
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,12 @@ from rich.table import Table
 from orchestrator.jobs.client import KIND, RUN
 from orchestrator.terminal import clock
 
-COLOURS = {JobStatus.RUNNING: "cyan", JobStatus.SUCCEEDED: "green", JobStatus.FAILED: "red", JobStatus.STOPPED: "yellow"}
+COLOURS = {
+    JobStatus.RUNNING: "cyan",
+    JobStatus.SUCCEEDED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.STOPPED: "yellow",
+}
 
 
 def show_jobs(jobs: Sequence[JobDetails], console: Console | None = None) -> None:
@@ -29,7 +34,9 @@ def show_job(job: JobDetails, console: Console | None = None) -> None:
     metadata = job.metadata
     code = [f"version {metadata['laser.version']}"]
     if commit := metadata.get("laser.commit"):
-        code.append(f"commit {commit[:12]}" + (", changed since" if metadata["laser.dirty"] == "true" else ""))
+        code.append(
+            f"commit {commit[:12]}" + (", changed since" if metadata["laser.dirty"] == "true" else "")
+        )
     shown = {
         "job": job.submission_id,
         "run": f"{metadata[RUN]} ({metadata[KIND]})",

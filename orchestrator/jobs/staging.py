@@ -95,7 +95,10 @@ def stage(work: Work, storage: str, folder: Path) -> None:
     Raises:
         ConfigError: It would be more than Ray takes.
     """
-    sizes = {name: sum(file.stat().st_size for file in _files(source)) / 2**20 for name, source in work.inputs.items()}
+    sizes = {
+        name: sum(file.stat().st_size for file in _files(source)) / 2**20
+        for name, source in work.inputs.items()
+    }
     if sum(sizes.values()) > UPLOAD_LIMIT_MIB:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ConfigError(
@@ -119,7 +122,13 @@ def stage(work: Work, storage: str, folder: Path) -> None:
             _copy(file, folder / name / file.relative_to(source))
     (folder / LAUNCHER).write_text(LAUNCH)
     (folder / CONFIG_FILE).write_text(dump_config(work.config))
-    job = {"kind": work.kind, "name": work.name, "storage": storage, "results": work.results, "inputs": list(work.inputs)}
+    job = {
+        "kind": work.kind,
+        "name": work.name,
+        "storage": storage,
+        "results": work.results,
+        "inputs": list(work.inputs),
+    }
     (folder / JOB_FILE).write_text(json.dumps(job, indent=2) + "\n")
 
 
@@ -149,16 +158,23 @@ def _sweep(config: SweepConfig) -> Work:
         inputs["base.yaml"] = Path(config.base)
         config = config.model_copy(update={"base": "base.yaml"})
     results = _relative({"settings.run.dir": base.run.dir})
-    return Work("sweep", config.name, config, base.run.dir / config.name, base.tracking, runs, inputs, results)
+    return Work(
+        "sweep", config.name, config, base.run.dir / config.name, base.tracking, runs, inputs, results
+    )
 
 
 def _evaluation(config: EvalConfig) -> Work:
     requests = requested_sets(config)
     folder = config.folder or default_folder(config, [request.name for request in requests])
-    inputs = _local_data(*(request.source.source for request in requests), None if config.samples is None else str(config.samples))
+    inputs = _local_data(
+        *(request.source.source for request in requests),
+        None if config.samples is None else str(config.samples),
+    )
     if config.model is not None:
         inputs |= _model(config.model)
-    results = _relative({"dir": config.dir} | ({"folder": config.folder} if config.folder is not None else {}))
+    results = _relative(
+        {"dir": config.dir} | ({"folder": config.folder} if config.folder is not None else {})
+    )
     return Work("eval", folder.name, config, folder, config.tracking, [config], inputs, results)
 
 
@@ -167,7 +183,9 @@ def _local_models(*names: str | None) -> dict[str, Path]:
 
 
 def _local_data(*names: str | None) -> dict[str, Path]:
-    return _local(names, lambda name: name.startswith((".", "~")) or name.endswith((".jsonl", ".json", ".parquet")))
+    return _local(
+        names, lambda name: name.startswith((".", "~")) or name.endswith((".jsonl", ".json", ".parquet"))
+    )
 
 
 def _local(names: Iterable[str | None], is_path: Callable[[str], bool]) -> dict[str, Path]:
@@ -200,7 +218,9 @@ def _model(name: str) -> dict[str, Path]:
                 return _local_models(str(weights))
         kind, results = results_of(folder) or (None, {})
         if kind == "sweep":
-            raise ConfigError(f"model {name}: is a sweep; name the folder of one of its trials, such as {folder}/trials/TRIAL")
+            raise ConfigError(
+                f"model {name}: is a sweep; name the folder of one of its trials, such as {folder}/trials/TRIAL"
+            )
         if kind == "evaluation":
             raise ConfigError(
                 f"model {name}: {folder} is the folder of an evaluation and holds no weights; name the model that was "
@@ -227,7 +247,11 @@ def _files(source: Path) -> Iterator[Path]:
     """The files below a folder, or the one file; without what Python compiles, and what would tell Ray to leave files out."""
     candidates: Iterable[Path] = sorted(source.rglob("*")) if source.is_dir() else [source]
     for file in candidates:
-        if file.is_file() and "__pycache__" not in file.parts and file.name not in (".gitignore", ".rayignore"):
+        if (
+            file.is_file()
+            and "__pycache__" not in file.parts
+            and file.name not in (".gitignore", ".rayignore")
+        ):
             yield file
 
 

@@ -59,7 +59,9 @@ def submit(
     """
     work = load_work(config_file, overrides)
     if not storage.startswith(("/", "~")) or "://" in storage:
-        raise ConfigError(f"--storage: {storage} is no absolute path; name a folder on the cluster, such as {DEFAULT_STORAGE}")
+        raise ConfigError(
+            f"--storage: {storage} is no absolute path; name a folder on the cluster, such as {DEFAULT_STORAGE}"
+        )
     uri = _tracking_uri(work)
     cluster = Cluster(address)
     _refuse_second(cluster, work)
@@ -69,7 +71,9 @@ def submit(
     if uri and is_local(uri) and not cluster.is_local:
         say(f"note: on the cluster {uri} is the head node itself, not this machine")
     if not uri and not work.tracking.uri and os.environ.get(TRACKING_VARIABLE):
-        say(f"note: {TRACKING_VARIABLE} names a file of this machine; on the cluster metrics go to mlflow.db beside the run")
+        say(
+            f"note: {TRACKING_VARIABLE} names a file of this machine; on the cluster metrics go to mlflow.db beside the run"
+        )
 
     # What every process of the job has, and everybody can read who may use the cluster.
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
@@ -81,13 +85,25 @@ def submit(
         with_gpus = any(node.get("GPU") for node in nodes)
         lacking = _lacking(cluster, runtime_env, with_gpus)
         if lacking:
-            say(f"the cluster's image lacks {', '.join(lacking)}: installed for this job, which takes minutes the first time")
+            say(
+                f"the cluster's image lacks {', '.join(lacking)}: installed for this job, which takes minutes the first time"
+            )
             # DeepSpeed is built against the torch that is there, and torch's build without CUDA is not on PyPI.
-            options = ["--no-build-isolation", *([] if with_gpus else ["--extra-index-url", "https://download.pytorch.org/whl/cpu"])]
+            options = [
+                "--no-build-isolation",
+                *([] if with_gpus else ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]),
+            ]
             runtime_env["pip"] = {"packages": lacking, "pip_install_options": options}
         job_id = f"{_slug(work.name)}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        metadata = {RUN: work.name, KIND: work.kind, "laser.version": importlib.metadata.version(DISTRIBUTION), **_commit()}
-        cluster.submit(job_id, _command("orchestrator.cli job", in_own_environment=bool(lacking)), runtime_env, metadata)
+        metadata = {
+            RUN: work.name,
+            KIND: work.kind,
+            "laser.version": importlib.metadata.version(DISTRIBUTION),
+            **_commit(),
+        }
+        cluster.submit(
+            job_id, _command("orchestrator.cli job", in_own_environment=bool(lacking)), runtime_env, metadata
+        )
     say(f"submitted {job_id} to {cluster.address}")
     results = work.folder if work.folder.is_absolute() else Path(storage) / work.folder
     for line in (f"results   {results}   on the cluster", *commands(cluster, job_id)):
@@ -98,12 +114,19 @@ def submit(
 def commands(cluster: Cluster, job_id: str) -> tuple[str, str]:
     """Lines that tell how to follow and how to stop a job."""
     laser = program("laser")
-    return f"follow    {laser} jobs logs -f {job_id}{cluster.option}", f"stop      {laser} jobs stop {job_id}{cluster.option}"
+    return (
+        f"follow    {laser} jobs logs -f {job_id}{cluster.option}",
+        f"stop      {laser} jobs stop {job_id}{cluster.option}",
+    )
 
 
 def _tracking_uri(work: Work) -> str | None:
     """The MLflow server that is named here, in the configuration or the environment; none where that is a file."""
-    uri, source = (work.tracking.uri, "tracking.uri") if work.tracking.uri else (os.environ.get(TRACKING_VARIABLE), TRACKING_VARIABLE)
+    uri, source = (
+        (work.tracking.uri, "tracking.uri")
+        if work.tracking.uri
+        else (os.environ.get(TRACKING_VARIABLE), TRACKING_VARIABLE)
+    )
     if not uri or uri.startswith(("sqlite:", "file:", "/", ".")):
         return None
     from orchestrator.tracking.server import without_password  # with MLflow, which takes seconds
@@ -143,7 +166,9 @@ def _lacking(cluster: Cluster, runtime_env: dict[str, Any], with_gpus: bool) -> 
         deadline = time.monotonic() + PROBE_TIMEOUT_S
         while not (job := cluster.job(job_id)).status.is_terminal():
             if time.monotonic() > deadline:
-                raise ConfigError(f"{cluster.address} has not started a small job within {PROBE_TIMEOUT_S:g} s: is its head overloaded?")
+                raise ConfigError(
+                    f"{cluster.address} has not started a small job within {PROBE_TIMEOUT_S:g} s: is its head overloaded?"
+                )
             time.sleep(0.2)
         log = cluster.log(job_id)
     except BaseException:
@@ -152,11 +177,15 @@ def _lacking(cluster: Cluster, runtime_env: dict[str, Any], with_gpus: bool) -> 
     found = next((line.removeprefix(MARK) for line in log.splitlines() if line.startswith(MARK)), None)
     cluster.forget(job_id)
     if job.status is not JobStatus.SUCCEEDED or found is None:
-        raise ConfigError(f"{cluster.address} cannot run our code ({job.status.value}): {(log or job.message or '').strip()[-1000:]}")
+        raise ConfigError(
+            f"{cluster.address} cannot run our code ({job.status.value}): {(log or job.message or '').strip()[-1000:]}"
+        )
     unmet = json.loads(found)
     engine = unmet["gpu" if with_gpus else "cpu"] if unmet["cpu"] and unmet["gpu"] else []
     if any(Requirement(requirement).name == "ray" for requirement in unmet["all"]):
-        raise ConfigError(f"{cluster.address} runs jobs with another Python than Ray's own: start Ray with its environment activated")
+        raise ConfigError(
+            f"{cluster.address} runs jobs with another Python than Ray's own: start Ray with its environment activated"
+        )
     return [_pinned(requirement) for requirement in [*unmet["all"], *engine]]
 
 
@@ -178,13 +207,18 @@ def _commit() -> dict[str, str]:
     """The commit that the code is of, and whether it has been changed since; nothing when it is no checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
         return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != REPOSITORY:
             return {}
-        return {"laser.commit": git("rev-parse", "HEAD"), "laser.dirty": "true" if git("status", "--porcelain") else "false"}
+        return {
+            "laser.commit": git("rev-parse", "HEAD"),
+            "laser.dirty": "true" if git("status", "--porcelain") else "false",
+        }
     except (OSError, subprocess.SubprocessError):
         return {}
 

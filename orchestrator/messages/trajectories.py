@@ -51,7 +51,11 @@ class Trajectories:
         end = int(self.lengths[: index + 1].sum())
         span = slice(end - int(self.lengths[index]), end)
         return Sample(
-            self.prompt_ids, self.response_ids[span], self.logprobs[span], bool(self.finished[index]), float(self.z_logprobs[index])
+            self.prompt_ids,
+            self.response_ids[span],
+            self.logprobs[span],
+            bool(self.finished[index]),
+            float(self.z_logprobs[index]),
         )
 
     def summary(self) -> "GroupSummary":
@@ -125,12 +129,19 @@ def read_groups(path: Path) -> tuple[list[Trajectories], "pa.Table"]:
 
     table = pq.read_table(path)
     groups: dict[int, list[dict]] = {}
-    for row in table.select(["group", "prompt_ids", "response_ids", "logprobs", "finished", "z_logprob", "versions"]).to_pylist():
+    for row in table.select(
+        ["group", "prompt_ids", "response_ids", "logprobs", "finished", "z_logprob", "versions"]
+    ).to_pylist():
         groups.setdefault(row["group"], []).append(row)
     packed = [
         pack(
             rows[0]["prompt_ids"],
-            [Generated(r["response_ids"], r["logprobs"], r["finished"], r["z_logprob"], tuple(r["versions"])) for r in rows],
+            [
+                Generated(
+                    r["response_ids"], r["logprobs"], r["finished"], r["z_logprob"], tuple(r["versions"])
+                )
+                for r in rows
+            ],
         )
         for rows in groups.values()
     ]

@@ -37,7 +37,9 @@ class WeightChunk:
             start += count
 
 
-def pack_chunks(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, chunk_bytes: int) -> Iterator[WeightChunk]:
+def pack_chunks(
+    parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, chunk_bytes: int
+) -> Iterator[WeightChunk]:
     """Cast parameters to `dtype` and pack them into chunks of at most `chunk_bytes` (a larger one travels alone)."""
     names: list[str] = []
     pieces: list[torch.Tensor] = []
@@ -45,7 +47,12 @@ def pack_chunks(parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dty
 
     def chunk() -> WeightChunk:
         data = _on_host(torch.cat([piece.reshape(-1) for piece in pieces]).view(torch.uint8))
-        return WeightChunk(list(names), [tuple(piece.shape) for piece in pieces], str(dtype).removeprefix("torch."), data.numpy())
+        return WeightChunk(
+            list(names),
+            [tuple(piece.shape) for piece in pieces],
+            str(dtype).removeprefix("torch."),
+            data.numpy(),
+        )
 
     for name, parameter in parameters:
         piece = parameter.detach().to(dtype)

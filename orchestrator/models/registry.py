@@ -28,7 +28,9 @@ PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
-def register(uri: str, name: str, folder: Path, run_id: str, alias: str = "best", tags: Mapping[str, str] | None = None) -> str:
+def register(
+    uri: str, name: str, folder: Path, run_id: str, alias: str = "best", tags: Mapping[str, str] | None = None
+) -> str:
     """Make the Hugging Face folder a version of the registered model `name` and let `alias` name it; returns the version.
 
     The files become artifacts `model/<hash of their content>` of the run, so that no later version overwrites them. When the alias names
@@ -39,7 +41,9 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = "best"
     """
     source = folder.resolve()
     if not source.is_dir() or not any(source.iterdir()):
-        raise ConfigError(f"{folder}: there is no model in it to register; give a Hugging Face folder such as a run's export/")
+        raise ConfigError(
+            f"{folder}: there is no model in it to register; give a Hugging Face folder such as a run's export/"
+        )
     digest = _content_hash(source)
     server = Server(uri)
     with _told(server, f"registering {name}"):
@@ -58,7 +62,9 @@ def register(uri: str, name: str, folder: Path, run_id: str, alias: str = "best"
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = client.create_model_version(name, f"{artifacts}/{path}", run_id, tags={**(tags or {}), CONTENT_TAG: digest})
+        version = client.create_model_version(
+            name, f"{artifacts}/{path}", run_id, tags={**(tags or {}), CONTENT_TAG: digest}
+        )
         client.set_registered_model_alias(name, alias, version.version)
         return str(version.version)
 
@@ -74,7 +80,9 @@ def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Pat
     """
     wanted = _MODEL_URI.fullmatch(uri_of_model)
     if wanted is None:
-        raise ConfigError(f"{uri_of_model!r} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise ConfigError(
+            f"{uri_of_model!r} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
     server = Server(tracking_uri)
     with _told(server, f"fetching {uri_of_model}"):
         version = _find(server, uri_of_model, wanted["name"], wanted["alias"], wanted["version"])
@@ -89,21 +97,29 @@ def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Pat
                 shutil.rmtree(partial, ignore_errors=True)
                 location = server.client.get_model_version_download_uri(version.name, version.version)
                 with _patient_requests():
-                    downloaded = download_artifacts(artifact_uri=location, dst_path=str(partial), tracking_uri=tracking_uri)
+                    downloaded = download_artifacts(
+                        artifact_uri=location, dst_path=str(partial), tracking_uri=tracking_uri
+                    )
                 Path(downloaded).rename(final)
                 shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
-def _find(server: Server, uri_of_model: str, name: str, alias: str | None, number: str | None) -> ModelVersion:
+def _find(
+    server: Server, uri_of_model: str, name: str, alias: str | None, number: str | None
+) -> ModelVersion:
     client = server.client
-    version = _version_by_alias(client, name, alias) if alias else _version_by_number(client, name, str(number))
+    version = (
+        _version_by_alias(client, name, alias) if alias else _version_by_number(client, name, str(number))
+    )
     if version is not None:
         return version
     known = {model.name: model for model in client.search_registered_models()}
     if name not in known:
         there = f"it has {', '.join(sorted(known))}" if known else "it has none"
-        raise ConfigError(f"{uri_of_model}: MLflow at {server.shown} has no registered model of this name; {there}")
+        raise ConfigError(
+            f"{uri_of_model}: MLflow at {server.shown} has no registered model of this name; {there}"
+        )
     versions = sorted(int(found.version) for found in client.search_model_versions(f"name = '{name}'"))
     aliases = client.get_registered_model(name).aliases
     raise ConfigError(
@@ -132,7 +148,9 @@ def _version_by_number(client: MlflowClient, name: str, number: str) -> ModelVer
 
 def _is_missing(error: MlflowException) -> bool:
     """No such model, version or alias; the stores call the last an invalid parameter."""
-    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (error.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (
+        error.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(error)
+    )
 
 
 def _content_hash(folder: Path) -> str:
@@ -140,7 +158,9 @@ def _content_hash(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            total.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+            total.update(
+                f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode()
+            )
     return total.hexdigest()
 
 
@@ -159,7 +179,9 @@ def _told(server: Server, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _patient_requests() -> Iterator[None]:
     """For gigabytes, after a quick request has found the server there. What the user has set stays."""
-    quick = {name: REQUEST_DEFAULTS[name] for name in PATIENT if os.environ.get(name) == REQUEST_DEFAULTS[name]}
+    quick = {
+        name: REQUEST_DEFAULTS[name] for name in PATIENT if os.environ.get(name) == REQUEST_DEFAULTS[name]
+    }
     os.environ.update({name: PATIENT[name] for name in quick})
     try:
         yield

@@ -36,7 +36,9 @@ class Model:
     tokens: ModelTokens
 
 
-def resolve_model(name: str, tracking_uri: str | None = None, hold: contextlib.ExitStack | None = None) -> Model:
+def resolve_model(
+    name: str, tracking_uri: str | None = None, hold: contextlib.ExitStack | None = None
+) -> Model:
     """The model that `name` means.
 
     Args:
@@ -93,7 +95,9 @@ def _locate(name: str, tracking_uri: str | None) -> tuple[str, str]:
             return _whole(folder / "export"), _exported(folder)
         if folder.is_dir() and (trial := _best_trial(folder)) is not None:
             return _whole(trial / "export"), _exported(trial)
-        tried.append(f"{folder} ({'no config.json, export/ or finished sweep in it' if folder.is_dir() else 'no such folder'})")
+        tried.append(
+            f"{folder} ({'no config.json, export/ or finished sweep in it' if folder.is_dir() else 'no such folder'})"
+        )
     if looks_local(name):
         raise ConfigError(
             f"model {name}: not found. Tried {', '.join(tried)}; and it is no hub name (OWNER/MODEL) and no models:/NAME@ALIAS. A run has "
@@ -104,7 +108,9 @@ def _locate(name: str, tracking_uri: str | None) -> tuple[str, str]:
 
 def _whole(folder: Path) -> str:
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        raise ConfigError(f"model {folder}: has a config.json, but no weights (*.safetensors); complete the folder")
+        raise ConfigError(
+            f"model {folder}: has a config.json, but no weights (*.safetensors); complete the folder"
+        )
     return str(folder.resolve())
 
 
@@ -127,9 +133,13 @@ def _best_trial(folder: Path) -> Path | None:
     except (ValueError, KeyError, TypeError):
         return None  # some other command's results
     if trial is None:
-        raise ConfigError(f"model {folder}: no trial of this sweep has finished yet; name a trial's folder below {folder / 'trials'}")
+        raise ConfigError(
+            f"model {folder}: no trial of this sweep has finished yet; name a trial's folder below {folder / 'trials'}"
+        )
     if not (trial / "export" / "config.json").is_file():
-        raise ConfigError(f"model {folder}: its best trial, {trial}, has no export/; train it again, or name another trial's folder")
+        raise ConfigError(
+            f"model {folder}: its best trial, {trial}, has no export/; train it again, or name another trial's folder"
+        )
     return trial
 
 

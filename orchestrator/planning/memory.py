@@ -82,12 +82,17 @@ def model_size(path: str) -> ModelSize:
         with torch.device("meta"):
             model = LogProbModel(AutoModelForCausalLM.from_config(config))
     except ValueError as error:
-        raise ConfigError(f"model.path: transformers has no causal language model for {path}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"model.path: transformers has no causal language model for {path}: {str(error).splitlines()[0]}"
+        ) from error
     text = config.get_text_config()
     return ModelSize(
         model_type=config.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        largest_layer=max(sum(parameter.numel() for parameter in module.parameters(recurse=False)) for module in model.modules()),
+        largest_layer=max(
+            sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            for module in model.modules()
+        ),
         layers=text.num_hidden_layers,
         attention_heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
@@ -130,12 +135,16 @@ def plan_memory(config: RunConfig, size: ModelSize) -> MemoryPlan:
     learning, rollout = config.learning, config.rollout
     engine_bytes = DTYPE_BYTES[config.engine_dtype]
     learner = learner_memory(size, learning)
-    reference = DTYPE_BYTES[learning.dtype] * size.parameters // learning.num_ranks if config.needs_reference else 0
+    reference = (
+        DTYPE_BYTES[learning.dtype] * size.parameters // learning.num_ranks if config.needs_reference else 0
+    )
     engine_weights = engine_bytes * size.parameters // rollout.tensor_parallel
     kv_gib = rollout.kv_cache_gib or (CPU_KV_CACHE_GIB if rollout.gpus == 0 else None)
     kv_cache = None if kv_gib is None else int(kv_gib * GIB)
     # Key and value; a rank holds one head at least.
-    kv_bytes_per_token = 2 * size.layers * max(1, size.kv_heads // rollout.tensor_parallel) * size.head_dim * engine_bytes
+    kv_bytes_per_token = (
+        2 * size.layers * max(1, size.kv_heads // rollout.tensor_parallel) * size.head_dim * engine_bytes
+    )
     in_transit = 2 * engine_bytes * size.parameters
 
     host = learner.host + in_transit
@@ -159,14 +168,18 @@ def gpu_memory() -> int | None:
 
     if not torch.cuda.is_available():
         return None
-    return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+    return min(
+        torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())
+    )
 
 
 def memory_notes(config: RunConfig, plan: MemoryPlan, host: int, gpu: int | None) -> list[str]:
     """What does not fit into `host` bytes of memory, or into GPUs of `gpu` bytes; a GPU that is shared counts by its share."""
     notes = []
     if plan.host_total > host:
-        notes.append(f"the pools need {plan.host_total / GIB:.1f} GiB of memory before activations, and this machine has {host / GIB:.1f}")
+        notes.append(
+            f"the pools need {plan.host_total / GIB:.1f} GiB of memory before activations, and this machine has {host / GIB:.1f}"
+        )
     if gpu is None:
         return notes
     needs = (
@@ -175,5 +188,7 @@ def memory_notes(config: RunConfig, plan: MemoryPlan, host: int, gpu: int | None
     )
     for name, needed, share in needs:
         if share and needed > gpu * min(share, 1):
-            notes.append(f"{name}: {needed / GIB:.1f} GiB, and a GPU of this machine gives it {gpu * min(share, 1) / GIB:.1f}")
+            notes.append(
+                f"{name}: {needed / GIB:.1f} GiB, and a GPU of this machine gives it {gpu * min(share, 1) / GIB:.1f}"
+            )
     return notes

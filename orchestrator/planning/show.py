@@ -30,11 +30,17 @@ from orchestrator.training.preparation import Prepared
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     config = report.config
-    started = ", which holds a run: `laser train` continues it" if (config.folder / "checkpoints").is_dir() else ""
-    console.print(f"[bold]{config.run.name}[/bold]: {config.run.steps:,} steps from {escape(config.model.path)}")
+    started = (
+        ", which holds a run: `laser train` continues it" if (config.folder / "checkpoints").is_dir() else ""
+    )
+    console.print(
+        f"[bold]{config.run.name}[/bold]: {config.run.steps:,} steps from {escape(config.model.path)}"
+    )
     console.print(f"kept in {escape(str(config.folder))}{started}")
     if config.run.remote:
-        console.print(f"kept for any node in {escape(config.run.remote)}: no shared folder is needed, and a newer checkpoint there is used")
+        console.print(
+            f"kept for any node in {escape(config.run.remote)}: no shared folder is needed, and a newer checkpoint there is used"
+        )
     _section(console, "Tokens and prompt", _tokens_table(report.inputs, config))
     if report.inputs.prepared is not None:
         _show_prompt(report.inputs.prepared, config, console)
@@ -49,9 +55,14 @@ def show(report: Report, console: Console) -> None:
     _section(console, "Placement", _placement_table(placement(config), report.machine))
     if report.sizing is not None:
         _show_sizing(report.sizing, console)
-    for heading, colour, messages in (("Warnings", "yellow", report.warnings), ("Notes", "cyan", report.notes)):
+    for heading, colour, messages in (
+        ("Warnings", "yellow", report.warnings),
+        ("Notes", "cyan", report.notes),
+    ):
         if messages:
-            _section(console, f"[{colour}]{heading}[/{colour}]", _pairs(("-", message) for message in messages))
+            _section(
+                console, f"[{colour}]{heading}[/{colour}]", _pairs(("-", message) for message in messages)
+            )
     console.print(f"\n{_conclusion(report)}")
 
 
@@ -91,7 +102,12 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
     rows = [
         ("z_c", "none" if z_token is None else named(z_token)),
         ("EOS", ", ".join(map(named, inputs.tokens.eos_tokens))),
-        ("padding", named(pad) if pad is not None else f"{named(tokenizer.eos_token_id)}, since the tokenizer names none"),
+        (
+            "padding",
+            named(pad)
+            if pad is not None
+            else f"{named(tokenizer.eos_token_id)}, since the tokenizer names none",
+        ),
         instruction,
     ]
     if inputs.prepared is not None:
@@ -119,21 +135,43 @@ def _batch_table(batch: BatchPlan, prepared: Prepared | None, config: RunConfig)
     table.add_column(style="dim")
     ranks = config.learning.num_ranks
     table.add_row("prompts", f"{batch.prompts:,}", "rollout.prompts_per_step")
-    table.add_row("samples", f"{batch.samples:,}", f"x rollout.samples_per_prompt={config.rollout.samples_per_prompt}")
-    table.add_row("longest sample", f"{batch.longest_sample:,}", "tokens, rollout.max_prompt_tokens + rollout.max_response_tokens")
+    table.add_row(
+        "samples", f"{batch.samples:,}", f"x rollout.samples_per_prompt={config.rollout.samples_per_prompt}"
+    )
+    table.add_row(
+        "longest sample",
+        f"{batch.longest_sample:,}",
+        "tokens, rollout.max_prompt_tokens + rollout.max_response_tokens",
+    )
     table.add_row("tokens at most", f"{batch.tokens:,}", "all samples of that length")
-    table.add_row("optimiser steps", f"{batch.mini_batches}", f"learning.mini_batches, of up to {batch.samples_per_mini_batch:,} samples")
+    table.add_row(
+        "optimiser steps",
+        f"{batch.mini_batches}",
+        f"learning.mini_batches, of up to {batch.samples_per_mini_batch:,} samples",
+    )
     table.add_row("ranks", f"{ranks}", "learning.num_ranks")
     budget = f"{batch.samples_per_micro_batch} samples, learning.tokens_per_micro_batch={config.learning.tokens_per_micro_batch}"
-    table.add_row("micro-batches", f"{batch.micro_batches:,}", f"at most, a rank and optimiser step, of {budget}")
+    table.add_row(
+        "micro-batches", f"{batch.micro_batches:,}", f"at most, a rank and optimiser step, of {budget}"
+    )
     if prepared is not None:
         problems, dropped = len(prepared.train), prepared.train.dropped
-        table.add_row("problems", f"{problems:,}", f"{dropped:,} more are over rollout.max_prompt_tokens and left out")
+        table.add_row(
+            "problems", f"{problems:,}", f"{dropped:,} more are over rollout.max_prompt_tokens and left out"
+        )
         epoch = problems / batch.prompts
-        table.add_row("steps an epoch", f"{epoch:,.1f}", f"the run's {config.run.steps:,} steps are {config.run.steps / epoch:.2g} epochs")
+        table.add_row(
+            "steps an epoch",
+            f"{epoch:,.1f}",
+            f"the run's {config.run.steps:,} steps are {config.run.steps / epoch:.2g} epochs",
+        )
         if prepared.eval is not None:
             samples = config.evaluation.samples_per_problem
-            table.add_row("held-out problems", f"{len(prepared.eval):,}", f"x evaluation.samples_per_problem={samples}, each evaluation")
+            table.add_row(
+                "held-out problems",
+                f"{len(prepared.eval):,}",
+                f"x evaluation.samples_per_problem={samples}, each evaluation",
+            )
     return table
 
 
@@ -152,15 +190,32 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
     row("learner rank", memory.learner.per_rank, learning.gpus_per_rank, states)
     row("learner buffers", memory.learner.host, 0, f"all ranks together, learning.offload={learning.offload}")
     if memory.reference_per_rank:
-        row("reference", memory.reference_per_rank, learning.gpus_per_rank, "the initial model's weights, a learner rank's part")
-    row("engine weights", memory.engine_weights, rollout.gpus, f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}")
+        row(
+            "reference",
+            memory.reference_per_rank,
+            learning.gpus_per_rank,
+            "the initial model's weights, a learner rank's part",
+        )
+    row(
+        "engine weights",
+        memory.engine_weights,
+        rollout.gpus,
+        f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}",
+    )
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     kv_cache = f"what vLLM finds free; the longest sample takes {_gib(longest * memory.kv_bytes_per_token)}"
     if memory.kv_tokens is not None:
-        kv_cache = f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
+        kv_cache = (
+            f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
+        )
     row("engine KV cache", memory.kv_cache, rollout.gpus, kv_cache)
     row("object store", memory.in_transit, 0, "the engines' weights and their next version")
-    table.add_row("[bold]all pools[/bold]", f"[bold]{_gib(memory.host_total)}[/bold]", "CPU", f"this machine has {_gib(machine_memory())}")
+    table.add_row(
+        "[bold]all pools[/bold]",
+        f"[bold]{_gib(memory.host_total)}[/bold]",
+        "CPU",
+        f"this machine has {_gib(machine_memory())}",
+    )
     return table
 
 
@@ -172,9 +227,14 @@ def _placement_table(shares: list[Share], machine: Resources) -> Table:
     for share in shares:
         numbers = (share.actors, share.cpus, share.gpus, share.actors * share.cpus, share.actors * share.gpus)
         table.add_row(share.pool, *(f"{number:g}" for number in numbers))
-    totals = (sum(share.actors * share.cpus for share in shares), sum(share.actors * share.gpus for share in shares))
+    totals = (
+        sum(share.actors * share.cpus for share in shares),
+        sum(share.actors * share.gpus for share in shares),
+    )
     table.add_row("[bold]run[/bold]", "", "", "", *(f"[bold]{total:g}[/bold]" for total in totals))
-    table.add_row("this machine", "", "", "", f"{machine.get('CPU', 0):g}", f"{machine.get('GPU', 0):g}", style="dim")
+    table.add_row(
+        "this machine", "", "", "", f"{machine.get('CPU', 0):g}", f"{machine.get('GPU', 0):g}", style="dim"
+    )
     return table
 
 
@@ -188,7 +248,13 @@ def _show_sizing(sizing: Sizing, console: Console) -> None:
         sizes = (f"{layout.engines}", f"{layout.ranks}", f"{layout.devices:g}")
         step = f"{layout.step_s:.1f}{' + x' if layout.without_handover else ''}"
         table.add_row(
-            layout.name, *sizes, f"{layout.rollout_s:.1f}", f"{layout.learn_s:.1f}", f"{measured.fixed:.1f}", step, f"{layout.verifiers}"
+            layout.name,
+            *sizes,
+            f"{layout.rollout_s:.1f}",
+            f"{layout.learn_s:.1f}",
+            f"{measured.fixed:.1f}",
+            step,
+            f"{layout.verifiers}",
         )
     lines = [
         f"medians of {measured.steps} steps; {sizing.devices.engine:g} {kind}s an engine, {sizing.devices.rank:g} a rank, perfect scaling "

@@ -81,7 +81,11 @@ class Measured:
         """Raises ConfigError where engines and learner are on different kinds of devices."""
         devices = devices_of(self.config)
         rollout, learning = self.config.rollout, self.config.learning
-        return Work(self.rollout * rollout.num_engines * devices.engine, self.learn * learning.num_ranks * devices.rank, self.fixed)
+        return Work(
+            self.rollout * rollout.num_engines * devices.engine,
+            self.learn * learning.num_ranks * devices.rank,
+            self.fixed,
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ def size(config: RunConfig, folder: Path) -> Sizing:
     measured = measure(folder)
     work, devices, before = measured.work(), devices_of(config), measured.config
     if devices_of(before).kind != devices.kind:
-        raise ConfigError(f"{folder}: was measured on {devices_of(before).kind}s, and says nothing of {devices.kind}s; measure a run there")
+        raise ConfigError(
+            f"{folder}: was measured on {devices_of(before).kind}s, and says nothing of {devices.kind}s; measure a run there"
+        )
     total = all_devices(config)
 
     def layout(name: str, engines: int, ranks: int, turns: bool) -> Layout:
@@ -116,7 +122,9 @@ def size(config: RunConfig, folder: Path) -> Sizing:
         together = max(engine_devices, learner_devices) if turns else engine_devices + learner_devices
         enough = enough_verifiers(before.verification.num_workers, measured.rollout, measured.verify, rollout)
         unmeasured = turns and not before.rollout.colocate
-        return Layout(name, engines, ranks, together, rollout, learn, rollout + learn + work.fixed, unmeasured, enough)
+        return Layout(
+            name, engines, ranks, together, rollout, learn, rollout + learn + work.fixed, unmeasured, enough
+        )
 
     def own(config: RunConfig) -> tuple[int, int, bool]:
         return config.rollout.num_engines, config.learning.num_ranks, config.rollout.colocate
@@ -144,7 +152,9 @@ def measure(folder: Path) -> Measured:
     """
     saved = folder / "config.yaml"
     if not saved.is_file():
-        raise ConfigError(f"{folder}: no run here (no config.yaml); name a run's folder, such as runs/quickstart")
+        raise ConfigError(
+            f"{folder}: no run here (no config.yaml); name a run's folder, such as runs/quickstart"
+        )
     config = load_config(saved)
     steps = [event["values"] for event in read_events(folder) if event["event"] == "step"][-RECENT_STEPS:]
     if len(steps) < FEWEST_STEPS:
@@ -157,7 +167,14 @@ def measure(folder: Path) -> Measured:
         return median(step[key] for step in steps)
 
     fixed = median(step["time/step"] - step["time/rollout"] - step["time/learn"] for step in steps)
-    return Measured(config, len(steps), seconds("time/rollout"), seconds("time/verify"), seconds("time/learn"), max(0.0, fixed))
+    return Measured(
+        config,
+        len(steps),
+        seconds("time/rollout"),
+        seconds("time/verify"),
+        seconds("time/learn"),
+        max(0.0, fixed),
+    )
 
 
 def devices_of(config: RunConfig) -> Devices:
@@ -186,10 +203,15 @@ def best_split(work: Work, total: float, devices: Devices) -> tuple[int, int] | 
     Without rounding: T(e) = a / e + b / (G - e) + h is least where dT/de = 0, at e / (G - e) = sqrt(a / b).
     """
     splits: Sequence[tuple[int, int]] = [
-        (engines, _count(total - engines * devices.engine, devices.rank)) for engines in range(1, _count(total, devices.engine) + 1)
+        (engines, _count(total - engines * devices.engine, devices.rank))
+        for engines in range(1, _count(total, devices.engine) + 1)
     ]
     possible = [(engines, ranks) for engines, ranks in splits if ranks >= 1]
-    return min(possible, key=lambda sizes: work.seconds(sizes[0] * devices.engine, sizes[1] * devices.rank), default=None)
+    return min(
+        possible,
+        key=lambda sizes: work.seconds(sizes[0] * devices.engine, sizes[1] * devices.rank),
+        default=None,
+    )
 
 
 def taking_turns(total: float, devices: Devices) -> tuple[int, int] | None:
@@ -216,11 +238,15 @@ def _count(total: float, each: float) -> int:
 def _warnings(folder: Path, config: RunConfig, devices: Devices) -> list[str]:
     changed = changed_settings(folder / "config.yaml", config)
     matter = [
-        f"{key} ({change})" for key, change in changed.items() if key.startswith(("model.", "rollout.", "learning.")) and key not in SIZES
+        f"{key} ({change})"
+        for key, change in changed.items()
+        if key.startswith(("model.", "rollout.", "learning.")) and key not in SIZES
     ]
     warnings = []
     if matter:
-        warnings.append(f"{folder} was measured with other settings, which change what a step costs: {', '.join(matter)}")
+        warnings.append(
+            f"{folder} was measured with other settings, which change what a step costs: {', '.join(matter)}"
+        )
     if min(devices.engine, devices.rank) < 1:
         warnings.append(
             f"pool sizes: engines and ranks reserve fractions of a {devices.kind} and share it already, so the times say little"

@@ -84,7 +84,9 @@ def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> tuple[B
     started = last_generated = time.perf_counter()
 
     def generate(group: Group) -> None:
-        rollouts.submit("generate", group.request, num_returns=3, context=group, remake=partial(generate, group))
+        rollouts.submit(
+            "generate", group.request, num_returns=3, context=group, remake=partial(generate, group)
+        )
 
     for group in groups:
         generate(group)
@@ -111,14 +113,20 @@ def to_batch(groups: Sequence[Group]) -> Batch:
     for group in groups:
         if group.summary is None or len(group.verdicts) != len(group.summary.lengths):
             samples = "no" if group.summary is None else str(len(group.summary.lengths))
-            raise ValueError(f"problem {group.problem.id}: {samples} generated samples, but {len(group.verdicts)} verdicts")
+            raise ValueError(
+                f"problem {group.problem.id}: {samples} generated samples, but {len(group.verdicts)} verdicts"
+            )
         summaries.append(group.summary)
     statuses = [verdict.status for group in groups for verdict in group.verdicts]
     lengths = np.concatenate([summary.lengths for summary in summaries])
-    prompt_lengths = np.concatenate([np.full(len(summary.lengths), summary.prompt_tokens, np.int32) for summary in summaries])
+    prompt_lengths = np.concatenate(
+        [np.full(len(summary.lengths), summary.prompt_tokens, np.int32) for summary in summaries]
+    )
     return Batch(
         groups=list(groups),
-        group=np.concatenate([np.full(len(summary.lengths), number, np.int32) for number, summary in enumerate(summaries)]),
+        group=np.concatenate(
+            [np.full(len(summary.lengths), number, np.int32) for number, summary in enumerate(summaries)]
+        ),
         rewards=np.array([status is Status.CORRECT for status in statuses], np.float32),
         verified=np.array([status not in (Status.TIMEOUT, Status.ERROR) for status in statuses], bool),
         finished=np.concatenate([summary.finished for summary in summaries]),
@@ -130,11 +138,19 @@ def to_batch(groups: Sequence[Group]) -> Batch:
 
 
 def save_rollouts(
-    path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"] | None, advantages: Float32[np.ndarray, "samples"]
+    path: Path,
+    batch: Batch,
+    scores: Float32[np.ndarray, "samples"] | None,
+    advantages: Float32[np.ndarray, "samples"],
 ) -> None:
     """Write a batch as parquet, a row a sample, from a task: the tokens do not pass through the driver."""
     packed = [group.trajectories for group in batch.groups]
-    _write(path, batch, sample_columns(batch, scores) | {"reward": batch.rewards, "advantage": advantages.astype(np.float32)}, packed)
+    _write(
+        path,
+        batch,
+        sample_columns(batch, scores) | {"reward": batch.rewards, "advantage": advantages.astype(np.float32)},
+        packed,
+    )
 
 
 def save_samples(path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> None:

@@ -36,7 +36,9 @@ class EvalPools:
         )
         self.verifiers = Pool(
             "verification",
-            lambda index: self.placement.verifier(VerificationWorker, index, verification.verifier, verification.timeout_s),
+            lambda index: self.placement.verifier(
+                VerificationWorker, index, verification.verifier, verification.timeout_s
+            ),
             verification.num_workers,
             capacity=2,
         )

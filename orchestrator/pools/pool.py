@@ -101,7 +101,12 @@ class Pool:
         self.workers = [self._start(index, is_replacement=False) for index in range(size)]
 
     def submit(
-        self, method: str, *arguments: Any, num_returns: int = 1, context: Any = None, remake: Callable[[], None] | None = None
+        self,
+        method: str,
+        *arguments: Any,
+        num_returns: int = 1,
+        context: Any = None,
+        remake: Callable[[], None] | None = None,
     ) -> None:
         """Queue a call; it starts when a ready worker has room."""
         self.queue.append(Task(method, arguments, num_returns, context, remake))
@@ -116,7 +121,9 @@ class Pool:
         while waiting := [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise PoolError(f"the {self.name} pool did not start within {timeout_s:g} s ({self._states()})")
+                raise PoolError(
+                    f"the {self.name} pool did not start within {timeout_s:g} s ({self._states()})"
+                )
             self.settle(ready[0])
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
@@ -126,12 +133,19 @@ class Pool:
             ray.exceptions.RayTaskError, ray.exceptions.ObjectLostError: The call failed; raised when all workers have answered or died.
         """
         self.broadcasts += 1
-        calls = [(worker, getattr(worker.actor, method).remote(*arguments)) for worker in self.workers if worker.state is WorkerState.READY]
+        calls = [
+            (worker, getattr(worker.actor, method).remote(*arguments))
+            for worker in self.workers
+            if worker.state is WorkerState.READY
+        ]
         values, failure = [], None
         for worker, ref in calls:
             try:
                 values.append(ray.get(ref))
-            except (RayTaskError, ObjectLostError) as error:  # ahead of RayActorError: a call that met another actor's death raises both
+            except (
+                RayTaskError,
+                ObjectLostError,
+            ) as error:  # ahead of RayActorError: a call that met another actor's death raises both
                 failure = failure or error
             except RayActorError as error:
                 self._replace(worker, error)
@@ -184,7 +198,9 @@ class Pool:
                 worker.state, worker.waiting_for = WorkerState.STARTING, worker.actor.ping.remote()
                 raise
             if task.remake is None:
-                raise PoolError(f"the {self.name} pool cannot go on: data of a task went down with its node: {error}") from error
+                raise PoolError(
+                    f"the {self.name} pool cannot go on: data of a task went down with its node: {error}"
+                ) from error
             task.remake()
             return None
         except RayTaskError:  # ahead of RayActorError: a task that met another actor's death raises both
@@ -201,8 +217,12 @@ class Pool:
     def check_alive(self) -> None:
         """Raises PoolError when no worker has been ready for `start_timeout_s`: a cluster that lost a node may have no room for another."""
         waited = min(time.monotonic() - worker.since for worker in self.workers)
-        if waited > self.start_timeout_s and all(worker.state is not WorkerState.READY for worker in self.workers):
-            raise PoolError(f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})")
+        if waited > self.start_timeout_s and all(
+            worker.state is not WorkerState.READY for worker in self.workers
+        ):
+            raise PoolError(
+                f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})"
+            )
 
     def abandon(self) -> None:
         """Drop every task; nobody wants the values of those that run."""
@@ -225,13 +245,22 @@ class Pool:
         if worker.state is WorkerState.STALE and worker.refreshed_after == self.broadcasts:
             worker.waiting_for = None
         else:
-            refreshed_after, refresh = self.broadcasts, self.refresh(worker.actor)  # may raise: then it stays as it was
-            worker.state, worker.refreshed_after, worker.waiting_for = WorkerState.STALE, refreshed_after, refresh
+            refreshed_after, refresh = (
+                self.broadcasts,
+                self.refresh(worker.actor),
+            )  # may raise: then it stays as it was
+            worker.state, worker.refreshed_after, worker.waiting_for = (
+                WorkerState.STALE,
+                refreshed_after,
+                refresh,
+            )
         if worker.waiting_for is None:
             worker.state = WorkerState.READY
 
     def _run(self, worker: _Worker, task: Task) -> None:
-        refs = getattr(worker.actor, task.method).options(num_returns=task.num_returns).remote(*task.arguments)
+        refs = (
+            getattr(worker.actor, task.method).options(num_returns=task.num_returns).remote(*task.arguments)
+        )
         task.refs = [refs] if task.num_returns == 1 else list(refs)
         worker.tasks[task.refs[-1]] = task
 

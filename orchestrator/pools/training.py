@@ -24,7 +24,9 @@ START_TIMEOUT_S = 1800.0
 class Pools:
     """The run's three pools in one placement group, of their own or, `in_trial`, the one that Tune has made for the trial."""
 
-    def __init__(self, config: RunConfig, tokens: ModelTokens, bundles: Bundles, in_trial: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, tokens: ModelTokens, bundles: Bundles, in_trial: bool = False
+    ) -> None:
         self.config, self.z_token = config, tokens.z_token
         self.chunks: list[Any] = []
         self.version = -1
@@ -35,7 +37,9 @@ class Pools:
         """Whether the engines may generate; always, when they have GPUs of their own."""
         self.learner_restarts = 0
         try:
-            check_shared_folders(config.folder, self.settings.model_path, self.placement.nodes(), config.run.remote)
+            check_shared_folders(
+                config.folder, self.settings.model_path, self.placement.nodes(), config.run.remote
+            )
             self.verifiers = self._start_verifiers()
             if self.colocated:
                 self.learners = self._start_learners()
@@ -65,7 +69,9 @@ class Pools:
         """
         self.learner_restarts += 1
         if self.learner_restarts > MAX_RESTARTS:
-            raise PoolError(f"learner ranks failed {self.learner_restarts} times; the last one said: {error}") from error
+            raise PoolError(
+                f"learner ranks failed {self.learner_restarts} times; the last one said: {error}"
+            ) from error
         for pool in (self.rollouts, self.verifiers):
             pool.abandon()
         self.chunks = []  # the weights are their maker's, who is gone
@@ -115,7 +121,9 @@ class Pools:
     @property
     def published_bytes(self) -> int:
         """Size of the newest weights, all of which each engine reads."""
-        return sum(place["object_size"] for place in ray.experimental.get_object_locations(self.chunks).values())
+        return sum(
+            place["object_size"] for place in ray.experimental.get_object_locations(self.chunks).values()
+        )
 
     @property
     def restarts(self) -> int:
@@ -143,7 +151,9 @@ class Pools:
         settings = self.config.verification
         return Pool(
             "verification",
-            lambda index: self.placement.verifier(VerificationWorker, index, settings.verifier, settings.timeout_s),
+            lambda index: self.placement.verifier(
+                VerificationWorker, index, settings.verifier, settings.timeout_s
+            ),
             settings.num_workers,
             capacity=2,
         )
@@ -162,7 +172,11 @@ class Pools:
         if not self.colocated:
             return self.placement.engine(RolloutWorker, index, self.settings)
         width = self.config.rollout.tensor_parallel
-        gpus = [gpu for rank in self.learners[index * width : (index + 1) * width] for gpu in ray.get(rank.gpu_ids.remote())]
+        gpus = [
+            gpu
+            for rank in self.learners[index * width : (index + 1) * width]
+            for gpu in ray.get(rank.gpu_ids.remote())
+        ]
         return self.placement.colocated_engine(RolloutWorker, index, gpus, self.settings)
 
     def _start_learners(self) -> list[Any]:
@@ -170,7 +184,9 @@ class Pools:
         try:
             return start_ranks(self.config, model, self.z_token, self.placement.learner, START_TIMEOUT_S)
         except GetTimeoutError as error:
-            raise PoolError(f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?") from error
+            raise PoolError(
+                f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?"
+            ) from error
 
     def _bring_up_to_date(self, engine: Any) -> Any:
         if not self.chunks:

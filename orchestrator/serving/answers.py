@@ -21,7 +21,13 @@ def scores(model: str, weights: str, results: Sequence["Score"]) -> dict[str, An
 
 def model(name: str, statuses: Sequence[dict]) -> dict[str, Any]:
     """OpenAI's model object; `laser` says what each replica serves."""
-    return {"id": name, "object": "model", "created": STARTED, "owned_by": "laser", "laser": {"replicas": statuses}}
+    return {
+        "id": name,
+        "object": "model",
+        "created": STARTED,
+        "owned_by": "laser",
+        "laser": {"replicas": statuses},
+    }
 
 
 def completion(request: ChatRequest, answer: "Answer") -> dict[str, Any]:
@@ -37,7 +43,10 @@ def completion(request: ChatRequest, answer: "Answer") -> dict[str, Any]:
     ]
     tally = answer.tally
     written = tally.tokens if tally else sum(solution.tokens for solution in answer.solutions)
-    whole = _head("chat.completion", request.model, answer.weights) | {"choices": choices, "usage": _usage(answer.prompt_tokens, written)}
+    whole = _head("chat.completion", request.model, answer.weights) | {
+        "choices": choices,
+        "usage": _usage(answer.prompt_tokens, written),
+    }
     return whole if tally is None else whole | {"laser": asdict(tally)}
 
 
@@ -62,14 +71,27 @@ class Chunks:
         solution = piece.content
         self.written += solution.tokens
         logprobs = _logprobs(solution) if self.request.logprobs else None
-        yield self._event(piece.index, {}, logprobs, finish_reason=_finish_reason(solution), self_reward=solution.self_reward)
+        yield self._event(
+            piece.index,
+            {},
+            logprobs,
+            finish_reason=_finish_reason(solution),
+            self_reward=solution.self_reward,
+        )
 
     def end(self) -> Iterator[str]:
         if self.request.stream_options.include_usage:
             yield _data(self.head | {"choices": [], "usage": _usage(self.prompt_tokens, self.written)})
         yield "data: [DONE]\n\n"
 
-    def _event(self, index: int, delta: dict, logprobs: dict | None = None, finish_reason: str | None = None, **more: Any) -> str:
+    def _event(
+        self,
+        index: int,
+        delta: dict,
+        logprobs: dict | None = None,
+        finish_reason: str | None = None,
+        **more: Any,
+    ) -> str:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason} | more
         return _data(self.head | {"choices": [choice]})
 
@@ -86,7 +108,11 @@ def _head(kind: str, model: str, weights: str) -> dict[str, Any]:
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
 def _finish_reason(solution: "Solution") -> str:
@@ -95,7 +121,10 @@ def _finish_reason(solution: "Solution") -> str:
 
 def _logprobs(solution: "Solution") -> dict[str, Any]:
     shown: dict[str, Any] = {"bytes": None, "top_logprobs": []}
-    return {"content": [{"token": text, "logprob": logprob} | shown for text, logprob in solution.token_logprobs], "refusal": None}
+    return {
+        "content": [{"token": text, "logprob": logprob} | shown for text, logprob in solution.token_logprobs],
+        "refusal": None,
+    }
 
 
 def _data(tree: dict[str, Any]) -> str:

@@ -15,7 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
@@ -52,7 +57,9 @@ async def _refuse_path(request: Request, error: HTTPException) -> Response:
 @app.exception_handler(Exception)
 async def _refuse_unforeseen(request: Request, error: Exception) -> Response:
     # FastAPI raises it again, so that the log has the traceback.
-    return await _refuse(request, ApiError(500, "an error inside the service; its log says more", code="internal_error"))
+    return await _refuse(
+        request, ApiError(500, "an error inside the service; its log says more", code="internal_error")
+    )
 
 
 class _Call:
@@ -76,7 +83,9 @@ class _Call:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ApiError):
             self.status = error.status
-        elif isinstance(error, Exception) and not isinstance(error, TaskCancelledError):  # Ray's own word for a client that left
+        elif isinstance(error, Exception) and not isinstance(
+            error, TaskCancelledError
+        ):  # Ray's own word for a client that left
             self.status = 500
         self.metrics.in_flight.labels(self.model).dec()
         self.metrics.requests.labels(self.endpoint, self.model, str(self.status)).inc()
@@ -97,7 +106,9 @@ class _Stream(Response):
         with _Call(self.ingress, "chat", self.model) as call:
             opening, pieces = await self.ingress._ask(call, "stream", self.request, stream=True)
             events = self.ingress._events(call, answers.Chunks(self.request, opening), pieces)
-            await StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})(scope, receive, send)
+            await StreamingResponse(
+                events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )(scope, receive, send)
 
 
 @serve.ingress(app)
@@ -118,11 +129,18 @@ class Ingress:
         limits = self.config.limits
         if len(body.items) > limits.items:
             raise self._refused(
-                "score", ApiError(422, f"there are {len(body.items)} items; at most {limits.items} go into one request", "items")
+                "score",
+                ApiError(
+                    422,
+                    f"there are {len(body.items)} items; at most {limits.items} go into one request",
+                    "items",
+                ),
             )
         if body.model is None and len(self.config.models) > 1:
             known = ", ".join(self.config.models)
-            raise self._refused("score", ApiError(400, f"name the model, since several are served: {known}", "model"))
+            raise self._refused(
+                "score", ApiError(400, f"name the model, since several are served: {known}", "model")
+            )
         model = self._known(body.model or self.config.models[0], "score")
         with _Call(self, "score", model) as call:
             (weights, scores), _ = await self._ask(call, "score", body)
@@ -134,10 +152,16 @@ class Ingress:
         body = await self._read(request, ChatRequest, "chat")
         limits = self.config.limits
         if body.n > limits.choices:
-            raise self._refused("chat", ApiError(400, f"n is {body.n}; this service gives at most {limits.choices} choices", "n"))
+            raise self._refused(
+                "chat",
+                ApiError(400, f"n is {body.n}; this service gives at most {limits.choices} choices", "n"),
+            )
         if body.laser and body.laser.most_samples > limits.samples:
             drawn = body.laser.most_samples
-            raise self._refused("chat", ApiError(400, f"laser asks for {drawn} samples; at most {limits.samples} are drawn", "laser"))
+            raise self._refused(
+                "chat",
+                ApiError(400, f"laser asks for {drawn} samples; at most {limits.samples} are drawn", "laser"),
+            )
         model = self._known(body.model, "chat")
         if body.stream:
             return _Stream(self, body, model)
@@ -162,16 +186,24 @@ class Ingress:
         """Ready when an engine of every model answers; needs no key."""
         missing = [name for name in self.config.models if not await self._statuses(name)]
         if self.draining or missing:
-            reason = "the service is stopping" if self.draining else f"no engine answers for {', '.join(missing)}"
+            reason = (
+                "the service is stopping" if self.draining else f"no engine answers for {', '.join(missing)}"
+            )
             raise ApiError(503, reason, code="unavailable", retry_after_s=self.config.limits.retry_after_s)
         return JSONResponse({"status": "ready", "models": self.config.models})
 
     @app.get("/metrics")
     async def metrics_page(self, request: Request) -> Response:
         self._authorise(request, "metrics")
-        texts = {(INGRESS, number): text for number, text in enumerate(await self._everywhere(INGRESS, "ingress", "own_metrics"))}
+        texts = {
+            (INGRESS, number): text
+            for number, text in enumerate(await self._everywhere(INGRESS, "ingress", "own_metrics"))
+        }
         for name in self.config.models:
-            texts |= {(name, number): text for number, text in enumerate(await self._everywhere(name, ENGINE, "metrics"))}
+            texts |= {
+                (name, number): text
+                for number, text in enumerate(await self._everywhere(name, ENGINE, "metrics"))
+            }
         return PlainTextResponse(merged(texts), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def own_metrics(self) -> str:
@@ -205,7 +237,12 @@ class Ingress:
         """The request's body, authorised, within its limit and valid. Raises ApiError."""
         self._authorise(request, endpoint)
         if self.draining:
-            raise self._refused(endpoint, ApiError(503, "the service is stopping", code="unavailable", retry_after_s=self._retry_after_s))
+            raise self._refused(
+                endpoint,
+                ApiError(
+                    503, "the service is stopping", code="unavailable", retry_after_s=self._retry_after_s
+                ),
+            )
         limits, body = self.config.limits, bytearray()
         try:
             async with asyncio.timeout(limits.deadline_s):
@@ -215,7 +252,9 @@ class Ingress:
                         raise too_large(limits.body_mib)
             return parse(bytes(body), schema)
         except TimeoutError:
-            raise self._refused(endpoint, ApiError(408, f"the body did not come within {limits.deadline_s:g} s")) from None
+            raise self._refused(
+                endpoint, ApiError(408, f"the body did not come within {limits.deadline_s:g} s")
+            ) from None
         except ApiError as error:
             raise self._refused(endpoint, error) from None
 
@@ -223,14 +262,21 @@ class Ingress:
         given = request.headers.get("authorization")
         if self.keys.admit(given):
             return
-        why = "this is no valid API key" if given else "an API key is needed: send the header Authorization: Bearer KEY"
+        why = (
+            "this is no valid API key"
+            if given
+            else "an API key is needed: send the header Authorization: Bearer KEY"
+        )
         raise self._refused(endpoint, ApiError(401, why, code="invalid_api_key"))
 
     def _known(self, model: str, endpoint: str) -> str:
         if model in self.config.models:
             return model
         known = ", ".join(self.config.models)
-        raise self._refused(endpoint, ApiError(404, f"there is no model {model!r}; there is {known}", "model", "model_not_found"))
+        raise self._refused(
+            endpoint,
+            ApiError(404, f"there is no model {model!r}; there is {known}", "model", "model_not_found"),
+        )
 
     def _refused(self, endpoint: str, error: ApiError) -> ApiError:
         """Counted; a name that no model has would make a metric without bounds."""
@@ -271,13 +317,26 @@ class Ingress:
         again = self._retry_after_s
         if isinstance(error, BackPressureError):
             waiting = self.config.limits.queued
-            return ApiError(429, f"{waiting} requests wait already; try again later", code="overloaded", retry_after_s=again)
+            return ApiError(
+                429,
+                f"{waiting} requests wait already; try again later",
+                code="overloaded",
+                retry_after_s=again,
+            )
         if isinstance(error, TimeoutError):
-            return ApiError(504, f"not answered within {self.config.limits.deadline_s:g} s; ask for less", code="deadline_exceeded")
+            return ApiError(
+                504,
+                f"not answered within {self.config.limits.deadline_s:g} s; ask for less",
+                code="deadline_exceeded",
+            )
         if isinstance(error, (*_LOST, DeploymentUnavailableError)):
-            return ApiError(503, "the model's replica was lost; try again", code="unavailable", retry_after_s=again)
+            return ApiError(
+                503, "the model's replica was lost; try again", code="unavailable", retry_after_s=again
+            )
         if isinstance(error, RayServeException):  # the model's application is not there (yet)
-            return ApiError(503, "the model is not ready; try again later", code="unavailable", retry_after_s=again)
+            return ApiError(
+                503, "the model is not ready; try again later", code="unavailable", retry_after_s=again
+            )
         log.error("a replica failed on a request: %s", error)
         return ApiError(500, "an error inside the service; its log says more", code="internal_error")
 
@@ -297,7 +356,11 @@ class Ingress:
     async def _everywhere(self, application: str, deployment: str, method: str) -> list[Any]:
         """What `method` returns on each replica that answers soon. A broadcast does not stand in the queue, so overload is no illness."""
         try:
-            handle = serve.get_deployment_handle(deployment, app_name=INGRESS) if application == INGRESS else self._handle(application)
+            handle = (
+                serve.get_deployment_handle(deployment, app_name=INGRESS)
+                if application == INGRESS
+                else self._handle(application)
+            )
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
                 values = await handle.broadcast(method).results_async(return_exceptions=True)
         except (TimeoutError, RayServeException):
@@ -337,7 +400,13 @@ def engine(config: ReplicaConfig) -> serve.Application:
     scale: dict[str, Any] = {"num_replicas": settings.replicas}
     if most > settings.replicas:
         target = max(1, settings.max_ongoing // 2)
-        scale = {"autoscaling_config": {"min_replicas": settings.replicas, "max_replicas": most, "target_ongoing_requests": target}}
+        scale = {
+            "autoscaling_config": {
+                "min_replicas": settings.replicas,
+                "max_replicas": most,
+                "target_ongoing_requests": target,
+            }
+        }
     return (
         serve.deployment(EngineReplica)
         .options(
@@ -349,7 +418,13 @@ def engine(config: ReplicaConfig) -> serve.Application:
                 "num_cpus": settings.cpus,
                 "num_gpus": settings.gpus * settings.tensor_parallel,
                 # More threads than the share are many times slower as soon as another process competes.
-                "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+                "runtime_env": {
+                    "env_vars": {
+                        "OMP_NUM_THREADS": threads,
+                        "MKL_NUM_THREADS": threads,
+                        "TOKENIZERS_PARALLELISM": "false",
+                    }
+                },
             },
             graceful_shutdown_timeout_s=limits.drain_s,
             graceful_shutdown_wait_loop_s=0.5,

@@ -102,19 +102,26 @@ class Client:
 
     def score(self, items: Sequence[Solved | SolvedTokens]) -> list[Score]:
         """A score for each item, in order. Raises ServiceError."""
-        answer = self._call("POST", "/v1/score", {"model": self.model, "items": [asdict(item) for item in items]})
+        answer = self._call(
+            "POST", "/v1/score", {"model": self.model, "items": [asdict(item) for item in items]}
+        )
         return [Score(**result) for result in answer["results"]]
 
     def sample(self, problem: str, n: int = 1, **settings: Any) -> list[Choice]:
         """`n` solutions with their scores; `settings` are OpenAI's, such as temperature, max_tokens and seed. Raises ServiceError."""
         answer = self._chat(problem, n=n, **settings)
-        return [Choice(choice["message"]["content"], choice["self_reward"], choice["finish_reason"]) for choice in answer["choices"]]
+        return [
+            Choice(choice["message"]["content"], choice["self_reward"], choice["finish_reason"])
+            for choice in answer["choices"]
+        ]
 
     def vote(self, problem: str, n: int = 8, weighted: bool = True, **settings: Any) -> Voted:
         """The winner of a vote over `n` solutions. Raises ServiceError."""
         return self._voted(problem, {"vote": "weighted" if weighted else "majority", "n": n}, settings)
 
-    def adaptive(self, problem: str, confidence: float = 0.9, max_samples: int = 16, parallel: int = 1, **settings: Any) -> Voted:
+    def adaptive(
+        self, problem: str, confidence: float = 0.9, max_samples: int = 16, parallel: int = 1, **settings: Any
+    ) -> Voted:
         """The winner of a vote that draws solutions until it is settled. Raises ServiceError."""
         rule = {"confidence": confidence, "max_samples": max_samples, "parallel": parallel}
         return self._voted(problem, {"adaptive": rule}, settings)
@@ -135,14 +142,18 @@ class Client:
 
     def _chat(self, problem: str, **settings: Any) -> dict[str, Any]:
         messages = [{"role": "user", "content": problem}]
-        return self._call("POST", "/v1/chat/completions", {"model": self.model, "messages": messages, **settings})
+        return self._call(
+            "POST", "/v1/chat/completions", {"model": self.model, "messages": messages, **settings}
+        )
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         for attempt in range(self.retries + 1):
             try:
                 response = self._http.request(method, path, json=body)
             except httpx.HTTPError as error:
-                raise ServiceError(0, f"{self._http.base_url}: no answer ({type(error).__name__}: {error})") from error
+                raise ServiceError(
+                    0, f"{self._http.base_url}: no answer ({type(error).__name__}: {error})"
+                ) from error
             if response.status_code not in (429, 503) or attempt == self.retries:
                 break
             time.sleep(float(response.headers.get("Retry-After", 1)) * (attempt + 1))
@@ -151,7 +162,9 @@ class Client:
         try:
             told = response.json()["error"]
         except (ValueError, KeyError):  # not from the service, but from something in between
-            raise ServiceError(response.status_code, f"{self._http.base_url}: {response.text[:200]!r}") from None
+            raise ServiceError(
+                response.status_code, f"{self._http.base_url}: {response.text[:200]!r}"
+            ) from None
         raise ServiceError(response.status_code, told["message"], told.get("param"), told.get("code"))
 
     def close(self) -> None:
@@ -160,5 +173,7 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()

@@ -12,9 +12,22 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 class ApiError(Exception):
     """A request that is not answered. `status` is the HTTP status; `param` names the field at fault."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after_s: int | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ):
         super().__init__(status, message, param, code, retry_after_s)
-        self.status, self.message, self.param, self.code, self.retry_after_s = status, message, param, code, retry_after_s
+        self.status, self.message, self.param, self.code, self.retry_after_s = (
+            status,
+            message,
+            param,
+            code,
+            retry_after_s,
+        )
 
     def __str__(self) -> str:
         return self.message
@@ -35,7 +48,11 @@ class ApiError(Exception):
 
 
 def too_large(limit_mib: float) -> ApiError:
-    return ApiError(413, f"the request's body is larger than {limit_mib:g} MiB; send less at a time", code="body_too_large")
+    return ApiError(
+        413,
+        f"the request's body is larger than {limit_mib:g} MiB; send less at a time",
+        code="body_too_large",
+    )
 
 
 def malformed(message: str, param: str | None = None) -> ApiError:

@@ -58,7 +58,9 @@ class Service:
         """Serve until SIGTERM or Ctrl-C; a second one does not wait for requests. Raises RunError when the service cannot be started."""
         try:
             self.start()
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set a handler of its own
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # after Ray has set a handler of its own
             while True:
                 time.sleep(self.config.follow_every_s)
                 if self.config.follow:
@@ -75,7 +77,9 @@ class Service:
             try:
                 socket.create_server((config.host, config.port)).close()
             except OSError as error:
-                raise ConfigError(f"{config.host}:{config.port} cannot be listened on ({error.strerror}); choose another port") from error
+                raise ConfigError(
+                    f"{config.host}:{config.port} cannot be listened on ({error.strerror}); choose another port"
+                ) from error
         self._refuse_what_cannot_fit(connect())
         if on_cluster and serve.status().proxies:
             raise ConfigError(
@@ -110,7 +114,9 @@ class Service:
             with contextlib.ExitStack() as hold:
                 try:
                     newest = self._resolved(name, hold)
-                except ConfigError as error:  # a registry that is down, or an export that is just being replaced
+                except (
+                    ConfigError
+                ) as error:  # a registry that is down, or an export that is just being replaced
                     self.say(f"{name}: still {model.origin}; looking for newer weights failed: {error}")
                     continue
                 if newest.path == model.path or newest.path in self.refused:
@@ -134,7 +140,9 @@ class Service:
         deadline = time.monotonic() + self.config.limits.drain_s
         try:
             handle = serve.get_deployment_handle("ingress", app_name=INGRESS)
-            while (left := sum(handle.broadcast("drain").results(timeout_s=10))) and time.monotonic() < deadline:
+            while (
+                left := sum(handle.broadcast("drain").results(timeout_s=10))
+            ) and time.monotonic() < deadline:
                 time.sleep(0.2)
         except (RayServeException, RayActorError, TimeoutError) as error:
             self.say(f"stopped; the ingress did not say whether requests were cut off ({error})")
@@ -167,11 +175,17 @@ class Service:
         """Deploy an application and wait for it. Raises RunError when it does not come up."""
         try:
             serve.run(application, name=name, route_prefix=route_prefix)
-        except RuntimeError as error:  # Serve's own word for a deployment that failed; its status knows what the replicas said
+        except (
+            RuntimeError
+        ) as error:  # Serve's own word for a deployment that failed; its status knows what the replicas said
             deployments = serve.status().applications[name].deployments.values()
-            told = [line for deployment in deployments for line in deployment.message.splitlines() if line.strip()]
+            told = [
+                line for deployment in deployments for line in deployment.message.splitlines() if line.strip()
+            ]
             said = told[-1].strip() if told else str(error)
-            raise RunError(f"{name} could not be started: {said}; its log is in /tmp/ray/session_latest/logs/serve") from error
+            raise RunError(
+                f"{name} could not be started: {said}; its log is in /tmp/ray/session_latest/logs/serve"
+            ) from error
 
     def _refuse_what_cannot_fit(self, nodes: list[dict[str, float]]) -> None:
         settings, models = self.config.engine, len(self.config.models)
@@ -181,7 +195,9 @@ class Service:
         for resource, needed in (("CPU", cpus), ("GPU", gpus)):
             there = sum(node.get(resource, 0.0) for node in nodes)
             if needed > there + 1e-9:
-                rollout = ", those of the next weights beside the old ones included" if self.config.follow else ""
+                rollout = (
+                    ", those of the next weights beside the old ones included" if self.config.follow else ""
+                )
                 raise ConfigError(
                     f"{replicas} engine replica(s){rollout} and the ingress need {needed:g} {resource}s, but {there:g} are there: lower "
                     "engine.cpus (fractions share a CPU), engine.gpus or engine.replicas, or name a larger cluster in RAY_ADDRESS"

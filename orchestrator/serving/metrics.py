@@ -24,8 +24,15 @@ class IngressMetrics:
         self.requests = Counter("laser_requests", statuses, [*about, "status"], registry=registry)
         seconds = "From a valid request to its answer's end"
         self.seconds = Histogram("laser_request_seconds", seconds, about, buckets=SECONDS, registry=registry)
-        self.in_flight = Gauge("laser_requests_in_flight", "Valid requests not yet answered", ["model"], registry=registry)
-        self.retries = Counter("laser_retries", "Requests given to another replica because theirs died", ["model"], registry=registry)
+        self.in_flight = Gauge(
+            "laser_requests_in_flight", "Valid requests not yet answered", ["model"], registry=registry
+        )
+        self.retries = Counter(
+            "laser_retries",
+            "Requests given to another replica because theirs died",
+            ["model"],
+            registry=registry,
+        )
 
     def total_in_flight(self) -> int:
         return int(sum(sample.value for metric in self.in_flight.collect() for sample in metric.samples))
@@ -39,12 +46,22 @@ class ReplicaMetrics:
 
     def __init__(self, weights: str) -> None:
         self.registry = registry = CollectorRegistry()
-        self.tokens_read = Counter("laser_prompt_tokens", "Prompt tokens of chat completions", registry=registry)
+        self.tokens_read = Counter(
+            "laser_prompt_tokens", "Prompt tokens of chat completions", registry=registry
+        )
         self.tokens_written = Counter("laser_response_tokens", "Sampled tokens", registry=registry)
-        self.scores = Histogram("laser_self_reward", "Self-rewards given", ["endpoint"], buckets=SCORES, registry=registry)
-        self.requests = Gauge("laser_replica_requests", "Requests that the replica works on", registry=registry)
-        self.sequences = Gauge("laser_engine_sequences", "Sequences in the engine, running and waiting", registry=registry)
-        Info("laser_weights", "The weights that the replica serves", registry=registry).info({"weights": weights})
+        self.scores = Histogram(
+            "laser_self_reward", "Self-rewards given", ["endpoint"], buckets=SCORES, registry=registry
+        )
+        self.requests = Gauge(
+            "laser_replica_requests", "Requests that the replica works on", registry=registry
+        )
+        self.sequences = Gauge(
+            "laser_engine_sequences", "Sequences in the engine, running and waiting", registry=registry
+        )
+        Info("laser_weights", "The weights that the replica serves", registry=registry).info(
+            {"weights": weights}
+        )
 
     def text(self) -> str:
         return generate_latest(self.registry).decode()
@@ -63,7 +80,9 @@ def merged(pages: Mapping[tuple[str, int], str]) -> bytes:
                 labels = {"application": application, "replica": str(number)} | sample.labels
                 whole.add_sample(sample.name, labels, sample.value)
     depth = Metric("laser_queue_depth", "Requests that wait for a replica with room", "gauge")
-    depth.add_sample(depth.name, {}, max(0.0, totals["laser_requests_in_flight"] - totals["laser_replica_requests"]))
+    depth.add_sample(
+        depth.name, {}, max(0.0, totals["laser_requests_in_flight"] - totals["laser_replica_requests"])
+    )
     return generate_latest(_Pages([*families.values(), depth]))
 
 

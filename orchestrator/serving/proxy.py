@@ -37,7 +37,9 @@ class Guard:
         self.app, self.body_mib = app, body_mib
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Serve's own health check is for load balancers
+        if scope["type"] != "http" or scope["path"].startswith(
+            "/-/"
+        ):  # Serve's own health check is for load balancers
             await self.app(scope, receive, send)
             return
         limit = self.body_mib * 2**20
@@ -81,11 +83,19 @@ def _own_error(status: int, path: str) -> ApiError:
         return ApiError(404, f"there is no {path}, or the service has not started yet")
     if status in (429, 408):
         return ApiError(status, "the service is busy; try again", retry_after_s=1)
-    return ApiError(503, "the part of the service that worked on this request was lost; try again", code="unavailable", retry_after_s=1)
+    return ApiError(
+        503,
+        "the part of the service that worked on this request was lost; try again",
+        code="unavailable",
+        retry_after_s=1,
+    )
 
 
 async def _answer(send: Send, error: ApiError) -> None:
-    headers: dict[str, Any] = error.headers | {"Content-Type": "application/json", "Content-Length": str(len(error.body))}
+    headers: dict[str, Any] = error.headers | {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(error.body)),
+    }
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": error.body})

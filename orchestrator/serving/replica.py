@@ -45,12 +45,19 @@ class EngineReplica:
         """Keeps the weights from being pruned while this replica lives: others of this version read them when they start."""
         model = resolve_model(config.model, hold=self.hold)
         self.config, self.card, self.weights = config, model.card, weights_name(model)
-        self.tokenizer, self.z_token, self.eos_tokens = model.tokens.tokenizer, model.tokens.z_token, model.tokens.eos_tokens
+        self.tokenizer, self.z_token, self.eos_tokens = (
+            model.tokens.tokenizer,
+            model.tokens.z_token,
+            model.tokens.eos_tokens,
+        )
         self.settings = engine_settings(model, config.engine)
         self.engine = Engine(self.settings)
         self.vocabulary = self.engine.engine.model_config.get_vocab_size()
         tokenizer = self.tokenizer
-        self.special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+        self.special = {
+            *tokenizer.all_special_tokens,
+            *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
+        }
         self.answered = time.monotonic()
         self.comparer = AnswerComparer()
         self.counted = ReplicaMetrics(self.weights)
@@ -84,7 +91,9 @@ class EngineReplica:
         """The weights' name and the score of each item."""
         with self._counted():
             try:
-                token_ids = [self._item_tokens(item, f"items.{number}") for number, item in enumerate(request.items)]
+                token_ids = [
+                    self._item_tokens(item, f"items.{number}") for number, item in enumerate(request.items)
+                ]
             except ApiError as error:
                 return error
             finished = [response[-1] in self.eos_tokens for _, response in token_ids]
@@ -104,7 +113,9 @@ class EngineReplica:
                 return error
             seed = secrets.randbits(62) if request.seed is None else request.seed
             if request.laser is None:
-                solutions = await self._solutions(request, prompt_ids, limit, [seed + index for index in range(request.n)])
+                solutions = await self._solutions(
+                    request, prompt_ids, limit, [seed + index for index in range(request.n)]
+                )
                 return Answer(self.weights, len(prompt_ids), solutions)
             winner, tally = await self._vote(request, prompt_ids, limit, seed)
             return Answer(self.weights, len(prompt_ids), [winner], tally)
@@ -122,7 +133,11 @@ class EngineReplica:
         async def run(index: int) -> None:
             try:
                 solution = await self._solution(
-                    request, prompt_ids, limit, seed + index, lambda text: pieces.put_nowait(Piece(index, text))
+                    request,
+                    prompt_ids,
+                    limit,
+                    seed + index,
+                    lambda text: pieces.put_nowait(Piece(index, text)),
                 )
             except Exception as error:  # raised again below, where somebody waits
                 pieces.put_nowait(error)
@@ -144,17 +159,26 @@ class EngineReplica:
                 for task in tasks:
                     task.cancel()
 
-    async def _solutions(self, request: ChatRequest, prompt_ids: list[int], limit: int, seeds: Sequence[int]) -> list[Solution]:
+    async def _solutions(
+        self, request: ChatRequest, prompt_ids: list[int], limit: int, seeds: Sequence[int]
+    ) -> list[Solution]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._solution(request, prompt_ids, limit, seed)) for seed in seeds]
         return [task.result() for task in tasks]
 
     async def _solution(
-        self, request: ChatRequest, prompt_ids: list[int], limit: int, seed: int, emit: Callable[[str], None] | None = None
+        self,
+        request: ChatRequest,
+        prompt_ids: list[int],
+        limit: int,
+        seed: int,
+        emit: Callable[[str], None] | None = None,
     ) -> Solution:
         """Sample one; `emit` is told of text that will stay, as it comes."""
         step_by_step = emit is not None or bool(request.stop)
-        sample = SampleRequest(prompt_ids, seed, limit, request.temperature, request.top_p, stream=step_by_step)
+        sample = SampleRequest(
+            prompt_ids, seed, limit, request.temperature, request.top_p, stream=step_by_step
+        )
         text = StreamedText(self.tokenizer, request.stop)
         token_ids: list[int] = []
         logprobs: list[float] = []
@@ -180,9 +204,19 @@ class EngineReplica:
             self.counted.scores.labels("chat").observe(score)
         shown = zip(token_ids, logprobs, strict=True) if request.logprobs else ()
         named = [(self.tokenizer.decode([id_]), logprob) for id_, logprob in shown]
-        return Solution(text.text, len(token_ids), finished, text.stopped, None if score is None else z_logprob, score, named)
+        return Solution(
+            text.text,
+            len(token_ids),
+            finished,
+            text.stopped,
+            None if score is None else z_logprob,
+            score,
+            named,
+        )
 
-    async def _vote(self, request: ChatRequest, prompt_ids: list[int], limit: int, seed: int) -> tuple[Solution, Tally]:
+    async def _vote(
+        self, request: ChatRequest, prompt_ids: list[int], limit: int, seed: int
+    ) -> tuple[Solution, Tally]:
         """Draw until the rule is content. Draws are counted in the order of their seeds, so that the outcome hangs on the seed alone."""
         assert request.laser is not None
         weighted, adaptive = request.laser.vote == "weighted", request.laser.adaptive
@@ -202,18 +236,31 @@ class EngineReplica:
             for solution in await self._solutions(request, prompt_ids, limit, seeds):
                 solutions.append(solution)
                 classes.append(await answers.class_of(solution.text))
-                vote.add(classes[-1], math.nan if solution.self_reward is None else solution.self_reward, solution.tokens)
+                vote.add(
+                    classes[-1],
+                    math.nan if solution.self_reward is None else solution.self_reward,
+                    solution.tokens,
+                )
         winner = vote.winner
-        voters = [solution for solution, class_ in zip(solutions, classes, strict=True) if class_ == winner] or solutions
-        best = max(voters, key=lambda solution: -math.inf if solution.self_reward is None else solution.self_reward)
+        voters = [
+            solution for solution, class_ in zip(solutions, classes, strict=True) if class_ == winner
+        ] or solutions
+        best = max(
+            voters, key=lambda solution: -math.inf if solution.self_reward is None else solution.self_reward
+        )
         votes = {answers.texts[class_]: sum_ for class_, sum_ in vote.votes.items()}
         settled = adaptive is None or vote.samples < most
-        return best, Tally(vote.samples, vote.tokens, None if winner is None else answers.texts[winner], votes, settled)
+        return best, Tally(
+            vote.samples, vote.tokens, None if winner is None else answers.texts[winner], votes, settled
+        )
 
     def _prompt(self, request: ChatRequest) -> tuple[list[int], int]:
         """Token ids of the prompt, and the most tokens that a response may have. Raises ApiError."""
         if request.laser and request.laser.vote == "weighted" and self.card is None:
-            raise malformed(f'{self.config.name} has no trained score to weigh votes with; ask for "vote": "majority"', "laser.vote")
+            raise malformed(
+                f'{self.config.name} has no trained score to weigh votes with; ask for "vote": "majority"',
+                "laser.vote",
+            )
         longest = self.settings.max_response_tokens
         limit = request.most_tokens or longest
         if limit > longest:
@@ -237,7 +284,9 @@ class EngineReplica:
         if isinstance(item, TokensItem):
             prompt, response = item.prompt_token_ids, item.response_token_ids
             if (highest := max(*prompt, *response)) >= self.vocabulary:
-                raise malformed(f"{where}: token id {highest} is not of this model, which has {self.vocabulary}", where)
+                raise malformed(
+                    f"{where}: token id {highest} is not of this model, which has {self.vocabulary}", where
+                )
         else:
             if isinstance(item, MessagesItem):
                 messages, solution = item.messages[:-1], item.messages[-1].content
@@ -245,7 +294,11 @@ class EngineReplica:
                 messages, solution = [Message(role="user", content=item.problem)], item.solution
             self._refuse_special_tokens(solution, where)
             prompt = self._render(messages, where)
-            eos = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id in self.eos_tokens else self.eos_tokens[0]
+            eos = (
+                self.tokenizer.eos_token_id
+                if self.tokenizer.eos_token_id in self.eos_tokens
+                else self.eos_tokens[0]
+            )
             response = [*self.tokenizer.encode(solution, add_special_tokens=False), eos]
         room = self.settings.max_prompt_tokens + self.settings.max_response_tokens
         if len(prompt) + len(response) > room:
@@ -267,18 +320,29 @@ class EngineReplica:
         if asked and instruction and not asked["content"].rstrip().endswith(instruction):
             asked["content"] = f"{asked['content']}\n{instruction}"
         try:
-            return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+            return list(
+                self.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            )
         except Exception as error:  # a template is a program of its own: it raises what it likes
-            raise malformed(f"{where}: the model's chat template refuses this conversation: {error}", where) from error
+            raise malformed(
+                f"{where}: the model's chat template refuses this conversation: {error}", where
+            ) from error
 
     def _refuse_special_tokens(self, text: str, where: str) -> None:
         """Inside a text they would become the control tokens that they spell: turns that nobody took, or an end that is none."""
         if found := sorted(token for token in self.special if token in text):
-            raise malformed(f"{where}: the text spells {', '.join(map(repr, found))}, control tokens of this model; take them out", where)
+            raise malformed(
+                f"{where}: the text spells {', '.join(map(repr, found))}, control tokens of this model; take them out",
+                where,
+            )
 
     def _self_reward(self, z_logprob: float) -> float:
         assert self.card is not None
-        return self_reward_score(torch.tensor([z_logprob], dtype=torch.float64), self.card.c_ref, self.card.beta_v).item()
+        return self_reward_score(
+            torch.tensor([z_logprob], dtype=torch.float64), self.card.c_ref, self.card.beta_v
+        ).item()
 
     def _scored(self, z_logprob: float | None) -> Score:
         if z_logprob is None:

@@ -6,7 +6,16 @@ refused, never ignored.
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from orchestrator.serving.errors import malformed
 
@@ -33,7 +42,11 @@ class Message(Body):
     @classmethod
     def _joined(cls, content: Any) -> Any:
         """Content in parts is text too, when every part is."""
-        return "".join(TextPart.model_validate(part).text for part in content) if isinstance(content, list) else content
+        return (
+            "".join(TextPart.model_validate(part).text for part in content)
+            if isinstance(content, list)
+            else content
+        )
 
 
 class Adaptive(Body):
@@ -95,7 +108,11 @@ class ChatRequest(Body):
     @model_validator(mode="before")
     @classmethod
     def _null_is_the_default(cls, tree: Any) -> Any:
-        return {key: value for key, value in tree.items() if value is not None} if isinstance(tree, dict) else tree
+        return (
+            {key: value for key, value in tree.items() if value is not None}
+            if isinstance(tree, dict)
+            else tree
+        )
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -105,11 +122,15 @@ class ChatRequest(Body):
     @model_validator(mode="after")
     def _agrees(self) -> "ChatRequest":
         if self.messages[-1].role == "assistant":
-            raise ValueError("messages: the last one is the assistant's; the service answers a user's message and continues no answer")
+            raise ValueError(
+                "messages: the last one is the assistant's; the service answers a user's message and continues no answer"
+            )
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.laser and (self.stream or self.n > 1 or self.logprobs):
-            raise ValueError("laser: a vote gives one choice when all samples are there; leave out stream, logprobs and n above 1")
+            raise ValueError(
+                "laser: a vote gives one choice when all samples are there; leave out stream, logprobs and n above 1"
+            )
         return self
 
     @property
@@ -131,7 +152,9 @@ class MessagesItem(Body):
     @classmethod
     def _ends_with_a_solution(cls, messages: list[Message]) -> list[Message]:
         if messages[-1].role != "assistant":
-            raise ValueError(f"the last message must be the assistant's solution, but is the {messages[-1].role}'s")
+            raise ValueError(
+                f"the last message must be the assistant's solution, but is the {messages[-1].role}'s"
+            )
         return messages
 
 
@@ -152,7 +175,9 @@ def _kind(item: Any) -> str | None:
 
 
 Item = Annotated[
-    Annotated[ProblemItem, Tag("text")] | Annotated[MessagesItem, Tag("messages")] | Annotated[TokensItem, Tag("tokens")],
+    Annotated[ProblemItem, Tag("text")]
+    | Annotated[MessagesItem, Tag("messages")]
+    | Annotated[TokensItem, Tag("tokens")],
     Discriminator(
         _kind,
         custom_error_type="item",
@@ -181,7 +206,9 @@ def parse(body: bytes, schema: type[B]) -> B:
     if problem["type"] == "json_invalid":
         raise malformed(f"the body is no JSON: {problem['msg'].removeprefix('Invalid JSON: ')}")
     if param is None and problem["type"] == "model_type":
-        raise malformed('the body is no JSON object: send one, such as {"items": [...]} or {"messages": [...]}')
+        raise malformed(
+            'the body is no JSON object: send one, such as {"items": [...]} or {"messages": [...]}'
+        )
     if problem["type"] == "extra_forbidden":
         raise malformed(f"{param} is not supported by this service; leave it out", param)
     raise malformed(f"{param + ': ' if param else ''}{problem['msg'].removeprefix('Value error, ')}", param)

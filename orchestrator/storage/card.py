@@ -32,7 +32,9 @@ class SelfRewardCard:
         try:
             return SelfRewardCard(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: is no card of a self-reward ({error}); export the model again, or delete the file") from error
+            raise ConfigError(
+                f"{path}: is no card of a self-reward ({error}); export the model again, or delete the file"
+            ) from error
 
 
 def template_hash(tokenizer: Any) -> str:

@@ -42,7 +42,9 @@ class TrainingState:
         """`state.json`, in which NaN is null. No two attempts at a step have the same text: they took other times."""
         tree = asdict(self)
         if self.base is not None:
-            tree["base"] = {name: value if math.isfinite(value) else None for name, value in self.base.items()}
+            tree["base"] = {
+                name: value if math.isfinite(value) else None for name, value in self.base.items()
+            }
         return json.dumps(tree, indent=2, allow_nan=False) + "\n"
 
     @staticmethod
@@ -51,7 +53,9 @@ class TrainingState:
         state = TrainingState(**json.loads(text))
         if state.base is None:
             return state
-        return replace(state, base={name: math.nan if value is None else value for name, value in state.base.items()})
+        return replace(
+            state, base={name: math.nan if value is None else value for name, value in state.base.items()}
+        )
 
 
 def step_name(step: int) -> str:
@@ -85,7 +89,12 @@ class Checkpoints:
                 f"or move {self.run_folder} away to start anew"
             ) from error
 
-    def save(self, state: TrainingState, write: Callable[[Path], None], upload: Callable[[Path], None] | None = None) -> Path:
+    def save(
+        self,
+        state: TrainingState,
+        write: Callable[[Path], None],
+        upload: Callable[[Path], None] | None = None,
+    ) -> Path:
         """Write a checkpoint: `write(folder)` adds the learner's shards and `export/`. It takes its name only when complete.
 
         `upload(folder)` takes it elsewhere before that, so that what counts here counts there.
@@ -104,10 +113,16 @@ class Checkpoints:
             try:
                 upload(partial)
             except RunError as error:
-                if not all((partial / "learner" / random_state(rank)).exists() for rank in range(state.num_ranks)):
-                    raise RunError(f"{error} The same command continues from the checkpoint before.") from error
+                if not all(
+                    (partial / "learner" / random_state(rank)).exists() for rank in range(state.num_ranks)
+                ):
+                    raise RunError(
+                        f"{error} The same command continues from the checkpoint before."
+                    ) from error
                 self._complete_partial(partial, final)
-                raise RunError(f"{error} {final} is complete and stays: the same command continues from it.") from error
+                raise RunError(
+                    f"{error} {final} is complete and stays: the same command continues from it."
+                ) from error
         self._complete_partial(partial, final)
         return final
 
@@ -131,7 +146,10 @@ class Checkpoints:
     def _complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
         steps = {path: _NAME.fullmatch(path.name) for path in self.folder.glob("step-*")}
-        return sorted((path for path, name in steps.items() if name), key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(
+            (path for path, name in steps.items() if name),
+            key=lambda path: int(path.name.removeprefix("step-")),
+        )
 
     def _delete(self, checkpoint: Path) -> None:
         """Take a checkpoint's name from it first, so that a crash in between leaves no half one under a final name."""

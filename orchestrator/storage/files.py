@@ -50,7 +50,9 @@ def locked(path: Path, timeout_s: float = -1.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, patience_s: float = 0.0, work: str = "training this run", key: str = "run.name") -> Iterator[None]:
+def claimed(
+    folder: Path, patience_s: float = 0.0, work: str = "training this run", key: str = "run.name"
+) -> Iterator[None]:
     """Hold a folder for this process alone.
 
     Args:
@@ -65,7 +67,9 @@ def claimed(folder: Path, patience_s: float = 0.0, work: str = "training this ru
         try:
             claim.enter_context(locked(folder / ".lock", patience_s))
         except Timeout:
-            raise ConfigError(f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}") from None
+            raise ConfigError(
+                f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}"
+            ) from None
         yield
 
 

@@ -107,7 +107,9 @@ class Journal:
     def step(self, step: int, values: Mapping[str, float]) -> None:
         self._append({"event": "step", "time": _now(), "step": step, "values": _numbers(values)})
 
-    def evaluation(self, name: str, step: int, values: Mapping[str, float], table: str | None, figure: str | None) -> None:
+    def evaluation(
+        self, name: str, step: int, values: Mapping[str, float], table: str | None, figure: str | None
+    ) -> None:
         """`table` and `figure` are paths within the folder."""
         event = {"event": "evaluation", "time": _now(), "step": step, "set": name, "values": _numbers(values)}
         self._append(event | {"table": table, "figure": figure})
@@ -180,7 +182,9 @@ def _parse(path: Path) -> Iterator[tuple[Event, int]]:
         if whole:
             yield event, len(line)
         elif number < len(lines):
-            raise RunError(f"{path}: line {number} is no event of a journal; delete that line, or move the file away")
+            raise RunError(
+                f"{path}: line {number} is no event of a journal; delete that line, or move the file away"
+            )
 
 
 def _now() -> int:
@@ -192,4 +196,6 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float]:
     """What JSON can hold. NaN says that a step does not define the value: no point of the curve. Infinity is the largest number, as MLflow
     stores it."""
     most = sys.float_info.max
-    return {key: max(-most, min(most, float(value))) for key, value in values.items() if not math.isnan(value)}
+    return {
+        key: max(-most, min(most, float(value))) for key, value in values.items() if not math.isnan(value)
+    }

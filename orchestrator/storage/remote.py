@@ -10,7 +10,16 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem, copy_files
+from pyarrow.fs import (
+    FileInfo,
+    FileSelector,
+    FileSystem,
+    FileType,
+    FSSpecHandler,
+    LocalFileSystem,
+    PyFileSystem,
+    copy_files,
+)
 
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.checkpoints import STATE, TrainingState, step_name
@@ -58,7 +67,9 @@ class RemoteStorage:
             return TrainingState.parse(text)
         except (ValueError, TypeError) as error:
             place = f"{self.shown}/{place_of(complete[-1])}"
-            raise RunError(f"{place}/{STATE}: is not a state this version can read ({error}); delete {place}") from error
+            raise RunError(
+                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place}"
+            ) from error
 
     def save(self, state: TrainingState, keep: int, write: Callable[[str], None]) -> None:
         """Add a checkpoint: `write(place)` uploads all of it but the state. Of the others the newest `keep - 1` complete ones stay."""
@@ -164,7 +175,9 @@ class RemoteStorage:
 
     def _list(self, place: str, recursive: bool = False) -> list[FileInfo]:
         with self._told(place, "be read"):
-            return self._files.get_file_info(FileSelector(f"{self._root}/{place}", allow_not_found=True, recursive=recursive))
+            return self._files.get_file_info(
+                FileSelector(f"{self._root}/{place}", allow_not_found=True, recursive=recursive)
+            )
 
     @contextlib.contextmanager
     def _told(self, place: str, what: str) -> Iterator[None]:
@@ -172,7 +185,9 @@ class RemoteStorage:
             yield
         except Exception as error:  # fsspec's file systems raise errors of their own kinds
             reason = str(error).partition(" (Request ID")[0].strip().splitlines()
-            raise RunError(f"{self.shown}/{place}: cannot {what} ({reason[0] if reason else type(error).__name__}). {ADVICE}.") from error
+            raise RunError(
+                f"{self.shown}/{place}: cannot {what} ({reason[0] if reason else type(error).__name__}). {ADVICE}."
+            ) from error
 
 
 def place_of(step: int) -> str:
@@ -192,12 +207,19 @@ def _open(url: str) -> tuple[FileSystem, str]:
         try:
             files, path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"run.remote={url}: cannot be opened ({unknown}; {error}). Name s3://, gs:// or file:///.") from error
+            raise ConfigError(
+                f"run.remote={url}: cannot be opened ({unknown}; {error}). Name s3://, gs:// or file:///."
+            ) from error
         return PyFileSystem(FSSpecHandler(files)), path
 
 
 def _copy(source: str, target: str, source_files: FileSystem, target_files: FileSystem) -> None:
     # One thread: copying in several, pyarrow's upload to S3 can wait for itself (apache/arrow issue 32372).
     copy_files(
-        source, target, source_filesystem=source_files, destination_filesystem=target_files, chunk_size=COPY_CHUNK_BYTES, use_threads=False
+        source,
+        target,
+        source_filesystem=source_files,
+        destination_filesystem=target_files,
+        chunk_size=COPY_CHUNK_BYTES,
+        use_threads=False,
     )

@@ -41,7 +41,8 @@ class PointSearch(Searcher):
         over = {
             key: trials
             for key, trials in by_point.items()
-            if len(trials) == len(sweep.seeds) and all(trial.status in (State.FINISHED, State.PRUNED) for trial in trials)
+            if len(trials) == len(sweep.seeds)
+            and all(trial.status in (State.FINISHED, State.PRUNED) for trial in trials)
         }
         self.optuna = OptunaSearch(
             {key: _distribution(values) for key, values in sweep.space.items()},
@@ -52,7 +53,9 @@ class PointSearch(Searcher):
         )
         for key, trials in over.items():
             objectives = [NO_VALUE if trial.objective is None else trial.objective for trial in trials]
-            self.optuna.add_evaluated_point(self._proposal(json.loads(key)), sum(objectives) / len(objectives))
+            self.optuna.add_evaluated_point(
+                self._proposal(json.loads(key)), sum(objectives) / len(objectives)
+            )
         self.proposed = set(over)
         self.left = max(0, sweep.search.points - len(over))
         self.names: dict[str, str] = {}
@@ -77,7 +80,11 @@ class PointSearch(Searcher):
     def point(self, proposal: dict[str, Any]) -> Point:
         """A proposal as it is trained: rounded, without the keys that are not in effect."""
         space = self.plan.sweep.space
-        return in_effect(self.plan.sweep, self.plan.base, {key: rounded(proposal[key], values) for key, values in space.items()})
+        return in_effect(
+            self.plan.sweep,
+            self.plan.base,
+            {key: rounded(proposal[key], values) for key, values in space.items()},
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a sweep goes on with."""
@@ -94,7 +101,10 @@ class PointSearch(Searcher):
 
     def _proposal(self, point: Point) -> dict[str, Any]:
         """A point as Optuna proposes it: with some value also for a key that was not in effect."""
-        return {key: point.get(key, getattr(values, values.kind)[0]) for key, values in self.plan.sweep.space.items()}
+        return {
+            key: point.get(key, getattr(values, values.kind)[0])
+            for key, values in self.plan.sweep.space.items()
+        }
 
 
 def _distribution(values: Values) -> BaseDistribution:

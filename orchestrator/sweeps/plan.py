@@ -66,11 +66,18 @@ class Plan:
             trials = [self.trial(point, seed) for point in points(sweep, base) for seed in sweep.seeds]
             shared = Counter(trial.trunk for trial in trials)
             # A trunk for one trial would save nothing.
-            self.trials = [trial if shared[trial.trunk] > 1 else self.trial(trial.point, trial.seed, alone=True) for trial in trials]
+            self.trials = [
+                trial if shared[trial.trunk] > 1 else self.trial(trial.point, trial.seed, alone=True)
+                for trial in trials
+            ]
             names = Counter(trial.name for trial in trials)
             if alike := [name for name, count in names.items() if count > 1]:
-                raise ConfigError(f"space: two points would be named {alike[0]}: their values are written alike")
-        if self.base.loss.reasoning_warmup_steps >= base.run.steps and all(key in AFTER_THE_TRUNK for key in sweep.space):
+                raise ConfigError(
+                    f"space: two points would be named {alike[0]}: their values are written alike"
+                )
+        if self.base.loss.reasoning_warmup_steps >= base.run.steps and all(
+            key in AFTER_THE_TRUNK for key in sweep.space
+        ):
             raise ConfigError(
                 f"space: {', '.join(sweep.space)} have no effect up to step loss.reasoning_warmup_steps="
                 f"{base.loss.reasoning_warmup_steps}, and run.steps={base.run.steps} ends there: train longer, or warm up for less"
@@ -100,7 +107,13 @@ class Plan:
         point = _before_the_branch(point)
         name = self._trunk_name(point, seed)
         config = self._configured(point | self._valid_beta_v(point), "trunks", name, seed)
-        return Member(name, point, seed, with_settings(config, {"run.steps": config.loss.reasoning_warmup_steps}, "trunk"), is_trunk=True)
+        return Member(
+            name,
+            point,
+            seed,
+            with_settings(config, {"run.steps": config.loss.reasoning_warmup_steps}, "trunk"),
+            is_trunk=True,
+        )
 
     def _valid_beta_v(self, point: Point) -> Point:
         """A `loss.beta_v` for a trunk of the point, where the base's is for another c_ref; a trunk computes no score with it."""
@@ -135,7 +148,9 @@ def points(sweep: SweepConfig, base: RunConfig) -> list[Point]:
         ConfigError: No point, or fewer than `search.points`, meet the conditions.
     """
     grids = {key: values.grid for key, values in sweep.space.items() if values.grid is not None}
-    crossed = [dict(zip(grids, combination, strict=True)) for combination in itertools.product(*grids.values())]
+    crossed = [
+        dict(zip(grids, combination, strict=True)) for combination in itertools.product(*grids.values())
+    ]
     if sweep.search.points is None:
         found = _distinct(sweep, base, iter(crossed))
         if not found:
@@ -147,7 +162,11 @@ def points(sweep: SweepConfig, base: RunConfig) -> list[Point]:
     for _ in range(sweep.search.points):
         for _ in range(DRAWS):
             draw = {key: _draw(values, generator) for key, values in drawn_keys.items()}
-            new = [point for point in _distinct(sweep, base, iter([draw | grid for grid in crossed])) if point not in found]
+            new = [
+                point
+                for point in _distinct(sweep, base, iter([draw | grid for grid in crossed]))
+                if point not in found
+            ]
             if new:
                 break
         else:
@@ -184,7 +203,11 @@ def in_effect(sweep: SweepConfig, base: RunConfig, point: Point) -> Point:
     """The point without the keys whose `when` does not hold."""
     kept = dict(point)
     for key, values in sweep.space.items():
-        if values.when is not None and key in kept and not _holds(values.when, base, kept, f"space: {key}: when"):
+        if (
+            values.when is not None
+            and key in kept
+            and not _holds(values.when, base, kept, f"space: {key}: when")
+        ):
             del kept[key]
     return kept
 
@@ -229,9 +252,19 @@ def _slug(value: Any) -> str:
 
 def _for_any_directory(base: RunConfig) -> RunConfig:
     """The base with absolute paths: a trial's driver runs in an actor, whose working directory may be another one."""
-    data = {key: str(Path(path).resolve()) for key in ("train", "eval") if (path := getattr(base.data, key)) and Path(path).exists()}
+    data = {
+        key: str(Path(path).resolve())
+        for key in ("train", "eval")
+        if (path := getattr(base.data, key)) and Path(path).exists()
+    }
     # A server named in the environment stays there: its address may hold a password, and settings are saved with each run.
-    uri = base.tracking.uri if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri(base.tracking.uri, base.run.dir.resolve())
+    uri = (
+        base.tracking.uri
+        if os.environ.get("MLFLOW_TRACKING_URI")
+        else tracking_uri(base.tracking.uri, base.run.dir.resolve())
+    )
     return with_settings(
-        base, {"model.path": absolute_path(base.model.path), "tracking.uri": uri} | {f"data.{key}": path for key, path in data.items()}
+        base,
+        {"model.path": absolute_path(base.model.path), "tracking.uri": uri}
+        | {f"data.{key}": path for key, path in data.items()},
     )

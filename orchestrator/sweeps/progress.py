@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 ROWS = 20
 """Trials that the live table shows at most: the running ones and the best."""
 
-COLOURS = {State.RUNNING: "cyan", State.FINISHED: "green", State.PRUNED: "yellow", State.FAILED: "red", State.PENDING: "dim"}
+COLOURS = {
+    State.RUNNING: "cyan",
+    State.FINISHED: "green",
+    State.PRUNED: "yellow",
+    State.FAILED: "red",
+    State.PENDING: "dim",
+}
 
 
 class SweepProgress(LivePanel):
@@ -39,9 +45,15 @@ class SweepProgress(LivePanel):
     def ended(self, run: Trial | Trunk, ledger: Ledger) -> None:
         """A run is over."""
         colour = COLOURS[run.status]
-        objective = f"  objective {figure(run.objective)}" if isinstance(run, Trial) and run.objective is not None else ""
+        objective = (
+            f"  objective {figure(run.objective)}"
+            if isinstance(run, Trial) and run.objective is not None
+            else ""
+        )
         reason = f"  {escape(run.error)}" if run.error else ""
-        self.say(f"{run.name}: [{colour}]{run.status}[/{colour}] at step {run.step}/{run.steps}{objective}{reason}")
+        self.say(
+            f"{run.name}: [{colour}]{run.status}[/{colour}] at step {run.step}/{run.steps}{objective}{reason}"
+        )
         if not self.live:
             self.say(self._headline(ledger, ledger.work()))
 
@@ -51,7 +63,12 @@ class SweepProgress(LivePanel):
         if self.steps_at_start is None:
             self.steps_at_start = work.steps_trained
         if self.live:
-            self.live.update(Group(self._headline(ledger, work), trial_table(ledger.keys, _shown(list(ledger.trials.values())))))
+            self.live.update(
+                Group(
+                    self._headline(ledger, work),
+                    trial_table(ledger.keys, _shown(list(ledger.trials.values()))),
+                )
+            )
 
     def _headline(self, ledger: Ledger, work: Work) -> str:
         runs: list[Trial | Trunk] = [*ledger.trunks.values(), *ledger.trials.values()]
@@ -60,7 +77,9 @@ class SweepProgress(LivePanel):
         planned = max(ledger.planned, len(ledger.trials))
         parts = [f"[bold]{self.title}[/bold]  {over}/{planned} trials"]
         if running := [trunk.name for trunk in ledger.trunks.values() if trunk.status is State.RUNNING]:
-            steps = ", ".join(f"{name} {ledger.trunks[name].step}/{ledger.trunks[name].steps}" for name in running)
+            steps = ", ".join(
+                f"{name} {ledger.trunks[name].step}/{ledger.trunks[name].steps}" for name in running
+            )
             parts.append(f"training {steps}")
         if best is not None:
             point = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in best.point.items())
@@ -68,14 +87,21 @@ class SweepProgress(LivePanel):
         done = work.steps_trained - (self.steps_at_start or 0)
         left = sum(_steps_left(run, ledger) for run in runs)
         if ledger.trials:  # those that are still to be proposed are like the others
-            each = sum(trial.steps - trial.branch_step for trial in ledger.trials.values()) / len(ledger.trials)
+            each = sum(trial.steps - trial.branch_step for trial in ledger.trials.values()) / len(
+                ledger.trials
+            )
             left += round((planned - len(ledger.trials)) * each)
         elapsed = time.monotonic() - self.began
-        parts.append(f"{clock(elapsed)}, " + (f"{clock(elapsed / done * left)} left" if done else "time left not known yet"))
+        parts.append(
+            f"{clock(elapsed)}, "
+            + (f"{clock(elapsed / done * left)} left" if done else "time left not known yet")
+        )
         return "   ".join(parts)
 
 
-def trial_table(keys: Sequence[str], trials: Sequence[Trial], title: str | None = None, best: str | None = None) -> Table:
+def trial_table(
+    keys: Sequence[str], trials: Sequence[Trial], title: str | None = None, best: str | None = None
+) -> Table:
     """Trials with their points, states and figures; the row of the trial named `best` is marked."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for key in keys:
@@ -104,12 +130,19 @@ def show_plan(plan: "Plan", console: Console | None = None) -> None:
     sweep, trials, trunks = plan.sweep, plan.trials, plan.trunks
     for trunk in trunks:
         shared = sum(trial.trunk == trunk.name for trial in trials) or (sweep.search.points or 0)
-        console.print(f"{trunk.name}: {trunk.config.run.steps} steps, shared by {shared} trials", soft_wrap=True)
+        console.print(
+            f"{trunk.name}: {trunk.config.run.steps} steps, shared by {shared} trials", soft_wrap=True
+        )
     for trial in trials:
         own = trial.config.run.steps - (trial.config.loss.reasoning_warmup_steps if trial.trunk else 0)
-        console.print(f"{trial.name}: {own} steps" + (f" from the end of {trial.trunk}" if trial.trunk else ""), soft_wrap=True)
+        console.print(
+            f"{trial.name}: {own} steps" + (f" from the end of {trial.trunk}" if trial.trunk else ""),
+            soft_wrap=True,
+        )
     if not trials:
-        console.print(f"{sweep.search.points} points that Optuna is to propose, each with {len(sweep.seeds)} seed(s)")
+        console.print(
+            f"{sweep.search.points} points that Optuna is to propose, each with {len(sweep.seeds)} seed(s)"
+        )
     alone = sum(trial.config.run.steps for trial in trials)
     if alone:
         saved = sum(trial.config.loss.reasoning_warmup_steps for trial in trials if trial.trunk)
@@ -120,7 +153,9 @@ def show_plan(plan: "Plan", console: Console | None = None) -> None:
         )
 
 
-def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, console: Console | None = None) -> None:
+def show_outcome(
+    outcome: "SweepOutcome", keys: Sequence[str], tracking: str, console: Console | None = None
+) -> None:
     """The sweep's answer: the table, the best point, the work that was saved, what failed, and where everything is."""
     console = console or Console(highlight=False)
     best = outcome.best
@@ -131,7 +166,9 @@ def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, co
     if best is not None:
         point = " ".join(f"{key}={value}" for key, value in best.point.items())
         over = f" (mean over {best.seeds} seeds)" if best.seeds > 1 else ""
-        console.print(f"best      [bold]{point}[/bold]   objective {best.objective:.3f}{over}", soft_wrap=True)
+        console.print(
+            f"best      [bold]{point}[/bold]   objective {best.objective:.3f}{over}", soft_wrap=True
+        )
     work = outcome.work
     console.print(
         f"work      {work.steps_trained} training steps; {work.steps_independent} without shared trunks ({work.share:.2f} of them)",
@@ -148,7 +185,10 @@ def show_outcome(outcome: "SweepOutcome", keys: Sequence[str], tracking: str, co
 
 def _rank(trial: Trial) -> tuple[int, float]:
     """Finished trials first, the best of them first."""
-    return ([State.FINISHED, State.PRUNED, State.RUNNING, State.PENDING, State.FAILED].index(trial.status), -(trial.objective or 0.0))
+    return (
+        [State.FINISHED, State.PRUNED, State.RUNNING, State.PENDING, State.FAILED].index(trial.status),
+        -(trial.objective or 0.0),
+    )
 
 
 def _shown(trials: list[Trial]) -> list[Trial]:

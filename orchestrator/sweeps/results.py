@@ -113,7 +113,9 @@ class Ledger:
         ConfigError: `results.json` is there and cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str, keys: Iterable[str], metric: str, evaluation_set: str, planned: int = 0) -> None:
+    def __init__(
+        self, folder: Path, name: str, keys: Iterable[str], metric: str, evaluation_set: str, planned: int = 0
+    ) -> None:
         self.folder, self.name, self.keys, self.evaluation_set = folder, name, list(keys), evaluation_set
         self.metric = Formula(metric)
         self.trials: dict[str, Trial] = {}
@@ -135,12 +137,18 @@ class Ledger:
         if member.is_trunk:
             run = self.trunks[member.name] = Trunk(member.name, folder, steps)
         else:
-            run = self.trials[member.name] = Trial(member.name, folder, member.point, member.seed, steps, trunk=member.trunk)
+            run = self.trials[member.name] = Trial(
+                member.name, folder, member.point, member.seed, steps, trunk=member.trunk
+            )
         for key in ("status", "step", "metrics", "error", "mlflow_run_id", "branch_step"):
             if key in known and key in kind.__dataclass_fields__:
                 setattr(run, key, known[key])
         run.status = State(run.status)
-        finished = run.status is State.FINISHED and run.step == steps and (self.folder / folder / "summary.json").exists()
+        finished = (
+            run.status is State.FINISHED
+            and run.step == steps
+            and (self.folder / folder / "summary.json").exists()
+        )
         if run.status is not State.PRUNED and not finished:
             run.status, run.error = State.PENDING, None
         if isinstance(run, Trial):
@@ -174,7 +182,11 @@ class Ledger:
         if not by_point:
             return None
         most = max(map(len, by_point.values()))
-        means = {key: sum(trial.objective or 0.0 for trial in trials) / most for key, trials in by_point.items() if len(trials) == most}
+        means = {
+            key: sum(trial.objective or 0.0 for trial in trials) / most
+            for key, trials in by_point.items()
+            if len(trials) == most
+        }
         key = max(means, key=lambda key: means[key])
         best_trial = max(by_point[key], key=lambda trial: trial.objective or 0.0)
         return Best(best_trial.point, means[key], most, best_trial.name)
@@ -183,7 +195,9 @@ class Ledger:
         """Steps trained so far, and what the trials would have taken alone; one that has trained nothing yet counts nowhere."""
         trained = [trial for trial in self.trials.values() if trial.step > trial.branch_step]
         shared = sum(trial.step - trial.branch_step for trial in trained)
-        return Work(shared + sum(trunk.step for trunk in self.trunks.values()), sum(trial.step for trial in trained))
+        return Work(
+            shared + sum(trunk.step for trunk in self.trunks.values()), sum(trial.step for trial in trained)
+        )
 
     def save(self) -> None:
         best, work = self.best(), self.work()

@@ -81,7 +81,9 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
     if not plan.trials:
         for key, values in config.space.items():
             for value in getattr(values, values.kind):
-                _refuse_what_cannot_fit(f"space: {key}={value}", plan.trial({key: value}, config.seeds[0]).config, nodes)
+                _refuse_what_cannot_fit(
+                    f"space: {key}={value}", plan.trial({key: value}, config.seeds[0]).config, nodes
+                )
     plan.folder.mkdir(parents=True, exist_ok=True)
     with claimed(plan.folder, work="running this sweep", key="name"):
         planned = len(plan.trials) or (config.search.points or 0) * len(config.seeds)
@@ -129,9 +131,13 @@ class _Sweep:
         except ConfigError as error:  # found only now: the sweep had started
             raise RunError(str(error)) from error
         except (RayError, TuneError) as error:
-            raise RunError(f"{str(error).strip()}. Ray failed; the same command goes on where the sweep was") from error
+            raise RunError(
+                f"{str(error).strip()}. Ray failed; the same command goes on where the sweep was"
+            ) from error
         except OSError as error:
-            raise RunError(f"{error}. Mend that (is the disk full?); the same command goes on where the sweep was") from error
+            raise RunError(
+                f"{error}. Mend that (is the disk full?); the same command goes on where the sweep was"
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 self.save()
@@ -142,7 +148,11 @@ class _Sweep:
         if self.plan.sweep.search.algorithm != "optuna":
             return []
         known = self.ledger.before["trials"].values()
-        return [self.plan.trial(trial["point"], trial["seed"]) for trial in known if trial["seed"] in self.plan.sweep.seeds]
+        return [
+            self.plan.trial(trial["point"], trial["seed"])
+            for trial in known
+            if trial["seed"] in self.plan.sweep.seeds
+        ]
 
     @functools.cached_property
     def runner(self) -> TrialRunner:
@@ -161,9 +171,15 @@ class _Sweep:
         self.progress.show(self.ledger)
 
     def _train_trunks(self) -> None:
-        waiting = [member for member in self.plan.trunks if self.ledger.trunks[member.name].status not in OVER and self._is_needed(member)]
+        waiting = [
+            member
+            for member in self.plan.trunks
+            if self.ledger.trunks[member.name].status not in OVER and self._is_needed(member)
+        ]
         if waiting:
-            self.progress.say(f"{len(waiting)} trunk(s): steps, c_ref and base evaluation that the trials share")
+            self.progress.say(
+                f"{len(waiting)} trunk(s): steps, c_ref and base evaluation that the trials share"
+            )
             self._fit("trunks", waiting)
         for trial in self.ledger.trials.values():
             trunk = self.ledger.trunks.get(trial.trunk or "")
@@ -174,14 +190,20 @@ class _Sweep:
         """Whether a trial that is still to be trained starts at the end of this trunk."""
         if self.plan.sweep.search.algorithm == "optuna":
             return PointSearch(self.plan, self.ledger).left > 0
-        trials = [trial for trial in self.ledger.trials.values() if trial.trunk == trunk.name and trial.status is State.PENDING]
+        trials = [
+            trial
+            for trial in self.ledger.trials.values()
+            if trial.trunk == trunk.name and trial.status is State.PENDING
+        ]
         return any(not (self.folder / trial.folder / "checkpoints").exists() for trial in trials)
 
     def _train_trials(self) -> None:
         if self.plan.sweep.search.algorithm == "optuna":
             for trunk in self.ledger.trunks.values():
                 if trunk.status is State.FAILED:
-                    raise RunError(f"{trunk.name} failed, from which all trials were to branch: {trunk.error}")
+                    raise RunError(
+                        f"{trunk.name} failed, from which all trials were to branch: {trunk.error}"
+                    )
             self._fit("trials", None)
             return
         waiting = {trial.name for trial in self.ledger.trials.values() if trial.status is State.PENDING}
@@ -207,7 +229,9 @@ class _Sweep:
         runner = self.runner
         tuner = tune.Tuner(
             tune.with_resources(lambda config: runner(config), runner.resources),
-            param_space={} if members is None else {"member": tune.grid_search([member.name for member in members])},
+            param_space={}
+            if members is None
+            else {"member": tune.grid_search([member.name for member in members])},
             tune_config=tune.TuneConfig(
                 metric="objective",
                 mode="max",
@@ -264,7 +288,9 @@ class _Sweep:
             model = self._register(best)
             values = {"best/objective": best.objective, "work/share": self.ledger.work().share}
             metrics = self.ledger.trials[best.trial].metrics
-            self.tracker.log(values | {f"best/{name}": value for name, value in metrics.items() if value is not None})
+            self.tracker.log(
+                values | {f"best/{name}": value for name, value in metrics.items() if value is not None}
+            )
         self.save()
         report: Path | None = self.folder / "report.html"
         try:
@@ -274,20 +300,36 @@ class _Sweep:
             self.progress.say_plainly(f"the report was not written: {error}")
             report = None
         self.tracker.log_artifact(self.ledger.path)
-        return SweepOutcome(self.folder, list(self.ledger.trials.values()), best, self.ledger.work(), model, report)
+        return SweepOutcome(
+            self.folder, list(self.ledger.trials.values()), best, self.ledger.work(), model, report
+        )
 
     def _register(self, best: Best) -> str | None:
         """The best trial's weights in MLflow's registry, under the sweep's name with the alias `best`."""
         trial = self.ledger.trials[best.trial]
         config = self.members[trial.name].config
         if trial.mlflow_run_id is None:
-            self.progress.say(f"MLflow has not heard of {trial.name} yet, so its weights are not registered; the same command does it")
+            self.progress.say(
+                f"MLflow has not heard of {trial.name} yet, so its weights are not registered; the same command does it"
+            )
             return None
-        tags = {"laser.sweep": self.plan.sweep.name, "laser.trial": trial.name, "laser.objective": f"{trial.objective:.6g}"}
+        tags = {
+            "laser.sweep": self.plan.sweep.name,
+            "laser.trial": trial.name,
+            "laser.objective": f"{trial.objective:.6g}",
+        }
         try:
-            register(self.plan.tracking_uri, self.plan.sweep.name, config.folder / "export", trial.mlflow_run_id, tags=tags)
+            register(
+                self.plan.tracking_uri,
+                self.plan.sweep.name,
+                config.folder / "export",
+                trial.mlflow_run_id,
+                tags=tags,
+            )
         except (LaserError, OSError) as error:
-            self.progress.say_plainly(f"the best weights were not registered: {error}; the same command tries again")
+            self.progress.say_plainly(
+                f"the best weights were not registered: {error}; the same command tries again"
+            )
             return None
         return f"models:/{self.plan.sweep.name}@best"
 
@@ -299,7 +341,10 @@ class _Sweep:
         try:
             with claimed(member.config.folder, TRIAL_PATIENCE_S):  # its driver may still be ending
                 deliver_leftovers(
-                    member.config, self.progress.say_plainly, tags_of(member, self.plan, self.tags), finished=run.status is State.FINISHED
+                    member.config,
+                    self.progress.say_plainly,
+                    tags_of(member, self.plan, self.tags),
+                    finished=run.status is State.FINISHED,
                 )
         except LaserError as error:
             self.progress.say_plainly(f"{run.name}: not all that it measured has reached MLflow: {error}")
@@ -337,7 +382,9 @@ class _Watch(Callback):
         self._run(trial).status = State.RUNNING
         self.changed = True
 
-    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict, **info: Any
+    ) -> None:
         run = self._run(trial)
         if isinstance(run, Trial) and "figures" in result:
             self.ledger.evaluated(run, result["step"], result["figures"])
@@ -345,7 +392,9 @@ class _Watch(Callback):
             if not result["final"]:
                 self.progress.evaluated(run)
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         run, last = self._run(trial), trial.last_result
         if "refused" in last:
             run.status, run.error = State.FAILED, last["refused"]
@@ -353,8 +402,12 @@ class _Watch(Callback):
             run.status = State.FINISHED if last.get("final") else State.PRUNED
         self.just_ended.append(run)
 
-    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.progress.say_plainly(f"{self._run(trial).name} failed and tries again from its last checkpoint: {_reason(trial)}")
+    def on_trial_recover(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        self.progress.say_plainly(
+            f"{self._run(trial).name} failed and tries again from its last checkpoint: {_reason(trial)}"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = self._run(trial)
@@ -384,7 +437,11 @@ class _Watch(Callback):
     def _watch_for_room(self, trials: list[TuneTrial], now: float) -> None:
         """When no trial runs for want of resources, say once what is needed and what is free; give up after `wait_s`."""
         pending = [trial for trial in trials if trial.status == TuneTrial.PENDING]
-        if not pending or any(trial.status == TuneTrial.RUNNING for trial in trials) or (short := self._shortage(pending[0])) is None:
+        if (
+            not pending
+            or any(trial.status == TuneTrial.RUNNING for trial in trials)
+            or (short := self._shortage(pending[0])) is None
+        ):
             self.last_active, self.is_waiting = now, False
             return
         wait_s = self.sweep.plan.sweep.wait_s
@@ -397,7 +454,10 @@ class _Watch(Callback):
     def _shortage(self, trial: TuneTrial) -> str | None:
         """What a trial needs and what is free, if that is less: else its placement group is there, and its driver still starts."""
         runner = self.sweep.runner
-        bundles, free = bundles_for(runner.member(trial.config).config, runner.nodes), ray.available_resources()
+        bundles, free = (
+            bundles_for(runner.member(trial.config).config, runner.nodes),
+            ray.available_resources(),
+        )
         if all(free.get(name, 0.0) + 1e-9 >= bundles.total(name) for name in ("CPU", "GPU")):
             return None
         return (
@@ -417,7 +477,11 @@ def _reason(trial: TuneTrial) -> str:
     """The first line of what made a trial fail, without the frames of Ray and Tune."""
     # As Tune has just written it on this machine: its own getters look where it is copied later.
     path = trial.pickled_error_file
-    error = ray.cloudpickle.loads(Path(path).read_bytes()) if path is not None and Path(path).exists() else trial.get_error()
+    error = (
+        ray.cloudpickle.loads(Path(path).read_bytes())
+        if path is not None and Path(path).exists()
+        else trial.get_error()
+    )
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, RayActorError):
@@ -439,8 +503,17 @@ def _refuse_other_settings(plan: Plan) -> None:
     if not saved.exists() or not any(plan.folder.glob("t*s/*/checkpoints")):
         return
     # What every trial gets from its point is not the base's to say.
-    free = (*MAY_CHANGE, "run.name", "run.seed", *(key for key, values in plan.sweep.space.items() if values.when is None))
-    changed = [f"{key}: {change}" for key, change in changed_settings(saved, plan.base).items() if not key.startswith(free)]
+    free = (
+        *MAY_CHANGE,
+        "run.name",
+        "run.seed",
+        *(key for key, values in plan.sweep.space.items() if values.when is None),
+    )
+    changed = [
+        f"{key}: {change}"
+        for key, change in changed_settings(saved, plan.base).items()
+        if not key.startswith(free)
+    ]
     if changed:
         raise ConfigError(
             f"{plan.folder} holds a sweep with other settings:\n  " + "\n  ".join(changed) + "\n"

@@ -46,24 +46,37 @@ class TrialRunner:
         """The run that Tune's `config` means: one of the plan by name, or a point that Optuna proposes."""
         sweep = self.plan.sweep
         if "member" in config:
-            return next(member for member in [*self.plan.trunks, *self.plan.trials] if member.name == config["member"])
+            return next(
+                member for member in [*self.plan.trunks, *self.plan.trials] if member.name == config["member"]
+            )
         return self.plan.trial(config["point"], sweep.seeds[config.get(TRIAL_INDEX, 0)])
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         # The first bundle is the driver's own.
-        return tune.PlacementGroupFactory([{}, *bundles_for(self.member(config).config, self.nodes).all], strategy="PACK")
+        return tune.PlacementGroupFactory(
+            [{}, *bundles_for(self.member(config).config, self.nodes).all], strategy="PACK"
+        )
 
     def __call__(self, config: dict[str, Any]) -> None:
         member = self.member(config)
         if member.config.tracking.uri is None:
-            os.environ["MLFLOW_TRACKING_URI"] = self.plan.tracking_uri  # the sweep's, on whatever node this is
+            os.environ["MLFLOW_TRACKING_URI"] = (
+                self.plan.tracking_uri
+            )  # the sweep's, on whatever node this is
         folder = member.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         metric = Formula(self.plan.sweep.metric)
 
         def report(step: int, figures: Mapping[str, float | None], final: bool = False) -> None:
             value = None if member.is_trunk else objective(metric, figures)
-            tune.report({"step": step, "objective": NO_VALUE if value is None else value, "figures": figures, "final": final})
+            tune.report(
+                {
+                    "step": step,
+                    "objective": NO_VALUE if value is None else value,
+                    "figures": figures,
+                    "final": final,
+                }
+            )
 
         role = SweepRole(
             tags=tags_of(member, self.plan, self.tags),
@@ -77,7 +90,9 @@ class TrialRunner:
         with (folder / "log.txt").open("a") as log:
             console = Console(file=log, width=160, highlight=False)
             try:
-                outcome = train(member.config, RunProgress(member.name, member.config.run.steps, 0, console), role)
+                outcome = train(
+                    member.config, RunProgress(member.name, member.config.run.steps, 0, console), role
+                )
             except LaserError as error:
                 if isinstance(error, PoolError) or isinstance(error.__cause__, RayError | OSError):
                     raise  # an accident: Tune tries again
@@ -101,6 +116,9 @@ def tags_of(member: Member, plan: Plan, common: Mapping[str, str]) -> dict[str, 
     """Tags of a run's MLflow run: its parent, and what it is to the others."""
     tags = {**common, "laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
     if member.trunk:
-        tags |= {"laser.trunk": member.trunk, "laser.branch_step": str(member.config.loss.reasoning_warmup_steps)}
+        tags |= {
+            "laser.trunk": member.trunk,
+            "laser.branch_step": str(member.config.loss.reasoning_warmup_steps),
+        }
         tags |= {"laser.trunk_run_id": saved_run_id(plan.folder / "trunks" / member.trunk) or "not known yet"}
     return tags

@@ -26,7 +26,9 @@ def _run_page(tracking_uri: str, folder: Path) -> str:
     if run_id is None:
         return ""
     try:
-        return f"/#/experiments/{Server(tracking_uri).client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+        return (
+            f"/#/experiments/{Server(tracking_uri).client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+        )
     except MlflowException:
         return ""
 

@@ -106,7 +106,10 @@ class Delivery(threading.Thread):
         self._unsure = True
         if not may_pass(error):
             if self._joined and not self._doubted:
-                self._joined, self._doubted = False, True  # was the run deleted? Then it begins anew, otherwise the refusal stands
+                self._joined, self._doubted = (
+                    False,
+                    True,
+                )  # was the run deleted? Then it begins anew, otherwise the refusal stands
                 return
             self.refusal = self.server.explain(error)
             if self.settled.is_set() and not self._stopped.is_set():
@@ -117,7 +120,9 @@ class Delivery(threading.Thread):
             self.settled.set()
             return
         self._failures += 1
-        if self._failures > 1 and not self._stopped.is_set():  # one lost connection or one locked database is not worth a line
+        if (
+            self._failures > 1 and not self._stopped.is_set()
+        ):  # one lost connection or one locked database is not worth a line
             self.tell_away(self.server.explain(error))
         if self._closing.is_set():
             self._stopped.wait(self._pause)
@@ -136,7 +141,9 @@ class Delivery(threading.Thread):
             self._failures, self._pause, self._doubted = 0, 1.0, False
             if self.away:
                 self.away = False
-                self.say(f"MLflow at {self.server.shown} answers again; {self.undelivered} more events are on their way")
+                self.say(
+                    f"MLflow at {self.server.shown} answers again; {self.undelivered} more events are on their way"
+                )
 
     def _join_run(self) -> None:
         """Go on with the run of the folder; without one that the server still has, begin a new one with the first event."""
@@ -144,13 +151,17 @@ class Delivery(threading.Thread):
             experiment = self.server.experiment_id(self.card.experiment)
             journal_id = next(self.journal.events(0))["id"]
             self.journal.mark_sent(0)
-            found = self.server.client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1)
+            found = self.server.client.search_runs(
+                [experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1
+            )
             if found:
                 run = found[0]
             else:
                 tags = {**self.card.tags, JOURNAL_TAG: journal_id}
                 start = next(self.journal.events(0))["time"]
-                run = self.server.client.create_run(experiment, start_time=start, tags=tags, run_name=self.card.name)
+                run = self.server.client.create_run(
+                    experiment, start_time=start, tags=tags, run_name=self.card.name
+                )
                 self._unsure = False
             write_atomically(self.journal.folder / RUN_ID, run.info.run_id)
             self.run_id = run.info.run_id
@@ -183,8 +194,14 @@ class Delivery(threading.Thread):
         """Each kind of event can be sent a second time without a trace of the first, points of curves by looking what is there."""
         client, event = self.server.client, batch[0]
         if event["event"] == "start":
-            known = client.get_run(self.run_id).data.params  # of an attempt that ended here; they cannot be changed
-            params = [Param(key, value[:PARAM_VALUE_LIMIT]) for key, value in self.card.params.items() if key not in known]
+            known = client.get_run(
+                self.run_id
+            ).data.params  # of an attempt that ended here; they cannot be changed
+            params = [
+                Param(key, value[:PARAM_VALUE_LIMIT])
+                for key, value in self.card.params.items()
+                if key not in known
+            ]
             client.log_batch(self.run_id, params=params)
             client.log_text(self.run_id, self.card.config, "config.yaml")
         elif event["event"] == "step":
@@ -204,7 +221,11 @@ class Delivery(threading.Thread):
             client.set_terminated(self.run_id, status=event["status"], end_time=event["time"])
 
     def _send_points(self, events: Sequence[Event]) -> None:
-        points = [Metric(key, value, event["time"], event["step"]) for event in events for key, value in event["values"].items()]
+        points = [
+            Metric(key, value, event["time"], event["step"])
+            for event in events
+            for key, value in event["values"].items()
+        ]
         if self._unsure:
             there = {key: self._steps_there(key) for key in {point.key for point in points}}
             points = [point for point in points if point.step not in there[point.key]]
@@ -219,7 +240,9 @@ class Delivery(threading.Thread):
         """A file of the run's folder, to the same place among the run's artifacts; a file that was deleted since is left out."""
         file = self.journal.folder / path
         if file.exists():
-            self.server.client.log_artifact(self.run_id, str(file), str(Path(path).parent) if "/" in path else None)
+            self.server.client.log_artifact(
+                self.run_id, str(file), str(Path(path).parent) if "/" in path else None
+            )
 
     def _show_tables(self) -> None:
         """Let MLflow's view show the tables up to this event, the newest of them that fit the tag.
@@ -227,7 +250,11 @@ class Delivery(threading.Thread):
         `MlflowClient.log_table` is not used: it appends rows to a table that it finds, and after some 140 tables its tag is cut off.
         """
         events = list(self.journal.events(0))[: self.journal.sent + 1]
-        shown = [{"path": event["table"], "type": "table"} for event in events if event["event"] == "evaluation" and event["table"]]
+        shown = [
+            {"path": event["table"], "type": "table"}
+            for event in events
+            if event["event"] == "evaluation" and event["table"]
+        ]
         while len(value := json.dumps(shown)) > TAG_VALUE_LIMIT:
             del shown[0]
         self.server.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, value)

@@ -55,8 +55,12 @@ class SweepTracker:
     def log(self, values: Mapping[str, float]) -> None:
         """The newest values of the sweep's own metrics."""
         now = get_current_time_millis()
-        metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)]
-        self._send("metrics", lambda: self.server.client.log_batch(self.run_id, metrics=metrics, synchronous=True))
+        metrics = [
+            Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)
+        ]
+        self._send(
+            "metrics", lambda: self.server.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        )
 
     def tag_child(self, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
         """Tags of a trial's run, and its status (such as KILLED for one that was pruned)."""
@@ -73,7 +77,10 @@ class SweepTracker:
         self._send(path.name, lambda: self.server.client.log_artifact(self.run_id, str(path)))
 
     def finish(self, failed: bool = False) -> None:
-        self._send("the end", lambda: self.server.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED"))
+        self._send(
+            "the end",
+            lambda: self.server.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED"),
+        )
 
     def _resume(self, folder: Path) -> str | None:
         run_id = saved_run_id(folder)
@@ -89,8 +96,12 @@ class SweepTracker:
         self.server.client.update_run(run_id, status="RUNNING")
         return run_id
 
-    def _start(self, experiment: str, name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        run = self.server.client.create_run(self.server.experiment_id(experiment), tags=dict(tags), run_name=name)
+    def _start(
+        self, experiment: str, name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> str:
+        run = self.server.client.create_run(
+            self.server.experiment_id(experiment), tags=dict(tags), run_name=name
+        )
         entries = [Param(key, str(value)[:PARAM_VALUE_LIMIT]) for key, value in params.items()]
         self.server.client.log_batch(run.info.run_id, params=entries)
         folder.mkdir(parents=True, exist_ok=True)

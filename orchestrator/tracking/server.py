@@ -94,21 +94,30 @@ class Server:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             # Beside the database; a server has its own artifact store.
-            artifacts = (self._database().parent / "mlartifacts").resolve().as_uri() if self.is_sqlite else None
+            artifacts = (
+                (self._database().parent / "mlartifacts").resolve().as_uri() if self.is_sqlite else None
+            )
             try:
                 return self.client.create_experiment(name, artifacts)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                experiment = self.client.get_experiment_by_name(name)  # another run of the same moment was first
+                experiment = self.client.get_experiment_by_name(
+                    name
+                )  # another run of the same moment was first
         if experiment.lifecycle_stage != "active":
-            raise Refusal(f"its experiment {name!r} has been deleted: restore it, or choose another tracking.experiment", INVALID_STATE)
+            raise Refusal(
+                f"its experiment {name!r} has been deleted: restore it, or choose another tracking.experiment",
+                INVALID_STATE,
+            )
         return experiment.experiment_id
 
     def explain(self, error: BaseException) -> str:
         """The error on one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
-        if cause := re.search(r"Caused by \w+\((.*)\)\)", text):  # of a connection that failed; what is around it repeats the address
+        if cause := re.search(
+            r"Caused by \w+\((.*)\)\)", text
+        ):  # of a connection that failed; what is around it repeats the address
             text = re.sub(r"HTTPS?Connection(Pool)?\([^)]*\): ", "", cause[1]).strip("\"'")
         if password := re.search(r"//[^/:@]*:(.*)@", self.uri):
             for form in (password[1], unquote(password[1])):

@@ -78,19 +78,28 @@ class Tracker:
             self.journal.step(step, values)
             self._delivery.notify()
 
-    def log_evaluation(self, name: str, step: int, values: Mapping[str, float], table: Mapping[str, list], figure: Any) -> None:
+    def log_evaluation(
+        self, name: str, step: int, values: Mapping[str, float], table: Mapping[str, list], figure: Any
+    ) -> None:
         """Figures `eval/<name>/...`, a table of sampled solutions (columns by name) and a plot of score distributions, once a step."""
         if (name, step) in self.journal.evaluations:
             return
-        samples, scores = f"samples/{name}-{step:06d}.json", f"scores/{name}-{step:06d}.png" if figure is not None else None
+        samples, scores = (
+            f"samples/{name}-{step:06d}.json",
+            f"scores/{name}-{step:06d}.png" if figure is not None else None,
+        )
         try:
             (self.folder / samples).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / samples, _table_text(table))
             if scores is not None:
                 _save_figure(self.folder / scores, figure)
         except OSError as error:
-            raise RunError(f"{self.folder}: an evaluation cannot be written ({error.strerror}). Is the disk full?") from error
-        self.journal.evaluation(name, step, {f"eval/{name}/{key}": value for key, value in values.items()}, samples, scores)
+            raise RunError(
+                f"{self.folder}: an evaluation cannot be written ({error.strerror}). Is the disk full?"
+            ) from error
+        self.journal.evaluation(
+            name, step, {f"eval/{name}/{key}": value for key, value in values.items()}, samples, scores
+        )
         self._delivery.notify()
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
@@ -116,7 +125,10 @@ class Tracker:
 
 
 def deliver_leftovers(
-    config: RunConfig | SFTConfig, say: Callable[[str], None] = print, tags: Mapping[str, str] | None = None, finished: bool = False
+    config: RunConfig | SFTConfig,
+    say: Callable[[str], None] = print,
+    tags: Mapping[str, str] | None = None,
+    finished: bool = False,
 ) -> int:
     """Send what a run that is over could not deliver; returns the number of events sent. Waits for as long as the server takes them.
 
@@ -133,7 +145,9 @@ def deliver_leftovers(
     waiting = len(journal) - journal.sent
     if not waiting:
         return 0
-    delivery = Delivery(Server(tracking_uri(config.tracking.uri, config.run.dir)), journal, _card(config, tags or {}), say)
+    delivery = Delivery(
+        Server(tracking_uri(config.tracking.uri, config.run.dir)), journal, _card(config, tags or {}), say
+    )
     say(f"sending {waiting} events of {config.folder} to MLflow at {delivery.server.shown}")
     delivery.start()
     while delivery.is_alive() and not delivery.away and delivery.undelivered:
@@ -148,7 +162,11 @@ def _card(config: RunConfig | SFTConfig, tags: Mapping[str, str]) -> RunCard:
     """The run as MLflow may show it to others: without the password of its server."""
     uri = config.tracking.uri
     public = config.model_copy(
-        update={"tracking": config.tracking.model_copy(update={"uri": without_password(uri) if uri is not None else None})}
+        update={
+            "tracking": config.tracking.model_copy(
+                update={"uri": without_password(uri) if uri is not None else None}
+            )
+        }
     )
     params = {key: str(value) for key, value in flat_settings(public).items()}
     return RunCard(config.tracking.experiment, config.run.name, params, dump_config(public), dict(tags))
@@ -156,7 +174,10 @@ def _card(config: RunConfig | SFTConfig, tags: Mapping[str, str]) -> RunCard:
 
 def _table_text(table: Mapping[str, list]) -> str:
     """The file that MLflow shows as a table, as pandas' `orient="split"` writes it."""
-    return json.dumps({"columns": list(table), "data": [list(row) for row in zip(*table.values(), strict=True)]}) + "\n"
+    return (
+        json.dumps({"columns": list(table), "data": [list(row) for row in zip(*table.values(), strict=True)]})
+        + "\n"
+    )
 
 
 def _save_figure(path: Path, figure: Any) -> None:

@@ -47,7 +47,9 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
     """
     if summary := _summary_of_finished(config):
         return Outcome(summary, already_finished=True)
-    demonstrations = load_demonstrations(config.data, load_tokens(config.model.path, config.self_reward.token))
+    demonstrations = load_demonstrations(
+        config.data, load_tokens(config.model.path, config.self_reward.token)
+    )
     if len(demonstrations) < config.learning.batch_size:
         raise ConfigError(
             f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only {len(demonstrations)} samples of at "
@@ -64,7 +66,9 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
 
 def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgress | None) -> dict[str, Any]:
     """Train in the folder that this process holds, and return the summary."""
-    shutil.rmtree(config.folder / STORAGE, ignore_errors=True)  # an earlier attempt's: Ray Train would take it for one to continue
+    shutil.rmtree(
+        config.folder / STORAGE, ignore_errors=True
+    )  # an earlier attempt's: Ray Train would take it for one to continue
     forget(config.folder)  # a cold start is not resumed
     write_atomically(config.folder / "config.yaml", dump_config(config))
     progress = progress or RunProgress(config.run.name, config.run.steps, 0)
@@ -73,12 +77,18 @@ def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgr
     try:
         with progress:
             if demonstrations.dropped:
-                progress.say(f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and were left out")
-            progress.say(f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3")
+                progress.say(
+                    f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and were left out"
+                )
+            progress.say(
+                f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3"
+            )
             summary = _fit(config, demonstrations, tracker, progress)
             ending = "FINISHED"
     except RayError as error:
-        raise RunError(f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew") from error
+        raise RunError(
+            f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew"
+        ) from error
     except KeyboardInterrupt:
         ending = "KILLED"
         raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
@@ -90,7 +100,9 @@ def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgr
     return summary
 
 
-def _fit(config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, progress: RunProgress) -> dict[str, Any]:
+def _fit(
+    config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, progress: RunProgress
+) -> dict[str, Any]:
     """Train, showing and logging each step, and write the summary."""
     started = time.monotonic()
     losses: list[float] = []
@@ -148,14 +160,18 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
 
 def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTrainer:
     settings = config.learning
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})}
+    )
     threads = str(max(1, int(settings.cpus_per_rank)))
     return TorchTrainer(
         train_rank,
         train_loop_config={"config": config, "demonstrations": demonstrations},
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_rank else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.num_ranks, use_gpu=settings.gpus_per_rank > 0, resources_per_worker=_rank_resources(config)
+            num_workers=settings.num_ranks,
+            use_gpu=settings.gpus_per_rank > 0,
+            resources_per_worker=_rank_resources(config),
         ),
         run_config=RayTrainRunConfig(
             name=STORAGE,
@@ -175,7 +191,9 @@ def _rank_resources(config: SFTConfig) -> Resources:
 
 def _refuse_what_cannot_fit(config: SFTConfig, nodes: list[Resources]) -> None:
     rank = _rank_resources(config)
-    room = sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes)
+    room = sum(
+        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes
+    )
     if room < config.learning.num_ranks:
         raise ConfigError(
             f"learning.num_ranks={config.learning.num_ranks}, but the cluster has room for {room} rank(s) of {rank}: lower it or "
@@ -197,7 +215,9 @@ def _summary_of_finished(config: SFTConfig) -> dict[str, Any] | None:
     ]
     if changed:
         raise ConfigError(
-            f"{config.folder} holds a finished cold start with other settings:\n  " + "\n  ".join(changed) + "\n"
+            f"{config.folder} holds a finished cold start with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\n"
             "Choose another run.name, restore these settings, or delete the folder."
         )
     return json.loads(path.read_text())

@@ -49,12 +49,21 @@ class Evaluation:
         return {name: float(value) for name, value in asdict(self).items()}
 
 
-def evaluate(rollouts: Pool, verifiers: Pool, prompts: PromptSet, samples_per_problem: int, temperature: float, seed: int) -> Batch:
+def evaluate(
+    rollouts: Pool,
+    verifiers: Pool,
+    prompts: PromptSet,
+    samples_per_problem: int,
+    temperature: float,
+    seed: int,
+) -> Batch:
     """Sample and verify `samples_per_problem` solutions of every problem."""
     groups = [
         Group(
             prompts.problems[index],
-            GroupRequest(prompts.token_ids(index), samples_per_problem, seed + index * samples_per_problem, temperature),
+            GroupRequest(
+                prompts.token_ids(index), samples_per_problem, seed + index * samples_per_problem, temperature
+            ),
         )
         for index in range(len(prompts))
     ]
@@ -71,7 +80,9 @@ def summarise(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> Ev
     self_verification = metrics.SelfVerification(nan, nan, nan, int((~batch.finished).sum()))
     within, mixed, auroc, ece, problem_only = nan, 0, nan, nan, nan
     if scores is not None and scored.any():
-        self_verification = metrics.self_verification(scores[verified], correct[verified], batch.finished[verified])
+        self_verification = metrics.self_verification(
+            scores[verified], correct[verified], batch.finished[verified]
+        )
         auroc = metrics.auroc(scores[scored], correct[scored])
         within, mixed = metrics.auroc_within_problem(scores[scored], correct[scored], batch.group[scored])
         ece = metrics.expected_calibration_error(scores[scored], correct[scored])
@@ -105,12 +116,18 @@ def describe(title: str, evaluation: Evaluation) -> str:
         "Maj@k": evaluation.maj_at_k,
         "weighted": evaluation.weighted_at_k,
     }
-    return f"{title}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if not np.isnan(value))
+    return f"{title}: " + "  ".join(
+        f"{name} {value:.3f}" for name, value in figures.items() if not np.isnan(value)
+    )
 
 
-def sampled_solutions(batch: Batch, scores: Float32[np.ndarray, "samples"] | None, count: int) -> dict[str, list]:
+def sampled_solutions(
+    batch: Batch, scores: Float32[np.ndarray, "samples"] | None, count: int
+) -> dict[str, list]:
     """A table of the first sample of `count` problems spread over the set: problem, solution, verdict and score."""
-    numbers = np.unique(np.linspace(0, len(batch.groups) - 1, min(count, len(batch.groups))).round().astype(int))
+    numbers = np.unique(
+        np.linspace(0, len(batch.groups) - 1, min(count, len(batch.groups))).round().astype(int)
+    )
     texts = ray.get([batch.groups[number].texts for number in numbers])
     first = [int(np.flatnonzero(batch.group == number)[0]) for number in numbers]
     verdicts = [batch.verdicts[index] for index in first]
@@ -119,7 +136,10 @@ def sampled_solutions(batch: Batch, scores: Float32[np.ndarray, "samples"] | Non
         "reference": [batch.groups[number].problem.answer for number in numbers],
         "solution": [group_texts[0] for group_texts in texts],
         "verdict": [str(verdict.status) for verdict in verdicts],
-        "score": [None if scores is None or np.isnan(scores[index]) else round(float(scores[index]), 4) for index in first],
+        "score": [
+            None if scores is None or np.isnan(scores[index]) else round(float(scores[index]), 4)
+            for index in first
+        ],
         "finished": [bool(batch.finished[index]) for index in first],
     }
 
@@ -131,26 +151,41 @@ def _vote(batch: Batch, answers: Sequence[str | None], weights: np.ndarray | Non
     """
     correct = batch.rewards > 0
     pooled = ["\0right" if right else answer for answer, right in zip(answers, correct, strict=True)]
-    number_of = {answer: number for number, answer in enumerate(dict.fromkeys(answer for answer in pooled if answer is not None))}
+    number_of = {
+        answer: number
+        for number, answer in enumerate(dict.fromkeys(answer for answer in pooled if answer is not None))
+    }
     classes = np.array([-1 if answer is None else number_of[answer] for answer in pooled])
-    checked = [np.flatnonzero((batch.group == number) & batch.verified) for number in range(len(batch.groups))]
+    checked = [
+        np.flatnonzero((batch.group == number) & batch.verified) for number in range(len(batch.groups))
+    ]
     winners = [
         majority_vote(classes[samples].tolist(), None if weights is None else weights[samples].tolist())
         for samples in checked
         if len(samples)
     ]
-    return float(np.mean([winner is not None and winner == number_of.get("\0right") for winner in winners])) if winners else math.nan
+    return (
+        float(np.mean([winner is not None and winner == number_of.get("\0right") for winner in winners]))
+        if winners
+        else math.nan
+    )
 
 
-def score_figure(scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"], title: str) -> Any:
+def score_figure(
+    scores: Float32[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"], title: str
+) -> Any:
     """Histogram of the self-reward scores of correct and of wrong solutions."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
     bins = np.linspace(min(-0.5, float(scores.min())), max(1.5, float(scores.max())), 41).tolist()
-    axes.hist(scores[correct], bins=bins, alpha=0.6, color="tab:green", label=f"correct ({int(correct.sum())})")
-    axes.hist(scores[~correct], bins=bins, alpha=0.6, color="tab:red", label=f"wrong ({int((~correct).sum())})")
+    axes.hist(
+        scores[correct], bins=bins, alpha=0.6, color="tab:green", label=f"correct ({int(correct.sum())})"
+    )
+    axes.hist(
+        scores[~correct], bins=bins, alpha=0.6, color="tab:red", label=f"wrong ({int((~correct).sum())})"
+    )
     axes.axvline(0.5, color="black", linewidth=1, linestyle="--", label="threshold 0.5")
     axes.set(xlabel="self-reward score", ylabel="solutions", title=title)
     axes.legend()

@@ -22,7 +22,24 @@ from orchestrator.pools.pool import Pool, PoolStats
 
 SAMPLE_EVERY_S = 5.0
 """Ray drops a gauge that was not set for two of its reports, which are 10 s apart."""
-CHECK_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0]
+CHECK_SECONDS = [
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    15.0,
+    30.0,
+    60.0,
+]
 
 
 class LivePools(Protocol):
@@ -113,7 +130,9 @@ class LiveMetrics:
 
     def __init__(self, config: RunConfig, pools: LivePools) -> None:
         self._run, self._folder, self._pools = config.run.name, config.folder, pools
-        self._metrics: dict[str, Any] = {m.name: m.kind(m.name, m.about, tag_keys=("run", *m.tags)) for m in METRICS.values()}
+        self._metrics: dict[str, Any] = {
+            m.name: m.kind(m.name, m.about, tag_keys=("run", *m.tags)) for m in METRICS.values()
+        }
         self._gauges = {
             _key("laser_planned_steps"): float(config.run.steps),
             _key("laser_last_step_timestamp_seconds"): time.time(),
@@ -130,13 +149,17 @@ class LiveMetrics:
         self._sampler.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._sampler.join()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` is done, with these metrics; one that a step does not define keeps the value of the step before."""
-        self._gauges = self._gauges | of_step(step, metrics) | {_key("laser_last_step_timestamp_seconds"): time.time()}
+        self._gauges = (
+            self._gauges | of_step(step, metrics) | {_key("laser_last_step_timestamp_seconds"): time.time()}
+        )
         self._show(self._gauges)
         self._metrics["laser_steps_total"].inc(1, self._tags())
 
@@ -144,7 +167,9 @@ class LiveMetrics:
         """Count the checks that were run for these verdicts."""
         for verdict in verdicts:
             if verdict.seconds is not None:
-                self._metrics["laser_check_seconds"].observe(verdict.seconds, self._tags(status=str(verdict.status)))
+                self._metrics["laser_check_seconds"].observe(
+                    verdict.seconds, self._tags(status=str(verdict.status))
+                )
                 if verdict.status is Status.TIMEOUT:
                     self._metrics["laser_deadline_kills_total"].inc(1, self._tags())
 
@@ -164,11 +189,15 @@ class LiveMetrics:
             restarts[pool.name] = stats.restarts
         with suppress(OSError):  # a disk that cannot be asked ends no run
             disk = shutil.disk_usage(self._folder)
-            values[_key("laser_run_disk_free_ratio")] = disk.free / (disk.used + disk.free)  # as `df` counts: without what root keeps
+            values[_key("laser_run_disk_free_ratio")] = disk.free / (
+                disk.used + disk.free
+            )  # as `df` counts: without what root keeps
         self._show(values)
         for name, count in restarts.items():
             if count > self._restarts[name]:
-                self._metrics["laser_pool_restarts_total"].inc(count - self._restarts[name], self._tags(pool=name))
+                self._metrics["laser_pool_restarts_total"].inc(
+                    count - self._restarts[name], self._tags(pool=name)
+                )
                 self._restarts[name] = count
 
     def _show(self, values: Mapping[Key, float]) -> None:
@@ -198,4 +227,7 @@ def of_pool(pool: str, stats: PoolStats) -> dict[Key, float]:
         _key("laser_pool_queue_age_seconds", pool=pool): stats.oldest_queued_s,
         _key("laser_pool_in_flight_tasks", pool=pool): float(stats.in_flight),
     }
-    return values | {_key("laser_pool_workers", pool=pool, state=str(state)): float(n) for state, n in stats.workers.items()}
+    return values | {
+        _key("laser_pool_workers", pool=pool, state=str(state)): float(n)
+        for state, n in stats.workers.items()
+    }

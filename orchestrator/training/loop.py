@@ -37,7 +37,14 @@ from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.calibration import C_REF_TOLERANCE, CALIBRATION_SEED
 from orchestrator.training.context import SweepRole
-from orchestrator.training.evaluate import EVALUATION_SEED, describe, evaluate, sampled_solutions, score_figure, summarise
+from orchestrator.training.evaluate import (
+    EVALUATION_SEED,
+    describe,
+    evaluate,
+    sampled_solutions,
+    score_figure,
+    summarise,
+)
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import Prepared
 from orchestrator.training.stopping import Stop, StopRequested
@@ -60,7 +67,13 @@ class Trainer:
         stop: Stop,
         role: SweepRole | None = None,
     ) -> None:
-        self.config, self.prepared, self.pools, self.tracker, self.progress = config, prepared, pools, tracker, progress
+        self.config, self.prepared, self.pools, self.tracker, self.progress = (
+            config,
+            prepared,
+            pools,
+            tracker,
+            progress,
+        )
         self.live, self.stop, self.role = live, stop, role
         self.is_trunk = role is not None and role.is_trunk
         self.order = PromptOrder(len(prepared.train), config.run.seed)
@@ -146,14 +159,21 @@ class Trainer:
         self.pools.on_all_ranks("load", str((folder / "learner").resolve()))
         self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
         self.next_problems = self.order.state_dict()
-        self.step, self.c_ref, self.base, self.seconds_before = state.step, state.c_ref, state.base, state.seconds
+        self.step, self.c_ref, self.base, self.seconds_before = (
+            state.step,
+            state.c_ref,
+            state.base,
+            state.seconds,
+        )
         self.at_start, self.started = False, time.monotonic()
 
     def _trunk_end(self, trunk: Path) -> tuple[Path, TrainingState]:
         """The checkpoint that a trunk ended with."""
         end, steps = Checkpoints(trunk, keep=1).newest(), self.config.loss.reasoning_warmup_steps
         if end is None or end[1].step != steps:
-            raise RunError(f"{trunk}: holds no checkpoint of step {steps} to branch from; delete it, and the sweep trains it again")
+            raise RunError(
+                f"{trunk}: holds no checkpoint of step {steps} to branch from; delete it, and the sweep trains it again"
+            )
         return end
 
     def _collect(self, step: int) -> tuple[Batch, CollectTimes]:
@@ -161,9 +181,16 @@ class Trainer:
         groups = []
         for position, index in enumerate(self.order.next(rollout.prompts_per_step)):
             # A seed a sample, so that a step is the same whichever engine makes it and however often the run is resumed.
-            seed = (self.config.run.seed << 32) + (step * rollout.prompts_per_step + position) * rollout.samples_per_prompt
+            seed = (self.config.run.seed << 32) + (
+                step * rollout.prompts_per_step + position
+            ) * rollout.samples_per_prompt
             prompts = self.prepared.train
-            groups.append(Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)))
+            groups.append(
+                Group(
+                    prompts.problems[index],
+                    GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed),
+                )
+            )
         batch, times = self._generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
         self.live.checked(batch.verdicts)
         return batch, times
@@ -176,20 +203,28 @@ class Trainer:
         with self.stop.interruptible():
             return work()
 
-    def _scores(self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]) -> Float32[np.ndarray, "samples"] | None:
+    def _scores(
+        self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]
+    ) -> Float32[np.ndarray, "samples"] | None:
         """Self-reward of each sample under the policy that generated it; NaN where unfinished, None when there is none."""
         if self.config.self_reward.token is None or self.is_trunk:
             return None
-        return self_reward_score(torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref), self.config.loss.beta_v).numpy()
+        return self_reward_score(
+            torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref), self.config.loss.beta_v
+        ).numpy()
 
     def _c_refs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
         """log pi_ref(z_c) for each sample: one number for all, or the reference model's own; 0 when self-rewarding is off."""
         if self.config.loss.c_ref != "exact" or self.config.self_reward.token is None:
             return np.full(len(batch.rewards), self.c_ref or 0.0, np.float32)
         settings = self.config.learning
-        plan = plan_micro_batches(batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
+        plan = plan_micro_batches(
+            batch.total_lengths.tolist(), settings.num_ranks, settings.tokens_per_micro_batch
+        )
         refs = [group.trajectories for group in batch.groups]
-        found = self.pools.on_all_ranks("reference_z_logprobs", refs, plan, self.config.rollout.samples_per_prompt)
+        found = self.pools.on_all_ranks(
+            "reference_z_logprobs", refs, plan, self.config.rollout.samples_per_prompt
+        )
         exact = {index: value for rank in found for index, value in rank.items()}
         return np.array([exact.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
 
@@ -223,7 +258,9 @@ class Trainer:
         if isinstance(loss.c_ref, float):
             c_ref = loss.c_ref
             if abs(c_ref - calibration.c_ref) > C_REF_TOLERANCE / loss.beta_v:
-                self.progress.say(f"[yellow]warning[/yellow] loss.c_ref={c_ref:g}, but {measured}: scores will be off; use calibrate")
+                self.progress.say(
+                    f"[yellow]warning[/yellow] loss.c_ref={c_ref:g}, but {measured}: scores will be off; use calibrate"
+                )
         else:
             c_ref = calibration.c_ref
             self.progress.say(f"c_ref: {measured}, spread {calibration.std:.3f}")
@@ -247,7 +284,10 @@ class Trainer:
         prompts = self.prepared.train
         count = min(len(prompts), math.ceil(self.config.self_reward.calibration_samples / samples))
         groups = [
-            Group(prompts.problems[index], GroupRequest(prompts.token_ids(index), samples, CALIBRATION_SEED + position * samples))
+            Group(
+                prompts.problems[index],
+                GroupRequest(prompts.token_ids(index), samples, CALIBRATION_SEED + position * samples),
+            )
             for position, index in enumerate(PromptOrder(len(prompts), self.config.run.seed).next(count))
         ]
         batch, _ = self._generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
@@ -263,7 +303,14 @@ class Trainer:
         name, settings = self.prepared.eval_name, self.config.evaluation
         problems, pools = self.prepared.eval, self.pools
         batch = self._generate(
-            lambda: evaluate(pools.rollouts, pools.verifiers, problems, settings.samples_per_problem, settings.temperature, EVALUATION_SEED)
+            lambda: evaluate(
+                pools.rollouts,
+                pools.verifiers,
+                problems,
+                settings.samples_per_problem,
+                settings.temperature,
+                EVALUATION_SEED,
+            )
         )
         self.live.checked(batch.verdicts)
         # As a service will score it: from the model and its one c_ref alone.
@@ -271,7 +318,9 @@ class Trainer:
         evaluation = summarise(batch, scores)
         figure = None
         if scores is not None and batch.scored.any():
-            figure = score_figure(scores[batch.scored], batch.rewards[batch.scored] > 0, f"{name}, step {self.step}")
+            figure = score_figure(
+                scores[batch.scored], batch.rewards[batch.scored] > 0, f"{name}, step {self.step}"
+            )
         save_samples(self.config.folder / "evaluations" / f"{name}-{self.step:06d}.parquet", batch, scores)
         table = sampled_solutions(batch, scores, self.config.tracking.sampled_solutions)
         self.tracker.log_evaluation(name, self.step, evaluation.metrics(), table, figure)
@@ -397,7 +446,9 @@ def step_metrics(
     if scores is None:
         return metrics
     correct, usable = batch.rewards > 0, batch.scored
-    agreement = self_verification(scores[batch.verified], correct[batch.verified], batch.finished[batch.verified])
+    agreement = self_verification(
+        scores[batch.verified], correct[batch.verified], batch.finished[batch.verified]
+    )
     return metrics | {
         "loss/self_reward": sum(rank.self_reward_loss for rank in sums),
         "self_reward/f1": agreement.f1,
@@ -415,4 +466,8 @@ def _mean(values: np.ndarray) -> float:
 
 def _json_values(figures: dict[str, float] | None) -> dict[str, float | None] | None:
     """JSON has no NaN: a figure that the samples do not define is null."""
-    return None if figures is None else {name: None if math.isnan(value) else value for name, value in figures.items()}
+    return (
+        None
+        if figures is None
+        else {name: None if math.isnan(value) else value for name, value in figures.items()}
+    )

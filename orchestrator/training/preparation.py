@@ -44,7 +44,9 @@ def prepare(config: RunConfig) -> Prepared:
     train = PromptSet(tokens.tokenizer, problems, data.instruction, limit)
     held_out = None
     if eval_problems is not None:
-        held_out = PromptSet(tokens.tokenizer, eval_problems[: config.evaluation.max_problems], data.instruction, limit)
+        held_out = PromptSet(
+            tokens.tokenizer, eval_problems[: config.evaluation.max_problems], data.instruction, limit
+        )
     if len(train) < config.rollout.prompts_per_step:
         raise ConfigError(
             f"rollout.prompts_per_step={config.rollout.prompts_per_step}, but {data.train} holds only {len(train)} problems of at most "

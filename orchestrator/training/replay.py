@@ -40,7 +40,13 @@ class Replay:
 
     @property
     def grad_norm(self) -> float:
-        return float(np.sqrt(sum(float(np.square(gradient, dtype=np.float64).sum()) for gradient in self.gradients.values())))
+        return float(
+            np.sqrt(
+                sum(
+                    float(np.square(gradient, dtype=np.float64).sum()) for gradient in self.gradients.values()
+                )
+            )
+        )
 
 
 def load_batch(path: Path) -> tuple[Batch, int]:
@@ -51,7 +57,9 @@ def load_batch(path: Path) -> tuple[Batch, int]:
     """
     name = re.fullmatch(r"step-(\d+)\.parquet", path.name)
     if name is None or not path.is_file():
-        raise DataError(f"{path}: no rollout file; a run keeps them as rollouts/step-NNNNNN.parquet (run.save_rollouts_every)")
+        raise DataError(
+            f"{path}: no rollout file; a run keeps them as rollouts/step-NNNNNN.parquet (run.save_rollouts_every)"
+        )
     packed, table = read_groups(path)
     rows = table.select(["group", "problem_id", "problem", "reference", "status", "answer"]).to_pylist()
     groups = []
@@ -74,7 +82,9 @@ def replay(config: RunConfig, path: Path) -> Replay:
     """
     settings = config.learning
     if settings.mini_batches > 1 or settings.num_ranks > 1:
-        raise ConfigError("replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1")
+        raise ConfigError(
+            "replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1"
+        )
     tokens = load_tokens(config.model.path, config.self_reward.token)
     c_ref = _c_ref(config, path)
     connect()
@@ -83,11 +93,17 @@ def replay(config: RunConfig, path: Path) -> Replay:
     if config.self_reward.token is not None:
         scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
     advantages = estimate_advantages(config, batch, scores, step)
-    train_batch = make_train_batch(config, batch, advantages, np.full(len(batch.rewards), c_ref, np.float32), step)
+    train_batch = make_train_batch(
+        config, batch, advantages, np.full(len(batch.rewards), c_ref, np.float32), step
+    )
     ranks: list[Any] = []
 
     def spawn(cls: type, rank: int, *arguments: Any) -> Any:
-        ranks.append(ray.remote(cls).options(num_cpus=settings.cpus_per_rank, num_gpus=settings.gpus_per_rank).remote(*arguments))
+        ranks.append(
+            ray.remote(cls)
+            .options(num_cpus=settings.cpus_per_rank, num_gpus=settings.gpus_per_rank)
+            .remote(*arguments)
+        )
         return ranks[-1]
 
     try:
@@ -107,8 +123,12 @@ def _c_ref(config: RunConfig, path: Path) -> float:
     if isinstance(config.loss.c_ref, float):
         return config.loss.c_ref
     if config.loss.c_ref == "exact":
-        raise ConfigError("loss.c_ref=exact needs a reference model, which replay does not run: give a number, or use calibrate")
+        raise ConfigError(
+            "loss.c_ref=exact needs a reference model, which replay does not run: give a number, or use calibrate"
+        )
     card = path.parent.parent / "export" / "self_reward.json"
     if not card.exists():
-        raise ConfigError(f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5")
+        raise ConfigError(
+            f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5"
+        )
     return float(json.loads(card.read_text())["c_ref"])

@@ -118,13 +118,17 @@ def _train(
     tracker = Tracker(config, progress.say_plainly, role.tags if role else {})
     for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
         if problems is not None and problems.dropped:
-            progress.say(f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out")
+            progress.say(
+                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out"
+            )
     pools: Pools | None = None
     ending: Ending = "FAILED"
     try:
         write_atomically(config.folder / "config.yaml", dump_config(config))
         with progress:
-            progress.say("starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)")
+            progress.say(
+                "starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)"
+            )
             nodes = connect()
             stop = Stop(progress.say)
             with stop.on_signals() if role is None else contextlib.nullcontext():
@@ -139,7 +143,9 @@ def _train(
     except StopRequested:
         ending = "KILLED"
         saved = _last_step(checkpoints)
-        raise RunStopped(f"stopped as asked; step {saved} of {config.run.steps} is saved, and the same command continues") from None
+        raise RunStopped(
+            f"stopped as asked; step {saved} of {config.run.steps} is saved, and the same command continues"
+        ) from None
     except (KeyboardInterrupt, SystemExit):  # asked before the run could be, or more than once
         ending = "KILLED"
         raise
@@ -151,7 +157,9 @@ def _train(
             "command continues from the last checkpoint."
         ) from error
     except OSError as error:
-        raise RunError(f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint.") from error
+        raise RunError(
+            f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint."
+        ) from error
     finally:
         try:
             if pools is not None:
@@ -159,7 +167,9 @@ def _train(
         finally:
             with contextlib.ExitStack() as first_failure:
                 if ending != "FINISHED":
-                    first_failure.enter_context(contextlib.suppress(RunError))  # of two failures, the first is to be told
+                    first_failure.enter_context(
+                        contextlib.suppress(RunError)
+                    )  # of two failures, the first is to be told
                 tracker.finish(ending)
     return Outcome(summary, already_finished=False)
 
@@ -179,7 +189,11 @@ def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -
             return trainer.run()
         except (RayActorError, ObjectLostError) as error:
             failure = error
-            what = "a learner rank died" if isinstance(error, RayActorError) else "a node died with what was needed"
+            what = (
+                "a learner rank died"
+                if isinstance(error, RayActorError)
+                else "a node died with what was needed"
+            )
             progress.say(f"{what} after step {trainer.step}: starting the ranks again")
 
 
@@ -215,7 +229,9 @@ def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStor
             here = checkpoints.newest()
             if here is None or (here[1].step <= state.step and here[1].text() != state.text()):
                 remote.fetch_records(config.folder)
-                checkpoints.save(state, lambda folder: remote.fetch(f"{place_of(state.step)}/export", folder / "export"))
+                checkpoints.save(
+                    state, lambda folder: remote.fetch(f"{place_of(state.step)}/export", folder / "export")
+                )
     except RunError as error:
         raise ConfigError(str(error)) from error
 

@@ -22,18 +22,24 @@ SUMMARY_ROWS = {
 }
 
 
-def show_summary(summary: Mapping[str, Any], folder: Path, tracking_uri: str, console: Console | None = None) -> None:
+def show_summary(
+    summary: Mapping[str, Any], folder: Path, tracking_uri: str, console: Console | None = None
+) -> None:
     """The table base model against trained model, where the results are, and what to do next."""
     console = console or Console(highlight=False)
     if summary["base"] and summary["trained"]:
         k = summary["samples_per_problem"]
-        table = Table(title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {clock(summary['seconds'])}")
+        table = Table(
+            title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {clock(summary['seconds'])}"
+        )
         for name in ("", "base", "trained", "change"):
             table.add_column(name, justify="left" if not name else "right")
         for key, label in SUMMARY_ROWS.items():
             base, trained = summary["base"][key], summary["trained"][key]
             known = base is not None and trained is not None
-            table.add_row(label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else "")
+            table.add_row(
+                label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else ""
+            )
         console.print(table)
     check = f"{program('laser')} check experiments/qwen2.5-7b.yaml"
     for line in (

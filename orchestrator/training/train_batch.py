@@ -30,12 +30,18 @@ def estimate_advantages(
     advantages = group_advantages(torch.from_numpy(batch.rewards), group)
     if scores is not None and config.loss.tau > 0 and schedule(config).advantage_mix_active(step):
         scored = torch.from_numpy(batch.scored)
-        advantages = mix_self_rewards(advantages, torch.from_numpy(scores), scored, group, config.loss.tau, config.loss.filter_std)
+        advantages = mix_self_rewards(
+            advantages, torch.from_numpy(scores), scored, group, config.loss.tau, config.loss.filter_std
+        )
     return advantages.numpy().astype(np.float32)
 
 
 def make_train_batch(
-    config: RunConfig, batch: Batch, advantages: Float32[np.ndarray, "samples"], c_ref: Float32[np.ndarray, "samples"], step: int
+    config: RunConfig,
+    batch: Batch,
+    advantages: Float32[np.ndarray, "samples"],
+    c_ref: Float32[np.ndarray, "samples"],
+    step: int,
 ) -> TrainBatch:
     """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
     settings = config.learning
@@ -43,7 +49,9 @@ def make_train_batch(
     sizes = np.bincount(batch.group).tolist()
     mini_batches = []
     for samples in split_mini_batches(sizes, settings.mini_batches):
-        plan = plan_micro_batches(batch.total_lengths[samples].tolist(), settings.num_ranks, settings.tokens_per_micro_batch)
+        plan = plan_micro_batches(
+            batch.total_lengths[samples].tolist(), settings.num_ranks, settings.tokens_per_micro_batch
+        )
         mini_batches.append(
             MiniBatch(
                 plan=[[[samples[position] for position in micro] for micro in rank] for rank in plan],

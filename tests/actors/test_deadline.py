@@ -105,7 +105,9 @@ def test_a_child_killed_during_the_call_names_the_signal():
             child.call(60)
 
 
-@pytest.mark.parametrize(("function", "message"), [("fail", "RuntimeError: no luck"), ("unpicklable", "pickle")])
+@pytest.mark.parametrize(
+    ("function", "message"), [("fail", "RuntimeError: no luck"), ("unpicklable", "pickle")]
+)
 def test_a_function_that_raises_gives_the_traceback_and_the_child_lives_on(function, message):
     with executor(function, 10.0) as child:
         for _ in range(2):

@@ -71,7 +71,14 @@ def test_z_c_is_left_even_where_another_processor_barred_it(processor):
 
 
 def test_requests_that_did_not_ask_are_untouched(processor):
-    update(processor, added=[(0, SamplingParams(), [1, EOS]), (1, scored(), [EOS]), (2, SamplingParams(extra_args={"other": 1}), [EOS])])
+    update(
+        processor,
+        added=[
+            (0, SamplingParams(), [1, EOS]),
+            (1, scored(), [EOS]),
+            (2, SamplingParams(extra_args={"other": 1}), [EOS]),
+        ],
+    )
     logits = torch.randn(3, VOCABULARY)
     before = logits.clone()
     after = processor.apply(logits)
@@ -113,7 +120,9 @@ LIMIT = 4
 
 @pytest.fixture
 def settings():
-    return EngineSettings("model", (EOS, OTHER_EOS), Z, max_prompt_tokens=8, max_response_tokens=LIMIT, dtype="float32")
+    return EngineSettings(
+        "model", (EOS, OTHER_EOS), Z, max_prompt_tokens=8, max_response_tokens=LIMIT, dtype="float32"
+    )
 
 
 def output(token_ids, versions=("3",)):
@@ -159,13 +168,18 @@ def test_a_response_in_pieces_is_read_like_a_whole_one(settings):
     """As a stream gives it: z_c alone is the score of what ended in the piece before; without it nothing finished."""
     last = read_output(output([Z]), settings, last_token=EOS)
     assert (last.response_ids, last.finished, last.z_logprob) == ([], True, -1.0)
-    cut = read_output(output([EOS]), EngineSettings(**vars(settings) | {"max_response_tokens": 0}), last_token=1)
+    cut = read_output(
+        output([EOS]), EngineSettings(**vars(settings) | {"max_response_tokens": 0}), last_token=1
+    )
     assert (cut.response_ids, cut.finished, math.isnan(cut.z_logprob)) == ([], False, True)
     nothing = read_output(output([]), settings, last_token=1)
     assert (nothing.response_ids, nothing.finished) == ([], False)
 
 
-@pytest.mark.parametrize(("token_ids", "finished"), [([1, EOS], True), ([1, 2, 3, 4], False), ([1, 2, 3, EOS], True), ([Z, EOS], True)])
+@pytest.mark.parametrize(
+    ("token_ids", "finished"),
+    [([1, EOS], True), ([1, 2, 3, 4], False), ([1, 2, 3, EOS], True), ([Z, EOS], True)],
+)
 def test_without_self_rewarding_every_token_is_the_responses(settings, token_ids, finished):
     plain = EngineSettings(**{**vars(settings), "z_token": None})
     found = read(token_ids, plain)
@@ -175,7 +189,13 @@ def test_without_self_rewarding_every_token_is_the_responses(settings, token_ids
 
 @pytest.mark.parametrize(
     ("versions", "oldest_and_newest"),
-    [(["3"], (3, 3)), (["3", "4"], (3, 4)), (["9", "10", "11"], (9, 11)), (["default"], (-1, -1)), ([], (-1, -1))],
+    [
+        (["3"], (3, 3)),
+        (["3", "4"], (3, 4)),
+        (["9", "10", "11"], (9, 11)),
+        (["default"], (-1, -1)),
+        ([], (-1, -1)),
+    ],
 )
 def test_versions_are_the_oldest_and_newest_of_the_response(settings, versions, oldest_and_newest):
     assert read_output(output([1, 2, EOS, Z], versions), settings).versions == oldest_and_newest

@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 def sample(prompt_ids, response_ids, finished=True):
     logprobs = -np.arange(1, len(response_ids) + 1, dtype=np.float32)
     z_logprob = -20.0 - len(response_ids) if finished else math.nan
-    return Sample(np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), logprobs, finished, z_logprob)
+    return Sample(
+        np.array(prompt_ids, np.int32), np.array(response_ids, np.int32), logprobs, finished, z_logprob
+    )
 
 
 SHORT = sample([4, 5], [6, EOS])
@@ -63,7 +65,12 @@ def test_an_empty_micro_batch_has_no_tokens_but_runs_through_the_model():
 def model():
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     return Qwen2ForCausalLM(config).eval()
 
@@ -82,7 +89,9 @@ def expected(model, sample):
     """The same by hand, from the sample's own sequence alone."""
     prompt, response = sample.prompt_ids.tolist(), sample.response_ids.tolist()
     logprobs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-    return torch.stack([logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(response)]), logprobs[-1, Z]
+    return torch.stack([logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(response)]), logprobs[
+        -1, Z
+    ]
 
 
 def test_reference_fault_1_the_score_is_read_after_eos_of_its_own_sample(model):

@@ -174,21 +174,33 @@ def test_a_group_is_checked_in_order_and_equal_answers_once():
     with worker(timeout_s=20.0) as verification:
         texts = [r"\boxed{0.5}", r"first, \boxed{0.5}", r"\boxed{1}", "none", r"\boxed{\frac12}"]
         verdicts = verification.verify(texts, [True] * 5, "1/2")
-        assert [verdict.status for verdict in verdicts] == [Status.CORRECT, Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Status.CORRECT]
-        assert [verdict.seconds is None for verdict in verdicts] == [False, True, False, False, False], "one has another's verdict"
+        assert [verdict.status for verdict in verdicts] == [
+            Status.CORRECT,
+            Status.CORRECT,
+            Status.WRONG,
+            Status.NO_ANSWER,
+            Status.CORRECT,
+        ]
+        assert [verdict.seconds is None for verdict in verdicts] == [False, True, False, False, False], (
+            "one has another's verdict"
+        )
         assert verification.stats() == {
             "correct": 3, "wrong": 1, "no_answer": 1, "format": 0, "timeout": 0, "error": 0, "checks": 4, "cache_hits": 1, "restarts": 0
         }  # fmt: skip
         again = verification.verify(texts, [True] * 5, "1/2")
         assert verification.stats()["checks"] == 4
         assert {verdict.seconds for verdict in again} == {None}
-        assert verification.verify(texts[:1], [True], "2/3")[0].status is Status.WRONG  # another reference, another check
+        assert (
+            verification.verify(texts[:1], [True], "2/3")[0].status is Status.WRONG
+        )  # another reference, another check
         assert verification.ping()
 
 
 def test_a_response_that_was_cut_off_counts_when_its_box_is_complete():
     with worker(timeout_s=20.0) as verification:
-        complete, missing, ended = verification.verify([r"\boxed{5} and", "so 2+", "so 2+"], [False, False, True], "5")
+        complete, missing, ended = verification.verify(
+            [r"\boxed{5} and", "so 2+", "so 2+"], [False, False, True], "5"
+        )
     assert complete.status is Status.CORRECT
     assert missing.status is ended.status is Status.NO_ANSWER
     assert "cut off" in missing.detail
@@ -198,13 +210,17 @@ def test_a_response_that_was_cut_off_counts_when_its_box_is_complete():
 def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
     with worker(timeout_s=1.0) as verification:
         start = time.monotonic()
-        group = verification.verify([r"\boxed{9^{9^{9}}}", r"\boxed{42}", r"again \boxed{9^{9^{9}}}"], [True] * 3, "42")
+        group = verification.verify(
+            [r"\boxed{9^{9^{9}}}", r"\boxed{42}", r"again \boxed{9^{9^{9}}}"], [True] * 3, "42"
+        )
         assert [verdict.status for verdict in group] == [Status.TIMEOUT, Status.CORRECT, Status.TIMEOUT]
         assert group[0].answer == "9^{9^{9}}"
         assert group[0].seconds > 1.0, "the deadline that it ran into"
         assert group[2].seconds is None
         assert time.monotonic() - start < 10
-        assert verification.stats()["restarts"] == 1  # equal answers of a group wait for one deadline, not two
+        assert (
+            verification.stats()["restarts"] == 1
+        )  # equal answers of a group wait for one deadline, not two
         assert verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")[0].status is Status.TIMEOUT
         assert verification.stats()["restarts"] == 2  # but a timeout is not remembered
 
@@ -218,17 +234,25 @@ def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
         ("bool", Status.ERROR, "returned bool, not a Verdict"),
     ],
 )
-def test_another_verifier_that_fails_has_a_status_of_its_own_and_the_next_check_goes_on(reference, status, detail):
+def test_another_verifier_that_fails_has_a_status_of_its_own_and_the_next_check_goes_on(
+    reference, status, detail
+):
     with worker("deadline_functions:obey", timeout_s=0.5) as verification:
         (verdict,) = verification.verify(["a"], [True], reference)
         assert verdict.status is status
         assert detail in verdict.detail
-        assert verification.verify(["a", "b"], [True, True], "a") == [Verdict(Status.CORRECT, "a"), Verdict(Status.WRONG, "b")]
+        assert verification.verify(["a", "b"], [True, True], "a") == [
+            Verdict(Status.CORRECT, "a"),
+            Verdict(Status.WRONG, "b"),
+        ]
 
 
 def test_another_verifier_sees_every_different_response():
     with worker("deadline_functions:obey", timeout_s=5.0) as verification:
-        assert verification.verify([r"x \boxed{1}", r"y \boxed{1}"], [True, True], r"y \boxed{1}")[1].status is Status.CORRECT
+        assert (
+            verification.verify([r"x \boxed{1}", r"y \boxed{1}"], [True, True], r"y \boxed{1}")[1].status
+            is Status.CORRECT
+        )
         assert verification.stats()["checks"] == 2
 
 

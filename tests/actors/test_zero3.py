@@ -87,7 +87,9 @@ class Rank:
 
     def setup(self, address, port):
         if self.rank == 1:
-            time.sleep(1)  # its peer fails first, as with a connection that breaks before Ray has noticed the death
+            time.sleep(
+                1
+            )  # its peer fails first, as with a connection that breaks before Ray has noticed the death
             os._exit(1)
         raise RuntimeError("connection closed by peer")
 
@@ -97,5 +99,11 @@ class Rank:
 
 def test_a_rank_that_dies_while_the_ranks_join_is_reported_as_a_death(ray_cluster, config):
     with pytest.raises(RayActorError) as failure:
-        start_ranks(config, "m", None, lambda cls, rank, *arguments: ray.remote(Rank).options(num_cpus=0).remote(*arguments), 60)
+        start_ranks(
+            config,
+            "m",
+            None,
+            lambda cls, rank, *arguments: ray.remote(Rank).options(num_cpus=0).remote(*arguments),
+            60,
+        )
     assert not isinstance(failure.value, RayTaskError)

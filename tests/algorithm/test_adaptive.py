@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.algorithm.adaptive import CONFIDENCES, AdaptiveVote, StopRule, accuracy_against_tokens, settled
+from orchestrator.algorithm.adaptive import (
+    CONFIDENCES,
+    AdaptiveVote,
+    StopRule,
+    accuracy_against_tokens,
+    settled,
+)
 from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.algorithm.voting import Samples, maj_at_k, weighted_maj_at_k
 
@@ -26,7 +32,13 @@ def simulated(rng, count, n=16):
 
 def test_beta_criterion_by_hand():
     """Beta(a, 1) has P(p > 1/2) = 1 - 2^-a; Beta(3, 2) has 11/16."""
-    for votes, confidence in (([1], 3 / 4), ([3], 15 / 16), ([0, 0.5, 0], 1 - 2**-1.5), ([1, 2], 11 / 16), ([2, 0, 1], 11 / 16)):
+    for votes, confidence in (
+        ([1], 3 / 4),
+        ([3], 15 / 16),
+        ([0, 0.5, 0], 1 - 2**-1.5),
+        ([1, 2], 11 / 16),
+        ([2, 0, 1], 11 / 16),
+    ):
         assert settled(votes, 3, StopRule(confidence - 1e-6, 1, 50))
         assert not settled(votes, 3, StopRule(confidence + 1e-6, 1, 50))
 
@@ -93,14 +105,17 @@ def test_a_plain_rule_counts_samples():
 def test_replay_by_hand():
     """Two samples, right (score 1, 10 tokens) and wrong (score 0.2, 30 tokens), in either order; the rule stops on a first vote of 1."""
     samples = Samples(np.array([0, 1]), np.array([True, False]), np.array([1.0, 0.2]), np.array([10, 30]))
-    points = accuracy_against_tokens([samples], [StopRule(0.75, 1, 2), StopRule(0.75, 1, 2, weighted=False)], draws=4_000)
+    points = accuracy_against_tokens(
+        [samples], [StopRule(0.75, 1, 2), StopRule(0.75, 1, 2, weighted=False)], draws=4_000
+    )
     by_rule = {(point.rule, point.parameter): point for point in points}
     assert list(by_rule) == [
         ("majority", 1), ("majority", 2), ("weighted", 1), ("weighted", 2), ("adaptive", 0.75), ("adaptive majority", 0.75),
     ]  # fmt: skip
     near = {"abs": 0.5 * 3.5 / math.sqrt(4_000)}  # of a share of orders; tokens and samples scale it
     one, both, adaptive, plain = (
-        by_rule[key] for key in [("majority", 1), ("majority", 2), ("adaptive", 0.75), ("adaptive majority", 0.75)]
+        by_rule[key]
+        for key in [("majority", 1), ("majority", 2), ("adaptive", 0.75), ("adaptive majority", 0.75)]
     )
     assert one.accuracy == pytest.approx(0.5, **near)
     assert (one.samples, both.samples, both.tokens, both.accuracy) == (1, 2, 40, 0.5)
@@ -130,7 +145,11 @@ def test_a_replay_stops_where_the_service_would(answer, score, confidence, fewes
     while not vote.settled:
         vote.add(answer, score, 7)
     point = accuracy_against_tokens([Samples(answers, answers == 0, scores, tokens)], [rule], draws=2)[-1]
-    assert (point.samples, point.tokens, point.accuracy) == (vote.samples, vote.tokens, float(vote.winner == 0))
+    assert (point.samples, point.tokens, point.accuracy) == (
+        vote.samples,
+        vote.tokens,
+        float(vote.winner == 0),
+    )
 
 
 def test_a_replay_equals_the_service_over_all_orders():
@@ -153,10 +172,14 @@ def test_a_replay_equals_the_service_over_all_orders():
 
 def test_fixed_rules_agree_with_the_expectation_over_subsets():
     problems = simulated(np.random.default_rng(2), 40, n=8)
-    points = {(point.rule, point.parameter): point for point in accuracy_against_tokens(problems, [], draws=400)}
+    points = {
+        (point.rule, point.parameter): point for point in accuracy_against_tokens(problems, [], draws=400)
+    }
     for k in (1, 2, 4, 8):
         assert points["majority", k].accuracy == pytest.approx(maj_at_k(problems, k).value, abs=0.015)
-        assert points["weighted", k].accuracy == pytest.approx(weighted_maj_at_k(problems, k).value, abs=0.015)
+        assert points["weighted", k].accuracy == pytest.approx(
+            weighted_maj_at_k(problems, k).value, abs=0.015
+        )
 
 
 def test_the_weighted_rule_reaches_the_plain_votes_accuracy_with_fewer_tokens():
@@ -187,12 +210,21 @@ def test_errors_are_over_problems():
 
 def test_replays_repeat_with_their_seed():
     problems = simulated(np.random.default_rng(4), 5)
-    assert accuracy_against_tokens(problems, seed=1, draws=5) == accuracy_against_tokens(problems, seed=1, draws=5)
-    assert accuracy_against_tokens(problems, seed=1, draws=5) != accuracy_against_tokens(problems, seed=2, draws=5)
+    assert accuracy_against_tokens(problems, seed=1, draws=5) == accuracy_against_tokens(
+        problems, seed=1, draws=5
+    )
+    assert accuracy_against_tokens(problems, seed=1, draws=5) != accuracy_against_tokens(
+        problems, seed=2, draws=5
+    )
 
 
 def test_what_a_replay_needs():
-    answers, correct, scores, tokens = np.array([0, 1]), np.array([True, False]), np.array([1.0, 0.0]), np.array([5, 5])
+    answers, correct, scores, tokens = (
+        np.array([0, 1]),
+        np.array([True, False]),
+        np.array([1.0, 0.0]),
+        np.array([5, 5]),
+    )
     plain, scored = Samples(answers, correct, None, tokens), Samples(answers, correct, scores, tokens)
     with pytest.raises(ValueError, match="needs problems with the tokens"):
         accuracy_against_tokens([Samples(answers, correct, scores)])

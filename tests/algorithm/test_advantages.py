@@ -12,12 +12,16 @@ ROOT_HALF = math.sqrt(0.5)
 
 def mix(scores, finished, group, advantages=None, tau=0.1, filter_std=0.1):
     advantages = torch.zeros(len(scores)) if advantages is None else torch.tensor(advantages)
-    return mix_self_rewards(advantages, torch.tensor(scores), torch.tensor(finished), torch.tensor(group), tau, filter_std)
+    return mix_self_rewards(
+        advantages, torch.tensor(scores), torch.tensor(finished), torch.tensor(group), tau, filter_std
+    )
 
 
 def test_group_advantages_by_hand():
     # Problem 7: rewards 1, 0, 0, 1, mean 1/2, unbiased variance 4 * (1/4) / 3. Problem 2: rewards 1, 0, variance 1/2.
-    advantages = group_advantages(torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]), torch.tensor([7, 7, 2, 7, 2, 7]))
+    advantages = group_advantages(
+        torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]), torch.tensor([7, 7, 2, 7, 2, 7])
+    )
     seven, two = 0.5 / (math.sqrt(1 / 3) + 1e-6), 0.5 / (ROOT_HALF + 1e-6)
     torch.testing.assert_close(advantages, torch.tensor([seven, -seven, two, -seven, -two, seven]))
 
@@ -31,7 +35,10 @@ def test_equal_rewards_that_are_no_binary_fraction_give_no_advantage():
     assert advantages.abs().max() < 1e-9
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40),
+    st.randoms(use_true_random=False),
+)
 def test_advantages_do_not_depend_on_the_order_of_samples_and_sum_to_zero_in_a_group(samples, random):
     group, rewards = (torch.tensor(column) for column in zip(*samples, strict=True))
     advantages = group_advantages(rewards.float(), group)
@@ -62,7 +69,13 @@ def test_reference_fault_2_truncated_sample_gets_no_self_advantage():
 
 def test_group_with_fewer_than_two_finished_samples_keeps_verifier_advantages():
     advantages = [0.7, -0.3, 0.1, -0.2]
-    mixed = mix([0.9, math.nan, math.nan, math.nan], [True, False, False, False], [0, 0, 1, 1], advantages, filter_std=0.0)
+    mixed = mix(
+        [0.9, math.nan, math.nan, math.nan],
+        [True, False, False, False],
+        [0, 0, 1, 1],
+        advantages,
+        filter_std=0.0,
+    )
     assert torch.equal(mixed, torch.tensor(advantages))
 
 
@@ -80,7 +93,9 @@ def test_groups_are_filtered_one_by_one():
 
 def test_no_gradient_flows_through_the_scores():
     scores = torch.tensor([0.9, 0.1], requires_grad=True)
-    mixed = mix_self_rewards(torch.zeros(2), scores, torch.tensor([True, True]), torch.tensor([0, 0]), 0.1, 0.1)
+    mixed = mix_self_rewards(
+        torch.zeros(2), scores, torch.tensor([True, True]), torch.tensor([0, 0]), 0.1, 0.1
+    )
     assert not mixed.requires_grad
 
 

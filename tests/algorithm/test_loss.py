@@ -66,7 +66,9 @@ def make_batch(lengths, seed=0):
 def loss_of(batch, samples, loss_settings, *, on_policy=False, with_z=True):
     """The loss of a micro-batch that holds these samples."""
     ends = torch.tensor(batch.lengths).cumsum(0).tolist()
-    tokens = torch.tensor([token for s in samples for token in range(ends[s] - batch.lengths[s], ends[s])], dtype=torch.long)
+    tokens = torch.tensor(
+        [token for s in samples for token in range(ends[s] - batch.lengths[s], ends[s])], dtype=torch.long
+    )
     samples = torch.tensor(samples, dtype=torch.long)
     logprobs, _ = token_logprobs(batch.hidden[tokens], batch.weight, None, batch.targets[tokens])
     z_logprobs, _ = token_logprobs(batch.end[samples], batch.weight, None, torch.full((len(samples),), Z_C))
@@ -82,7 +84,13 @@ def loss_of(batch, samples, loss_settings, *, on_policy=False, with_z=True):
     if with_z:
         weights = class_weights(batch.rewards, batch.finished)[samples]
         z_logprobs = torch.where(batch.finished[samples], z_logprobs, torch.nan)
-        inputs = replace(inputs, z_logprobs=z_logprobs, c_ref=batch.c_ref[samples], rewards=batch.rewards[samples], weights=weights)
+        inputs = replace(
+            inputs,
+            z_logprobs=z_logprobs,
+            c_ref=batch.c_ref[samples],
+            rewards=batch.rewards[samples],
+            weights=weights,
+        )
     return laser_loss(inputs, loss_settings)
 
 
@@ -130,7 +138,9 @@ def test_gradients_by_hand_on_policy():
     laser_loss(inputs, replace(GRPO, alpha=0.1)).total.backward()
     torch.testing.assert_close(inputs.logprobs.grad, -inputs.advantages / 4)
     # alpha * 2 * beta_v * (score - r) / N
-    torch.testing.assert_close(inputs.z_logprobs.grad, torch.tensor([0.1 * 0.2 * -0.2 / 2, 0.1 * 0.2 * 0.3 / 2]).double())
+    torch.testing.assert_close(
+        inputs.z_logprobs.grad, torch.tensor([0.1 * 0.2 * -0.2 / 2, 0.1 * 0.2 * 0.3 / 2]).double()
+    )
 
 
 def test_only_the_total_can_be_differentiated():
@@ -145,7 +155,9 @@ def test_absent_old_logprobs_are_the_current_ones():
     batch = make_batch([3, 2, 4])
     with torch.no_grad():
         batch.old = token_logprobs(batch.hidden, batch.weight, None, batch.targets)[0]
-    given_, absent = (loss_of(batch, [0, 1, 2], ALL_TERMS, on_policy=on_policy) for on_policy in (False, True))
+    given_, absent = (
+        loss_of(batch, [0, 1, 2], ALL_TERMS, on_policy=on_policy) for on_policy in (False, True)
+    )
     assert torch.equal(given_.total, absent.total)
     assert torch.equal(gradient(given_, batch), gradient(absent, batch))
 
@@ -158,21 +170,30 @@ def test_absent_old_logprobs_are_the_current_ones():
     seed=st.integers(0, 100),
 )
 @settings(max_examples=40, deadline=None)
-def test_loss_and_gradient_do_not_depend_on_micro_batches_and_ranks(on_policy, lengths, num_ranks, budget, seed):
+def test_loss_and_gradient_do_not_depend_on_micro_batches_and_ranks(
+    on_policy, lengths, num_ranks, budget, seed
+):
     batch = make_batch(lengths, seed)
     whole = loss_of(batch, range(len(lengths)), ALL_TERMS, on_policy=on_policy)
     plan = plan_micro_batches(lengths, num_ranks, budget)
     parts = [loss_of(batch, micro, ALL_TERMS, on_policy=on_policy) for rank in plan for micro in rank]
     for name in ("total", "policy", "self_reward", "kl", "clipped_tokens"):
-        torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(sum(gradient(part, batch) for part in parts), gradient(whole, batch), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            sum(getattr(part, name) for part in parts), getattr(whole, name), rtol=1e-12, atol=1e-12
+        )
+    torch.testing.assert_close(
+        sum(gradient(part, batch) for part in parts), gradient(whole, batch), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
 def test_alpha_zero_is_plain_grpo_to_the_last_bit(on_policy):
     batch = make_batch([5, 3, 8, 1, 4])
     plain_settings = replace(ALL_TERMS, alpha=0.0)
-    without, beside = (loss_of(batch, range(5), plain_settings, on_policy=on_policy, with_z=with_z) for with_z in (False, True))
+    without, beside = (
+        loss_of(batch, range(5), plain_settings, on_policy=on_policy, with_z=with_z)
+        for with_z in (False, True)
+    )
     assert torch.equal(without.total, beside.total)
     grpo = gradient(without, batch)
     assert torch.equal(grpo, gradient(beside, batch))
@@ -204,7 +225,9 @@ def test_nothing_finished_leaves_the_policy_loss():
     batch.finished[:] = False
     outputs = loss_of(batch, [0, 1], ALL_TERMS)
     assert outputs.self_reward == 0
-    assert torch.equal(outputs.total, loss_of(batch, [0, 1], replace(ALL_TERMS, alpha=0.0), with_z=False).total)
+    assert torch.equal(
+        outputs.total, loss_of(batch, [0, 1], replace(ALL_TERMS, alpha=0.0), with_z=False).total
+    )
 
 
 def test_micro_batch_without_samples_is_zero_and_can_be_differentiated():
@@ -233,14 +256,18 @@ def test_reference_fault_4_no_reference_model_is_asked_for_without_a_kl_coeffici
 
 def test_kl_without_a_coefficient_is_measured_and_not_trained_on():
     ref_logprobs = torch.tensor([-1.5, -1.0]).double()
-    measured, plain = (laser_loss(micro_batch(ref_logprobs=reference), GRPO) for reference in (ref_logprobs, None))
+    measured, plain = (
+        laser_loss(micro_batch(ref_logprobs=reference), GRPO) for reference in (ref_logprobs, None)
+    )
     assert measured.kl > 0
     assert torch.equal(measured.total, plain.total)
 
 
 def test_behaviour_logprobs_without_a_cap_are_not_trained_on():
     behaviour = torch.tensor([-3.0, -0.5]).double()
-    given_, plain = (laser_loss(micro_batch(behaviour_logprobs=logprobs), GRPO) for logprobs in (behaviour, None))
+    given_, plain = (
+        laser_loss(micro_batch(behaviour_logprobs=logprobs), GRPO) for logprobs in (behaviour, None)
+    )
     assert torch.equal(given_.total, plain.total)
 
 
@@ -251,7 +278,11 @@ def test_behaviour_logprobs_without_a_cap_are_not_trained_on():
         ({"weights": None}, {"alpha": 0.1}, "without c_ref, rewards or weights"),
         ({}, {"tis_cap": 2.0}, "behaviour_logprobs are missing"),
         ({"total_tokens": 1}, {}, "total_tokens is 1 with 2 tokens"),
-        ({"total_tokens": 0, "logprobs": torch.zeros(0), "advantages": torch.zeros(0)}, {}, "total_tokens is 0"),
+        (
+            {"total_tokens": 0, "logprobs": torch.zeros(0), "advantages": torch.zeros(0)},
+            {},
+            "total_tokens is 0",
+        ),
     ],
 )
 def test_missing_inputs_are_refused(changes, setting, message):

@@ -16,7 +16,11 @@ from orchestrator.algorithm.metrics import (
     self_verification,
 )
 
-scored_samples = st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.9]), st.booleans(), st.integers(0, 3)), min_size=1, max_size=30)
+scored_samples = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.2, 0.5, 0.9]), st.booleans(), st.integers(0, 3)),
+    min_size=1,
+    max_size=30,
+)
 
 
 def columns(samples):
@@ -35,7 +39,9 @@ def test_self_verification_by_hand():
 
 
 def test_f1_is_the_harmonic_mean():
-    result = self_verification(np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, False, False]), np.ones(4, dtype=bool))
+    result = self_verification(
+        np.array([0.9, 0.9, 0.9, 0.1]), np.array([True, True, False, False]), np.ones(4, dtype=bool)
+    )
     assert (result.accuracy_correct, result.accuracy_wrong) == (1.0, 0.5)
     assert result.f1 == pytest.approx(2 / 3)
 
@@ -149,7 +155,10 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one():
 
 def test_paired_difference_by_hand():
     # Differences 0.5, 0, 1: mean 0.5, unbiased std 0.5, over sqrt(3).
-    assert paired_difference(np.array([1.0, 0.5, 1.0]), np.array([0.5, 0.5, 0.0])) == (0.5, pytest.approx(0.5 / math.sqrt(3)))
+    assert paired_difference(np.array([1.0, 0.5, 1.0]), np.array([0.5, 0.5, 0.0])) == (
+        0.5,
+        pytest.approx(0.5 / math.sqrt(3)),
+    )
     mean, error = paired_difference(np.array([1.0]), np.array([0.25]))
     assert mean == 0.75
     assert math.isnan(error)

@@ -17,8 +17,14 @@ def padded(batch, lengths):
 
 def test_plan_by_hand():
     # Sorted: 8, 8, 4, 4, 2, 2. Two micro-batches a rank suffice for 16 tokens each; four batches are best as 8 | 8 | 4 4 | 2 2.
-    assert plan_micro_batches([2, 8, 4, 2, 8, 4], num_ranks=2, tokens_per_micro_batch=16) == [[[1, 4]], [[2, 5, 0, 3]]]
-    assert plan_micro_batches([2, 8, 4, 2, 8, 4], num_ranks=2, tokens_per_micro_batch=8) == [[[1], [2, 5]], [[4], [0, 3]]]
+    assert plan_micro_batches([2, 8, 4, 2, 8, 4], num_ranks=2, tokens_per_micro_batch=16) == [
+        [[1, 4]],
+        [[2, 5, 0, 3]],
+    ]
+    assert plan_micro_batches([2, 8, 4, 2, 8, 4], num_ranks=2, tokens_per_micro_batch=8) == [
+        [[1], [2, 5]],
+        [[4], [0, 3]],
+    ]
 
 
 @given(lengths_of_a_batch, st.integers(1, 5), st.integers(50, 400))
@@ -52,7 +58,11 @@ def test_one_rank_gets_the_fewest_micro_batches_that_samples_in_order_of_length_
 
     def fits(cuts):
         bounds = [0, *cuts, len(ordered)]
-        return all((end - start) * ordered[start] <= budget for start, end in itertools.pairwise(bounds) if end > start)
+        return all(
+            (end - start) * ordered[start] <= budget
+            for start, end in itertools.pairwise(bounds)
+            if end > start
+        )
 
     fewest = min(
         1 + mask.bit_count()
@@ -64,7 +74,9 @@ def test_one_rank_gets_the_fewest_micro_batches_that_samples_in_order_of_length_
 
 @given(lengths_of_a_batch, st.integers(1, 5), st.integers(50, 400))
 def test_plan_is_a_function_of_its_input(lengths, num_ranks, budget):
-    assert plan_micro_batches(lengths, num_ranks, budget) == plan_micro_batches(tuple(lengths), num_ranks, budget)
+    assert plan_micro_batches(lengths, num_ranks, budget) == plan_micro_batches(
+        tuple(lengths), num_ranks, budget
+    )
 
 
 def test_little_is_padded_in_a_batch_of_the_size_of_the_published_runs():
@@ -82,7 +94,9 @@ def test_sample_over_the_budget_is_named_with_the_key_to_change():
         plan_micro_batches([8, 9], 2, 8)
 
 
-@pytest.mark.parametrize(("lengths", "num_ranks", "message"), [([3, 0], 1, "sample 1 has length 0"), ([3], 0, "num_ranks is 0")])
+@pytest.mark.parametrize(
+    ("lengths", "num_ranks", "message"), [([3, 0], 1, "sample 1 has length 0"), ([3], 0, "num_ranks is 0")]
+)
 def test_impossible_plans_are_refused(lengths, num_ranks, message):
     with pytest.raises(ValueError, match=message):
         plan_micro_batches(lengths, num_ranks, 8)

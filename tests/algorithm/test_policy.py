@@ -9,7 +9,9 @@ from orchestrator.algorithm.policy import kl_terms, policy_loss_terms, truncated
 def surrogate(ratio, advantage, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
     """Loss, gradient in the log-prob, and whether clipped, of one token with the given ratio."""
     logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    terms = policy_loss_terms(logprob, torch.zeros_like(logprob), torch.tensor([advantage]).double(), clip_low, clip_high, dual_clip)
+    terms = policy_loss_terms(
+        logprob, torch.zeros_like(logprob), torch.tensor([advantage]).double(), clip_low, clip_high, dual_clip
+    )
     terms.loss.sum().backward()
     return terms.loss.item(), logprob.grad.item(), terms.clipped.item()
 
@@ -37,7 +39,11 @@ def test_clipped_surrogate_by_hand(ratio, advantage, loss, clipped):
 
 
 def test_the_two_sides_of_the_clip_are_set_apart():
-    assert surrogate(1.25, 1.0, clip_low=0.2, clip_high=0.28) == (pytest.approx(-1.25), pytest.approx(-1.25), False)
+    assert surrogate(1.25, 1.0, clip_low=0.2, clip_high=0.28) == (
+        pytest.approx(-1.25),
+        pytest.approx(-1.25),
+        False,
+    )
     assert surrogate(0.75, -1.0, clip_low=0.2, clip_high=0.28)[2]
 
 
@@ -78,9 +84,14 @@ def test_kl_estimators_average_to_the_kl(estimator):
 
 @pytest.mark.parametrize("estimator", ["k1", "k2"])
 def test_expected_gradient_of_k2_is_that_of_the_kl_and_of_k1_is_nothing(estimator):
-    logits, ref = torch.tensor([0.3, -0.2, 0.8], dtype=torch.float64, requires_grad=True), torch.tensor([0.2, 0.5, 0.3]).double()
+    logits, ref = (
+        torch.tensor([0.3, -0.2, 0.8], dtype=torch.float64, requires_grad=True),
+        torch.tensor([0.2, 0.5, 0.3]).double(),
+    )
     logprobs = logits.log_softmax(0)
-    (gradient,) = torch.autograd.grad((logprobs.exp().detach() * kl_terms(logprobs, ref.log(), estimator)).sum(), logits, retain_graph=True)
+    (gradient,) = torch.autograd.grad(
+        (logprobs.exp().detach() * kl_terms(logprobs, ref.log(), estimator)).sum(), logits, retain_graph=True
+    )
     (of_the_kl,) = torch.autograd.grad((logprobs.exp() * (logprobs - ref.log())).sum(), logits)
     torch.testing.assert_close(gradient, of_the_kl if estimator == "k2" else torch.zeros(3).double())
 

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.algorithm.c_ref import check_c_ref
-from orchestrator.algorithm.self_reward import calibrate_c_ref, class_weights, self_reward_loss_terms, self_reward_score
+from orchestrator.algorithm.self_reward import (
+    calibrate_c_ref,
+    class_weights,
+    self_reward_loss_terms,
+    self_reward_score,
+)
 
 
 def test_targets_of_the_published_runs():
@@ -25,7 +30,9 @@ def test_score_recovers_the_reward_from_the_closed_form_of_the_optimal_policy():
     beta_v, c_ref = 0.1, -23.0
     tilted = math.exp(c_ref + 1 / beta_v)
     normaliser = tilted + 1 - math.exp(c_ref)
-    score = self_reward_score(torch.tensor([math.log(tilted / normaliser)], dtype=torch.float64), c_ref, beta_v).item()
+    score = self_reward_score(
+        torch.tensor([math.log(tilted / normaliser)], dtype=torch.float64), c_ref, beta_v
+    ).item()
     assert math.log(normaliser) == pytest.approx(2.26e-6, rel=1e-2)
     assert score == pytest.approx(1 - beta_v * math.log(normaliser), abs=1e-12)
 
@@ -58,14 +65,18 @@ def test_both_classes_carry_the_same_total_weight(samples):
 
 
 def test_loss_terms_by_hand():
-    terms = self_reward_loss_terms(torch.tensor([0.4, 0.4, 1.5]), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([2.0, 0.5, 2.0]))
+    terms = self_reward_loss_terms(
+        torch.tensor([0.4, 0.4, 1.5]), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([2.0, 0.5, 2.0])
+    )
     torch.testing.assert_close(terms, torch.tensor([2 * 0.36, 0.5 * 0.16, 2 * 0.25]))
 
 
 @pytest.mark.parametrize("unread", [math.nan, -math.inf, 1e30])
 def test_unfinished_sample_leaves_neither_loss_nor_gradient(unread):
     z_logprobs = torch.tensor([-15.0, unread], requires_grad=True)
-    terms = self_reward_loss_terms(self_reward_score(z_logprobs, -23.0, 0.1), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    terms = self_reward_loss_terms(
+        self_reward_score(z_logprobs, -23.0, 0.1), torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])
+    )
     terms.sum().backward()
     assert terms[1] == 0
     # d/dz (0.1 (z + 23) - 1)^2 at z = -15: 2 * 0.1 * (0.8 - 1)
@@ -77,7 +88,9 @@ def test_loss_is_least_at_the_targets():
     rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)
     z_logprobs = torch.tensor([-20.0, -20.0], dtype=torch.float64, requires_grad=True)
     for _ in range(200):
-        loss = self_reward_loss_terms(self_reward_score(z_logprobs, -23.0, 0.1), rewards, torch.ones(2, dtype=torch.float64)).sum()
+        loss = self_reward_loss_terms(
+            self_reward_score(z_logprobs, -23.0, 0.1), rewards, torch.ones(2, dtype=torch.float64)
+        ).sum()
         (gradient,) = torch.autograd.grad(loss, z_logprobs)
         z_logprobs = (z_logprobs - 10 * gradient).detach().requires_grad_()
     torch.testing.assert_close(z_logprobs.detach(), torch.tensor([-13.0, -23.0], dtype=torch.float64))

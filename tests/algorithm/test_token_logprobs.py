@@ -12,7 +12,11 @@ def problem(dtype=torch.float64, bias=True, tokens=TOKENS):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
     weight = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    offset = torch.randn(VOCAB, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() if bias else None
+    offset = (
+        torch.randn(VOCAB, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        if bias
+        else None
+    )
     return hidden, weight, offset, torch.randint(VOCAB, (tokens,), generator=generator)
 
 
@@ -46,7 +50,9 @@ def test_values_and_gradients_are_those_of_plain_autograd_for_any_chunk(chunk_to
 
 def test_gradcheck():
     hidden, weight, bias, targets = problem()
-    assert torch.autograd.gradcheck(lambda *leaves: token_logprobs(*leaves, targets, chunk_tokens=4)[0], (hidden, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda *leaves: token_logprobs(*leaves, targets, chunk_tokens=4)[0], (hidden, weight, bias)
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
@@ -62,7 +68,9 @@ def test_precision(dtype, tolerance):
     def chunked(*inputs):
         return token_logprobs(*inputs, chunk_tokens=4)
 
-    for leaf, ours, theirs in zip(inputs, gradients(chunked, inputs), gradients(plain, (*exact, inputs[3])), strict=False):
+    for leaf, ours, theirs in zip(
+        inputs, gradients(chunked, inputs), gradients(plain, (*exact, inputs[3])), strict=False
+    ):
         assert ours.dtype == leaf.dtype
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
 
@@ -77,7 +85,9 @@ def test_weight_gradients_of_many_chunks_are_summed_in_float32():
     tokens = 512
     hidden = torch.ones(tokens, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    token_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk_tokens=1)[0].sum().backward()
+    token_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk_tokens=1)[
+        0
+    ].sum().backward()
     assert weight.grad.flatten().tolist() == [256.0, -256.0]
 
 
@@ -96,7 +106,9 @@ def test_frozen_weight_gets_no_gradient():
     hidden, weight, bias, targets = problem()
     weight.requires_grad_(False)
     expected = gradients(plain, (hidden, weight.detach().clone().requires_grad_(), bias, targets))
-    token_logprobs(hidden, weight, bias, targets)[0].mul(torch.linspace(-1, 2, TOKENS).double()).sum().backward()
+    token_logprobs(hidden, weight, bias, targets)[0].mul(
+        torch.linspace(-1, 2, TOKENS).double()
+    ).sum().backward()
     assert weight.grad is None
     torch.testing.assert_close(hidden.grad, expected[0])
 
@@ -120,12 +132,18 @@ def test_no_tensor_holds_all_logits():
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            sizes.extend(leaf.numel() for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            sizes.extend(
+                leaf.numel()
+                for leaf in torch.utils._pytree.tree_leaves(result)
+                if isinstance(leaf, torch.Tensor)
+            )
             return result
 
     hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocab, 4, requires_grad=True)
     with Sizes():
-        token_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk_tokens)[0].sum().backward()
+        token_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk_tokens)[
+            0
+        ].sum().backward()
     assert max(sizes) == chunk_tokens * vocab
 
 
@@ -138,7 +156,10 @@ def test_head_shares_the_parameters_of_the_linear_layer():
     assert LogProbHead.from_linear(torch.nn.Linear(HIDDEN, VOCAB, bias=False)).bias is None
     targets = torch.arange(VOCAB)
     torch.testing.assert_close(
-        head(embedding(targets), targets)[0], output(embedding(targets)).log_softmax(-1).diagonal(), rtol=1e-5, atol=1e-6
+        head(embedding(targets), targets)[0],
+        output(embedding(targets)).log_softmax(-1).diagonal(),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -183,8 +204,12 @@ def test_reference_fault_1_self_advantage_reads_z_at_the_eos_position():
 
     def self_advantages(targets):
         scores = self_reward_score(head(next_token.log()[row == eos], targets)[0], c_ref, beta_v)
-        return mix_self_rewards(torch.zeros(2), scores, torch.tensor([True, True]), torch.tensor([0, 0]), tau=1.0, filter_std=0.0)
+        return mix_self_rewards(
+            torch.zeros(2), scores, torch.tensor([True, True]), torch.tensor([0, 0]), tau=1.0, filter_std=0.0
+        )
 
     # Scores 1 + log(0.5) / 4 = 0.827 and 1 + log(0.05) / 4 = 0.251: two values of one group lie at +-sqrt(1/2).
     assert self_advantages(torch.tensor([z_c, z_c])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
-    assert self_advantages(torch.tensor([first_of_second, pad])).tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
+    assert self_advantages(torch.tensor([first_of_second, pad])).tolist() == pytest.approx(
+        [-(0.5**0.5), 0.5**0.5]
+    )

@@ -22,7 +22,9 @@ NAN = math.nan
 
 
 def problem(answers, correct, scores=None):
-    return Samples(np.array(answers), np.array(correct, bool), None if scores is None else np.array(scores, np.float32))
+    return Samples(
+        np.array(answers), np.array(correct, bool), None if scores is None else np.array(scores, np.float32)
+    )
 
 
 def random_problem(rng, n):
@@ -36,7 +38,11 @@ def problems(draw):
     """A problem of up to 6 samples, with verdicts that may disagree within a class, and a k that it allows."""
     samples = draw(
         st.lists(
-            st.tuples(st.integers(-1, 2), st.booleans(), st.sampled_from([NAN, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0])), min_size=1, max_size=6
+            st.tuples(
+                st.integers(-1, 2), st.booleans(), st.sampled_from([NAN, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0])
+            ),
+            min_size=1,
+            max_size=6,
         )
     )
     return problem(*zip(*samples, strict=True)), draw(st.integers(1, len(samples)))
@@ -51,7 +57,11 @@ def brute_vote(samples, k, weights):
             if samples.answers[sample] >= 0:
                 votes[samples.answers[sample]] = votes.get(samples.answers[sample], 0.0) + weights[sample]
         tied = [answer for answer, vote in votes.items() if vote == max(votes.values())]
-        total += sum(samples.correct[samples.answers == answer].mean() for answer in tied) / len(tied) if tied else 0.0
+        total += (
+            sum(samples.correct[samples.answers == answer].mean() for answer in tied) / len(tied)
+            if tied
+            else 0.0
+        )
     return total / math.comb(len(samples), k)
 
 
@@ -107,7 +117,11 @@ def test_powers_of_two():
 
 def test_pass_at_k_by_hand():
     # One of four is correct: 1 - C(3, 2) / C(4, 2) = 1/2. Two of three: any two have one. None: never.
-    one, two, none = problem([0, 1, 2, 3], [1, 0, 0, 0]), problem([0, 0, 1], [1, 1, 0]), problem([1, 2], [0, 0])
+    one, two, none = (
+        problem([0, 1, 2, 3], [1, 0, 0, 0]),
+        problem([0, 0, 1], [1, 1, 0]),
+        problem([1, 2], [0, 0]),
+    )
     estimate = pass_at_k([one, two, none], 2)
     assert estimate.by_problem.tolist() == [0.5, 1.0, 0.0]
     assert (estimate.value, estimate.standard_error) == (0.5, 0.0)
@@ -135,7 +149,9 @@ def test_scores_are_clipped_and_unfinished_samples_have_no_weight():
     # 1 (not 3) against 0.6 + 0.6; the last r is unfinished and has no weight.
     assert weighted_maj_at_k([problem([0, 1, 1, 0], [1, 0, 0, 1], [3.0, 0.6, 0.6, NAN])], 4).value == 0
     # Answers without any weight tie, also one that is negative: right in 1 of 3 answers.
-    assert weighted_maj_at_k([problem([0, 1, 2], [1, 0, 0], [-5.0, 0.0, NAN])], 3).value == pytest.approx(1 / 3)
+    assert weighted_maj_at_k([problem([0, 1, 2], [1, 0, 0], [-5.0, 0.0, NAN])], 3).value == pytest.approx(
+        1 / 3
+    )
 
 
 def test_a_subset_without_an_answer_counts_as_wrong():
@@ -191,7 +207,11 @@ def test_nothing_depends_on_the_order_of_samples(case, random):
 
 def test_sums_that_differ_by_rounding_alone_are_a_tie():
     # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in float64.
-    samples = Samples(np.array([0, 0, 0, 1, 1, 1]), np.array([1, 1, 1, 0, 0, 0], bool), np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]))
+    samples = Samples(
+        np.array([0, 0, 0, 1, 1, 1]),
+        np.array([1, 1, 1, 0, 0, 0], bool),
+        np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]),
+    )
     assert weighted_maj_at_k([samples], 6).value == 0.5
 
 
@@ -225,7 +245,10 @@ def test_subsets_are_drawn_only_beyond_the_limit():
 def test_k_outside_of_the_samples_is_refused():
     for figure in (pass_at_k, best_of_k, maj_at_k, weighted_maj_at_k):
         for k in (0, 3):
-            with pytest.raises(ValueError, match=f"k is {k}; it must be from 1 to 2, the fewest samples of any of the 2 problems"):
+            with pytest.raises(
+                ValueError,
+                match=f"k is {k}; it must be from 1 to 2, the fewest samples of any of the 2 problems",
+            ):
                 figure([problem([0, 1, 1], [1, 0, 0], [1, 1, 1]), problem([0, 1], [1, 0], [1, 1])], k)
         with pytest.raises(ValueError, match="any of the 0 problems"):
             figure([], 1)

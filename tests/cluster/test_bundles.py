@@ -31,7 +31,9 @@ def plan(nodes, **sections):
 
 
 def test_each_pool_has_its_bundles_and_none_asks_for_a_gpu_it_does_not_use():
-    assert plan([{"CPU": 8.0}], learning={"num_ranks": 2}, rollout={"num_engines": 2}, verification={"num_workers": 3}) == (
+    assert plan(
+        [{"CPU": 8.0}], learning={"num_ranks": 2}, rollout={"num_engines": 2}, verification={"num_workers": 3}
+    ) == (
         [{"CPU": 2.0}],  # one for all ranks of a node
         [{"CPU": 1.0}, {"CPU": 1.0}],
         [{"CPU": 1.0}] * 3,
@@ -44,7 +46,11 @@ def test_a_whole_run_fits_in_one_cpu_by_fractions():
 
 
 def test_fractions_that_add_up_only_up_to_rounding_fit():
-    shares = {"learning": {"cpus_per_rank": 0.1, "num_ranks": 3}, "rollout": {"cpus": 0.6}, "verification": {"cpus": 0.1}}
+    shares = {
+        "learning": {"cpus_per_rank": 0.1, "num_ranks": 3},
+        "rollout": {"cpus": 0.6},
+        "verification": {"cpus": 0.1},
+    }
     learners, _, _ = plan([{"CPU": 1.0}], **shares)
     assert learners == [{"CPU": pytest.approx(0.3)}]
 
@@ -52,7 +58,10 @@ def test_fractions_that_add_up_only_up_to_rounding_fit():
 def test_ranks_are_split_over_nodes_by_what_a_node_holds():
     nodes = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
     learners, engines, _ = plan(
-        nodes, learning={"num_ranks": 5, "gpus_per_rank": 1}, rollout={"gpus": 1, "tensor_parallel": 2}, verification={"num_workers": 1}
+        nodes,
+        learning={"num_ranks": 5, "gpus_per_rank": 1},
+        rollout={"gpus": 1, "tensor_parallel": 2},
+        verification={"num_workers": 1},
     )
     assert learners == [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}]
     assert engines == [{"CPU": 1.0, "GPU": 2.0}]  # an engine with all its tensor-parallel ranks
@@ -86,9 +95,14 @@ def test_a_colocated_engine_does_not_take_turns_with_ranks_of_two_nodes():
         "learning": {"num_ranks": 6, "gpus_per_rank": 1},
         "rollout": {"num_engines": 3, "tensor_parallel": 2, "gpus": 1, "colocate": True},
     }
-    with pytest.raises(ConfigError, match=r"a node holds 3 learner ranks, which rollout.tensor_parallel=2 does not divide"):
+    with pytest.raises(
+        ConfigError, match=r"a node holds 3 learner ranks, which rollout.tensor_parallel=2 does not divide"
+    ):
         plan([{"CPU": 16.0, "GPU": 3.0}] * 2, **sections)
-    assert plan([{"CPU": 16.0, "GPU": 4.0}] * 2, **sections)[0] == [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 2.0, "GPU": 2.0}]
+    assert plan([{"CPU": 16.0, "GPU": 4.0}] * 2, **sections)[0] == [
+        {"CPU": 4.0, "GPU": 4.0},
+        {"CPU": 2.0, "GPU": 2.0},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,10 @@ def test_a_colocated_engine_does_not_take_turns_with_ranks_of_two_nodes():
     ],
 )
 def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monkeypatch, nodes, expected):
-    known = [{"NodeID": name, "Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for name, cpus, gpus in nodes]
+    known = [
+        {"NodeID": name, "Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
+        for name, cpus, gpus in nodes
+    ]
     monkeypatch.setattr(ray, "nodes", lambda: known)  # a cluster with GPUs, which this machine is not
     engine, verifier = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
     bundles = Bundles([{"CPU": 1.0, "GPU": 1.0}], [engine], [verifier, verifier], ranks_per_learner=1)
@@ -116,7 +133,9 @@ def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     placement.config, placement.bundles = config, bundles_for(config, [{"CPU": 16.0, "GPU": 4.0}] * 3)
     monkeypatch.setattr(placement, "_spawn", lambda cls, bundle, *arguments: bundle)
     chosen = [placement.learner(object, rank) for rank in range(num_ranks)]
-    assert [float(chosen.count(bundle)) for bundle in range(max(chosen) + 1)] == [bundle["GPU"] for bundle in placement.bundles.learners]
+    assert [float(chosen.count(bundle)) for bundle in range(max(chosen) + 1)] == [
+        bundle["GPU"] for bundle in placement.bundles.learners
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +143,11 @@ def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     [
         ([{"CPU": 2.0}], {"rollout": {"cpus": 1000}}, "the pools need 1002 CPUs, but 2 are there:\n"),
         ([{"CPU": 8.0}], {"rollout": {"gpus": 1}}, "the pools need 1 GPUs, but 0 are there:\n"),
-        ([{"CPU": 8.0}], {"rollout": {"resources": {"fast": 0.5}}}, "the pools need 0.5 of fast, but 0 are there:\n"),
+        (
+            [{"CPU": 8.0}],
+            {"rollout": {"resources": {"fast": 0.5}}},
+            "the pools need 0.5 of fast, but 0 are there:\n",
+        ),
         (
             [{"CPU": 2.0}],
             {"learning": {"num_ranks": 4, "gpus_per_rank": 1}},
@@ -186,8 +209,14 @@ def test_actors_live_in_the_bundle_of_their_pool(placement):
     group = placement.group.id.hex()
     assert free_shares(group, [0.5, 0.5, 0.25, 0.25]) == [0.5, 0.5, 0.25, 0.25]
     ranks = [placement.learner(Where, rank, "rank", rank) for rank in range(2)]
-    assert ray.get([rank.seen.remote() for rank in ranks], timeout=60) == [("rank", 0, group, "1"), ("rank", 1, group, "1")]
+    assert ray.get([rank.seen.remote() for rank in ranks], timeout=60) == [
+        ("rank", 0, group, "1"),
+        ("rank", 1, group, "1"),
+    ]
     assert free_shares(group, [0.0, 0.5, 0.25, 0.25]) == [0.0, 0.5, 0.25, 0.25]
     others = [placement.engine(Where, 0, "engine"), placement.verifier(Where, 1, "verifier")]
-    assert ray.get([other.seen.remote() for other in others], timeout=60) == [("engine", group, "1"), ("verifier", group, "1")]
+    assert ray.get([other.seen.remote() for other in others], timeout=60) == [
+        ("engine", group, "1"),
+        ("verifier", group, "1"),
+    ]
     assert free_shares(group, [0.0, 0.0, 0.25, 0.0]) == [0.0, 0.0, 0.25, 0.0]

@@ -75,7 +75,9 @@ def test_smallest_file_takes_the_papers_defaults(load):
 
 
 def test_stable_keys_exist():
-    assert {f"{section}.{key}" for section, keys in STABLE_KEYS.items() for key in keys.split()} - set(known_keys(RunConfig)) == set()
+    assert {f"{section}.{key}" for section, keys in STABLE_KEYS.items() for key in keys.split()} - set(
+        known_keys(RunConfig)
+    ) == set()
 
 
 @pytest.mark.parametrize("schema", [RunConfig, SFTConfig])
@@ -109,7 +111,10 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
 @pytest.mark.parametrize(
     ("override", "start"),
     [
-        ("loss.alpha=-1", "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss"),
+        (
+            "loss.alpha=-1",
+            "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss",
+        ),
         ("loss.beta_v=0", "loss.beta_v: must be greater than 0, got 0."),
         ("loss.tau=1.1", "loss.tau: must be less than or equal to 1, got 1.1."),
         ("loss.tau=.nan", "loss.tau: must be a finite number, got nan."),
@@ -118,12 +123,18 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
         ("run.save_every=1.5", "run.save_every: must be a valid integer, got 1.5."),
         ("run.name=../elsewhere", "run.name: must match pattern "),
         ("run.dir=4", "run.dir: must be a valid path, got 4."),
-        ("rollout.samples_per_prompt=1", "rollout.samples_per_prompt: must be greater than or equal to 2, got 1."),
+        (
+            "rollout.samples_per_prompt=1",
+            "rollout.samples_per_prompt: must be greater than or equal to 2, got 1.",
+        ),
         ("learning.offload=cpu", "learning.offload: must be 'none', 'optimizer' or 'all', got 'cpu'."),
         ("learning.betas=[0.9, 1]", "learning.betas.1: must be less than 1, got 1."),
         ("learning.betas=[0.9]", "learning.betas.1: missing."),
         ("rollout.cpus=0.33333", "rollout.cpus: must be a multiple of 0.0001, got 0.33333."),
-        ("learning.gpus_per_rank=0.00001", "learning.gpus_per_rank: must be a multiple of 0.0001, got 1e-05."),
+        (
+            "learning.gpus_per_rank=0.00001",
+            "learning.gpus_per_rank: must be a multiple of 0.0001, got 1e-05.",
+        ),
         ("model.path=", "model.path: must be a valid string, got None."),
         ("loss=0.5", "loss: must be a section of keys such as loss.alpha, got 0.5."),
     ],
@@ -134,7 +145,10 @@ def test_a_bad_value_is_told_with_its_key_and_what_is_allowed(refusal, override,
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("value", "rule"), [("1", "be less than 0"), ("guess", "be a valid number"), ("null", "be a valid number")])
+@pytest.mark.parametrize(
+    ("value", "rule"),
+    [("1", "be less than 0"), ("guess", "be a valid number"), ("null", "be a valid number")],
+)
 def test_c_ref_is_refused_in_one_line_that_names_both_kinds_of_value(refusal, value, rule):
     message = refusal(f"loss.c_ref={value}")
     assert message.startswith(f"loss.c_ref: must be 'calibrate' or 'exact', or {rule}, got ")
@@ -151,17 +165,31 @@ def test_missing_keys_are_named(tmp_path):
     file.write_text("run: {name: x}\nmodel: {path: m}\nself_reward: {token: z}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(file, [], RunConfig)
-    steps = "run.steps: missing. Training steps; 0 only measures the initial model: its c_ref and its evaluation."
+    steps = (
+        "run.steps: missing. Training steps; 0 only measures the initial model: its c_ref and its evaluation."
+    )
     assert str(caught.value).split("\n  ") == [f"{file}: 2 settings refused", steps, "data: missing."]
 
 
 @pytest.mark.parametrize(
     ("overrides", "start", "also"),
     [
-        (["rollout.temperature=0.6"], "rollout.temperature: is 0.6, but training needs 1: ", "evaluation.temperature"),
+        (
+            ["rollout.temperature=0.6"],
+            "rollout.temperature: is 0.6, but training needs 1: ",
+            "evaluation.temperature",
+        ),
         (["rollout.max_staleness=1"], "rollout.max_staleness: is 1", "0 (on-policy)"),
-        (["rollout.prompts_per_step=2", "learning.mini_batches=3"], "learning.mini_batches: 3 is more than ", "rollout.prompts_per_step=2"),
-        (["rollout.max_response_tokens=16384"], "learning.tokens_per_micro_batch: 16384 is less than ", "use at least 18432"),
+        (
+            ["rollout.prompts_per_step=2", "learning.mini_batches=3"],
+            "learning.mini_batches: 3 is more than ",
+            "rollout.prompts_per_step=2",
+        ),
+        (
+            ["rollout.max_response_tokens=16384"],
+            "learning.tokens_per_micro_batch: 16384 is less than ",
+            "use at least 18432",
+        ),
         (
             ["loss.c_ref=-4.85", "loss.beta_v=0.1"],
             "loss.c_ref: pi_ref(z_c) * exp(1 / beta_v) = exp(5.15) at c_ref -4.85 and beta_v 0.1: it must be far below 1",
@@ -173,8 +201,16 @@ def test_missing_keys_are_named(tmp_path):
             "rollout.gpus: is 0.5 for each of 2 tensor-parallel ranks, but only a single GPU can be shared",
             "use 1",
         ),
-        (["learning.gpus_per_rank=2.5"], "learning.gpus_per_rank: is 2.5, but only a single GPU can be shared", "use 3"),
-        (["learning.attention=flash_attention_2"], "learning.attention: flash_attention_2 runs on GPUs", "or use sdpa"),
+        (
+            ["learning.gpus_per_rank=2.5"],
+            "learning.gpus_per_rank: is 2.5, but only a single GPU can be shared",
+            "use 3",
+        ),
+        (
+            ["learning.attention=flash_attention_2"],
+            "learning.attention: flash_attention_2 runs on GPUs",
+            "or use sdpa",
+        ),
         (
             ["learning.attention=flash_attention_2", "learning.gpus_per_rank=1"],
             "learning.attention: flash_attention_2 runs on GPUs and in bfloat16 only",
@@ -187,14 +223,26 @@ def test_missing_keys_are_named(tmp_path):
             "rollout.colocate: 2 engine(s) of 1 tensor-parallel rank(s) take turns with 2 learner ranks, but learning.num_ranks=1",
             "",
         ),
-        (["rollout.colocate=true", "rollout.gpus=1"], "rollout.colocate: turns are taken on whole GPUs, or on CPUs alone", "set both to 1"),
+        (
+            ["rollout.colocate=true", "rollout.gpus=1"],
+            "rollout.colocate: turns are taken on whole GPUs, or on CPUs alone",
+            "set both to 1",
+        ),
         (
             ["rollout.colocate=true", "rollout.cpus=2"],
             "rollout.colocate: an engine has the CPUs of the 1 rank(s) it takes turns with, 1",
             "",
         ),
-        (["rollout.colocate=true", "rollout.resources={a: 1}"], "rollout.colocate: engines are where the ranks are", "learning.resources"),
-        (["rollout.colocate=true", "learning.offload=all"], "rollout.colocate: moves the learner's states itself", "must be none"),
+        (
+            ["rollout.colocate=true", "rollout.resources={a: 1}"],
+            "rollout.colocate: engines are where the ranks are",
+            "learning.resources",
+        ),
+        (
+            ["rollout.colocate=true", "learning.offload=all"],
+            "rollout.colocate: moves the learner's states itself",
+            "must be none",
+        ),
     ],
 )
 def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, overrides, start, also):
@@ -207,7 +255,12 @@ def test_settings_that_disagree_are_refused_under_the_key_to_change(refusal, ove
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["rollout.cpus=0.3333", "verification.cpus=1.5", "learning.cpus_per_rank=128", "rollout.resources={a: 2.5}"],
+        [
+            "rollout.cpus=0.3333",
+            "verification.cpus=1.5",
+            "learning.cpus_per_rank=128",
+            "rollout.resources={a: 2.5}",
+        ],
         ["rollout.gpus=0.45", "learning.gpus_per_rank=0.55"],
         ["rollout.gpus=1", "rollout.tensor_parallel=2", "learning.gpus_per_rank=2"],
         ["learning.attention=flash_attention_2", "learning.gpus_per_rank=0.5", "learning.dtype=bfloat16"],
@@ -218,7 +271,9 @@ def test_parts_that_ray_can_give_are_accepted(load, overrides):
 
 
 def test_a_c_ref_that_nothing_uses_is_not_checked(load):
-    assert load("self_reward.token=null", "loss.alpha=0", "loss.tau=0", "loss.c_ref=-4.85").loss.c_ref == -4.85
+    assert (
+        load("self_reward.token=null", "loss.alpha=0", "loss.tau=0", "loss.c_ref=-4.85").loss.c_ref == -4.85
+    )
 
 
 def test_without_a_self_reward_token_there_is_plain_grpo(load):
@@ -227,7 +282,9 @@ def test_without_a_self_reward_token_there_is_plain_grpo(load):
     assert not config.needs_reference  # c_ref: exact asks for nothing when there is no z_c
 
 
-@pytest.mark.parametrize(("overrides", "needed"), [([], False), (["loss.c_ref=exact"], True), (["loss.kl_coef=0.001"], True)])
+@pytest.mark.parametrize(
+    ("overrides", "needed"), [([], False), (["loss.c_ref=exact"], True), (["loss.kl_coef=0.001"], True)]
+)
 def test_a_reference_model_runs_only_when_asked_for(load, overrides, needed):
     assert load(*overrides).needs_reference is needed
 
@@ -246,7 +303,11 @@ def test_a_reference_model_runs_only_when_asked_for(load, overrides, needed):
         ("learning.betas=[0.8, 0.9]", "learning.betas", [0.8, 0.9]),
         ("self_reward.token=<|reserved|>", "self_reward.token", "<|reserved|>"),
         ("rollout.engine_args.max_num_seqs=64", "rollout.engine_args.max_num_seqs", 64),
-        ("learning.deepspeed={zero_optimization: {overlap_comm: true}}", "learning.deepspeed.zero_optimization.overlap_comm", True),
+        (
+            "learning.deepspeed={zero_optimization: {overlap_comm: true}}",
+            "learning.deepspeed.zero_optimization.overlap_comm",
+            True,
+        ),
     ],
 )
 def test_overrides_are_yaml_values(load, override, key, value):
@@ -264,9 +325,17 @@ def commands(folder):
     return {
         "train": (lambda *texts: load_config(base, texts), "data.instruction", "data.eval"),
         "sft": (lambda *texts: load_config(sft, texts, SFTConfig), "data.instruction", "tracking.uri"),
-        "sweep": (lambda *texts: base_config(load_sweep(sweep, texts)), "settings.data.instruction", "settings.tracking.uri"),
+        "sweep": (
+            lambda *texts: base_config(load_sweep(sweep, texts)),
+            "settings.data.instruction",
+            "settings.tracking.uri",
+        ),
         "eval": (lambda *texts: load_eval(None, {}, texts), "instruction", "tracking.uri"),
-        "serve": (lambda *texts: serve_config(["owner/model"], {"keys_file": "keys"}, texts), None, "keys_file"),
+        "serve": (
+            lambda *texts: serve_config(["owner/model"], {"keys_file": "keys"}, texts),
+            None,
+            "keys_file",
+        ),
     }
 
 
@@ -299,7 +368,10 @@ def test_every_command_refuses_a_malformed_override_in_the_same_words(tmp_path, 
         read(f"{optional}=[1")
 
 
-@pytest.mark.parametrize(("command", "key"), [("sft", "learning.gpus_per_rank"), ("eval", "rollout.gpus"), ("serve", "engine.gpus")])
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("sft", "learning.gpus_per_rank"), ("eval", "rollout.gpus"), ("serve", "engine.gpus")],
+)
 def test_parts_of_several_gpus_are_refused_by_every_command(tmp_path, command, key):
     with pytest.raises(ConfigError, match=f"{key}: is 1.5, but only a single GPU can be shared: use 2"):
         commands(tmp_path)[command][0](f"{key}=1.5")
@@ -332,7 +404,13 @@ def test_malformed_override(load, override, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), ("run: [", "not valid YAML"), ("- a\n", "but is list"), ("", "but is NoneType")]
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("run: [", "not valid YAML"),
+        ("- a\n", "but is list"),
+        ("", "but is NoneType"),
+    ],
 )
 def test_unusable_file(tmp_path, content, message):
     file = tmp_path / "config.yaml"
@@ -344,7 +422,12 @@ def test_unusable_file(tmp_path, content, message):
 
 
 def test_the_resolved_configuration_loads_to_the_same(load, tmp_path):
-    config = load("loss.c_ref=-20.5", "rollout.engine_args={block_size: 16, nested: {a: [1]}}", "data.eval=test.jsonl", "run.dir=/tmp/x")
+    config = load(
+        "loss.c_ref=-20.5",
+        "rollout.engine_args={block_size: 16, nested: {a: [1]}}",
+        "data.eval=test.jsonl",
+        "run.dir=/tmp/x",
+    )
     file = tmp_path / "resolved.yaml"
     file.write_text(dump_config(config))
     assert load_config(file, [], RunConfig) == config
@@ -375,4 +458,9 @@ def test_a_configuration_does_not_change_after_validation(load):
 
 def test_configuration_imports_neither_torch_nor_ray():
     code = "import sys, orchestrator.config; print(*{'torch', 'ray', 'transformers', 'vllm', 'mlflow', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )

@@ -22,7 +22,10 @@ def write_journal(folder, name, training=None, evaluations=None, status="FINISHE
     """`training` and `evaluations` are values by step."""
     folder.mkdir(parents=True, exist_ok=True)
     events = [{"event": "start", "time": 0, "run_name": name}]
-    events += [{"event": "step", "time": step, "step": step, "values": values} for step, values in (training or {}).items()]
+    events += [
+        {"event": "step", "time": step, "step": step, "values": values}
+        for step, values in (training or {}).items()
+    ]
     for step, values in (evaluations or {}).items():
         values = {f"eval/{set_name}/{key}": value for key, value in values.items()}
         events.append(
@@ -70,7 +73,9 @@ def write_samples(folder, rows, set_name="test", step=60):
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     types = {"sample": pa.int32(), "score": pa.float32(), "finished": pa.bool_(), "tokens": pa.int32()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in table[0]])
-    pq.write_table(pa.Table.from_pylist(table, schema), folder / "evaluations" / f"{set_name}-{step:06d}.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(table, schema), folder / "evaluations" / f"{set_name}-{step:06d}.parquet"
+    )
 
 
 def training_values(random, step, skill, score_skill):
@@ -132,9 +137,20 @@ def made_up_samples(random, count, accuracy, spread):
         right = random.random() < accuracy
         finished = random.random() > 0.03
         answer = str(min(a, b) if right else min(a, b) + 1)
-        tries = ";".join(f"{int(x)}+{int(y)}={int(x + y)}>{a + b}" for x, y in random.integers(11, 49, (int(random.integers(0, 5)), 2)))
-        response = NASTY if number == 3 else f"{tries};{answer}+{max(a, b)}={a + b};\\boxed{{{answer}}}" if finished else tries * 3
-        status = "timeout" if number == 5 else "no_answer" if not finished else "correct" if right else "wrong"
+        tries = ";".join(
+            f"{int(x)}+{int(y)}={int(x + y)}>{a + b}"
+            for x, y in random.integers(11, 49, (int(random.integers(0, 5)), 2))
+        )
+        response = (
+            NASTY
+            if number == 3
+            else f"{tries};{answer}+{max(a, b)}={a + b};\\boxed{{{answer}}}"
+            if finished
+            else tries * 3
+        )
+        status = (
+            "timeout" if number == 5 else "no_answer" if not finished else "correct" if right else "wrong"
+        )
         score = float(random.normal(0.5 + spread * (1 if right else -1), 0.22)) if finished else math.nan
         rows.append(
             {
@@ -151,7 +167,9 @@ def made_up_samples(random, count, accuracy, spread):
     return rows
 
 
-def write_sweep(folder, betas=(0.05, 0.1, 0.2), alphas=(0.1, 0.5, 1.0), seeds=(0, 1), steps=60, branch=30, samples=240):
+def write_sweep(
+    folder, betas=(0.05, 0.1, 0.2), alphas=(0.1, 0.5, 1.0), seeds=(0, 1), steps=60, branch=30, samples=240
+):
     """A sweep in which a trial failed, one was pruned, one is running and one is pending; a trunk a seed."""
     random = np.random.default_rng(7)
     trials, objectives = [], {}
@@ -174,10 +192,19 @@ def write_sweep(folder, betas=(0.05, 0.1, 0.2), alphas=(0.1, 0.5, 1.0), seeds=(0
                 }.get(place, "finished")
                 name = f"beta_v={beta},alpha={alpha},seed={seed}"
                 last = {"failed": 36, "pruned": 45, "running": 50, "pending": 0}.get(status, steps)
-                quality = 0.1 - 0.5 * abs(math.log10(beta / 0.1)) * 0.4 + 0.06 * (alpha == 0.5) + float(random.normal(0, 0.01))
+                quality = (
+                    0.1
+                    - 0.5 * abs(math.log10(beta / 0.1)) * 0.4
+                    + 0.06 * (alpha == 0.5)
+                    + float(random.normal(0, 0.01))
+                )
                 figures = evaluation_values(0.55 + quality, 0.62 + quality) if last >= 45 else {}
                 value = (figures["accuracy"] + figures["self_verification_f1"]) / 2 if figures else None
-                error = "RunError: a learner rank died 3 times; see worker-<7>.err" if status == "failed" else None
+                error = (
+                    "RunError: a learner rank died 3 times; see worker-<7>.err"
+                    if status == "failed"
+                    else None
+                )
                 trials.append(
                     {
                         "name": name,
@@ -191,7 +218,9 @@ def write_sweep(folder, betas=(0.05, 0.1, 0.2), alphas=(0.1, 0.5, 1.0), seeds=(0
                         "error": error,
                         "mlflow_run_id": None,
                         "trunk": f"t{seed}",
-                        "metrics": {key: figures.get(key) for key in evaluation_values(0, 0)} if figures else {},
+                        "metrics": {key: figures.get(key) for key in evaluation_values(0, 0)}
+                        if figures
+                        else {},
                     }
                 )
                 if status == "pending":
@@ -199,14 +228,21 @@ def write_sweep(folder, betas=(0.05, 0.1, 0.2), alphas=(0.1, 0.5, 1.0), seeds=(0
                 if status == "finished":
                     objectives.setdefault((beta, alpha), []).append((value, name))
                 trial = folder / "trials" / name
-                curves = {step: training_values(random, step, 0.4 + quality, 0.2 + quality) for step in range(branch + 1, last + 1)}
+                curves = {
+                    step: training_values(random, step, 0.4 + quality, 0.2 + quality)
+                    for step in range(branch + 1, last + 1)
+                }
                 grown = {
-                    step: evaluation_values(0.45 + (0.1 + quality) * (step - 30) / 30, 0.5 + (0.12 + quality) * (step - 30) / 30)
+                    step: evaluation_values(
+                        0.45 + (0.1 + quality) * (step - 30) / 30, 0.5 + (0.12 + quality) * (step - 30) / 30
+                    )
                     for step in range(40, last + 1, 10)
                 }
                 write_journal(trial, name, curves, grown, None if status == "running" else "FINISHED")
                 write_config(trial, run__seed=seed, loss__beta_v=beta, loss__alpha=alpha)
-                (trial / "branch.json").write_text(json.dumps({"trunk": f"../../trunks/t{seed}", "step": branch, "trunk_run_id": "x"}))
+                (trial / "branch.json").write_text(
+                    json.dumps({"trunk": f"../../trunks/t{seed}", "step": branch, "trunk_run_id": "x"})
+                )
                 if figures:
                     write_samples(
                         trial,

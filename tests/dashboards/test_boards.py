@@ -18,7 +18,11 @@ from orchestrator.training.live_metrics import METRICS, Histogram
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARDS = REPOSITORY / "dashboards"
 BOARDS = {path.stem: json.loads(path.read_text()) for path in (DASHBOARDS / "grafana").glob("*.json")}
-RULES = [rule for group in yaml.safe_load((DASHBOARDS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+RULES = [
+    rule
+    for group in yaml.safe_load((DASHBOARDS / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
 MONITORING = (REPOSITORY / "docs" / "monitoring.md").read_text()
 
 OTHERS_METRICS = {
@@ -29,7 +33,19 @@ OTHERS_METRICS = {
     "ray_node_disk_utilization_percentage", "ray_object_store_used_memory", "ray_object_store_available_memory",
 }  # fmt: skip
 
-_WORDS = {"and", "or", "unless", "bool", "offset", "by", "without", "on", "ignoring", "group_left", "group_right"}
+_WORDS = {
+    "and",
+    "or",
+    "unless",
+    "bool",
+    "offset",
+    "by",
+    "without",
+    "on",
+    "ignoring",
+    "group_left",
+    "group_right",
+}
 
 
 def metrics_in(expression: str) -> set[str]:
@@ -37,7 +53,11 @@ def metrics_in(expression: str) -> set[str]:
     expression = re.sub(r'"[^"]*"', "", expression)
     expression = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", expression)
     expression = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", expression)
-    return {name for name in re.findall(r"(?<![\w.])([a-zA-Z_:][\w:]*)(?!\s*\(|[\w:])", expression) if name not in _WORDS}
+    return {
+        name
+        for name in re.findall(r"(?<![\w.])([a-zA-Z_:][\w:]*)(?!\s*\(|[\w:])", expression)
+        if name not in _WORDS
+    }
 
 
 def panels(board: dict) -> list[dict]:
@@ -55,7 +75,12 @@ def queried(board: dict) -> str:
 
 def named() -> set[str]:
     """Every metric on a board or in a rule, but those that rules record."""
-    of_boards = {name for board in BOARDS.values() for text in [*expressions(board), queried(board)] for name in metrics_in(text)}
+    of_boards = {
+        name
+        for board in BOARDS.values()
+        for text in [*expressions(board), queried(board)]
+        for name in metrics_in(text)
+    }
     of_rules = {name for rule in RULES for name in metrics_in(rule["expr"])}
     return of_boards | of_rules - {rule.get("record") for rule in RULES} - {None}
 
@@ -63,7 +88,10 @@ def named() -> set[str]:
 def of_runs() -> dict[str, set[str]]:
     """Names in Prometheus of each metric of a run."""
     parts = ("_bucket", "_count", "_sum")
-    return {name: {f"ray_{name}{part}" for part in (parts if metric.kind is Histogram else ("",))} for name, metric in METRICS.items()}
+    return {
+        name: {f"ray_{name}{part}" for part in (parts if metric.kind is Histogram else ("",))}
+        for name, metric in METRICS.items()
+    }
 
 
 def of_service() -> dict[str, set[str]]:
@@ -90,15 +118,15 @@ RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 def promtool(*arguments: str) -> None:
     program = shutil.which("promtool")
     if program is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus): rules and expressions were not checked")
+        pytest.skip(
+            "promtool is not installed (Debian: apt-get install prometheus): rules and expressions were not checked"
+        )
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_metrics_in_an_expression():
-    expression = (
-        'sum by (run, le) (rate(a_b:c{x="y"}[5m])) / on () (d or vector(0)) > 0.05 * time() and e offset 1d unless on (run) 1e3 < f'
-    )
+    expression = 'sum by (run, le) (rate(a_b:c{x="y"}[5m])) / on () (d or vector(0)) > 0.05 * time() and e offset 1d unless on (run) 1e3 < f'
     assert metrics_in(expression) == {"a_b:c", "d", "e", "f"}
 
 
@@ -113,7 +141,9 @@ def test_every_metric_is_on_a_board_or_in_a_rule():
 
 
 def test_a_score_histogram_has_no_sum_and_the_recorded_mean_fits_its_buckets():
-    assert "laser_self_reward_sum" not in of_service()["laser_self_reward"], "negative buckets: hence the mean from the buckets"
+    assert "laser_self_reward_sum" not in of_service()["laser_self_reward"], (
+        "negative buckets: hence the mean from the buckets"
+    )
     assert [round(second - first, 9) for first, second in itertools.pairwise(SCORES)] == [0.1] * 20
     assert SCORES[-1] == 1.5, "1.55 is the middle of the bucket after the last bound"
     assert 0.5 in SCORES, "the share called correct is read at this bound"
@@ -124,7 +154,11 @@ def test_every_panel_explains_itself_and_asks_the_chosen_datasource(name):
     board = BOARDS[name]
     assert board["uid"] == f"laser-{name}"
     datasource, variable = board["templating"]["list"]
-    assert (datasource["name"], datasource["type"], datasource["query"]) == ("datasource", "datasource", "prometheus")
+    assert (datasource["name"], datasource["type"], datasource["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
     for panel in panels(board):
         title = panel["title"]
@@ -170,7 +204,9 @@ def test_the_documentation_has_every_metric_and_alert():
     tables = dict(re.findall(r"^\| `([\w:]+)`[^|]*\| ([^|]+) \|", MONITORING, re.MULTILINE))
     described = {f"ray_{name}": metric.about for name, metric in METRICS.items()}
     assert {name: about for name, about in tables.items() if name.startswith("ray_laser_")} == described
-    assert {name for name in tables if name.startswith("Laser")} == {rule["alert"] for rule in RULES if "alert" in rule}
+    assert {name for name in tables if name.startswith("Laser")} == {
+        rule["alert"] for rule in RULES if "alert" in rule
+    }
 
 
 def test_prometheus_takes_its_configuration_and_rules():

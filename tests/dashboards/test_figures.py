@@ -49,7 +49,9 @@ def test_reliability_bins_by_hand():
 
 
 def test_histograms_count_each_class_and_what_lies_beyond():
-    edges, right, wrong = histograms(scores_of(("correct", 0.51), ("correct", 9.0), ("wrong", -9.0), ("timeout", 0.5), ("wrong", None)))
+    edges, right, wrong = histograms(
+        scores_of(("correct", 0.51), ("correct", 9.0), ("wrong", -9.0), ("timeout", 0.5), ("wrong", None))
+    )
     assert (edges[0], edges[-1], len(right)) == (-0.5, 1.5, 40)
     assert [number for number, count in enumerate(right) if count] == [20, 39]  # [0.5, 0.55) and the last
     assert [number for number, count in enumerate(wrong) if count] == [0]
@@ -65,7 +67,9 @@ def test_the_most_confident_mistakes_come_first_and_those_without_a_score_last()
         ("wrong", 0.7),  # 5: off by 0.7
         ("no_answer", 0.75),  # 6: a wrong one too
     )
-    assert off_by(scores).tolist() == pytest.approx([math.nan, 0.1, 1.0, 1.0, math.nan, 0.7, 0.75], nan_ok=True)
+    assert off_by(scores).tolist() == pytest.approx(
+        [math.nan, 0.1, 1.0, 1.0, math.nan, 0.7, 0.75], nan_ok=True
+    )
     assert choose_samples(scores).tolist() == [2, 3, 6, 5, 1, 0, 4]
 
 

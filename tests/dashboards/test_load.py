@@ -15,7 +15,9 @@ from tests.dashboards.folders import write_journal
 
 
 def test_a_branched_trial_has_its_trunks_curve_up_to_the_branch(tmp_path):
-    trunk = {step: {"train/accuracy": step / 100} for step in (1, 2, 3, 4)}  # the trunk went on beyond the branch
+    trunk = {
+        step: {"train/accuracy": step / 100} for step in (1, 2, 3, 4)
+    }  # the trunk went on beyond the branch
     write_journal(tmp_path / "trunks/t0", "t0", trunk, {0: {"accuracy": 0.25}, 4: {"accuracy": 0.9}})
     trial = tmp_path / "trials/a"
     write_journal(

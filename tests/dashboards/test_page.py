@@ -16,7 +16,9 @@ import pytest
 from tests.dashboards.folders import NASTY, embedded, html_of, visible_text, write_journal, write_samples
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 
 
 class Tags(HTMLParser):
@@ -34,12 +36,18 @@ class Tags(HTMLParser):
 def test_the_page_loads_nothing_and_forbids_loading(sweep_folder, tmp_path):
     html = html_of([sweep_folder], tmp_path)
     tags = Tags(html).found
-    assert [attributes for _, attributes in tags if attributes.keys() & {"src", "href", "srcset", "data"}] == []
+    assert [
+        attributes for _, attributes in tags if attributes.keys() & {"src", "href", "srcset", "data"}
+    ] == []
     assert {tag for tag, _ in tags}.isdisjoint({"link", "img", "iframe", "object", "embed", "base"})
     style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
     assert "url(" not in style
     assert "@import" not in style
-    policy = next(attributes["content"] for tag, attributes in tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        attributes["content"]
+        for tag, attributes in tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy.partition("style-src")[0]
     assert html.count("plotly.js v") == 1
@@ -65,7 +73,9 @@ def test_a_solution_cannot_break_out_of_the_page(run_folder, tmp_path):
 def test_names_and_errors_are_escaped(sweep_folder, tmp_path):
     shutil.copytree(sweep_folder, tmp_path / "copy")
     results = json.loads((tmp_path / "copy/results.json").read_text())
-    results["name"] = results["trials"][0]["name"] = results["trials"][0]["error"] = results["trials"][0]["point"]["loss.alpha"] = NASTY
+    results["name"] = results["trials"][0]["name"] = results["trials"][0]["error"] = results["trials"][0][
+        "point"
+    ]["loss.alpha"] = NASTY
     results["trials"][0]["metrics"]["auroc"] = math.nan
     (tmp_path / "copy/results.json").write_text(json.dumps(results))
     tags = Tags(html_of([tmp_path / "copy"], tmp_path)).found
@@ -104,15 +114,21 @@ def test_undefined_numbers_are_null_in_the_page(run_folder, tmp_path):
 
 def test_the_report_starts_without_torch():
     code = "import sys, dashboards.report; print('torch' in sys.modules)"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert printed.strip() == "False", "importing torch takes seconds, and a wrong folder is to be refused at once"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert printed.strip() == "False", (
+        "importing torch takes seconds, and a wrong folder is to be refused at once"
+    )
 
 
 def test_whatever_the_page_is_made_of_is_installed_with_the_package():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     files = {path.name for path in (ROOT / "dashboards" / "report").iterdir() if path.is_file()}
     assert "dashboards.report" in setup["packages"]
-    assert set(setup["package-data"]["dashboards.report"]) == {name for name in files if not name.endswith(".py")}
+    assert set(setup["package-data"]["dashboards.report"]) == {
+        name for name in files if not name.endswith(".py")
+    }
 
 
 def test_a_single_run_says_from_where_to_where_it_came(run_folder, tmp_path):

@@ -27,13 +27,17 @@ def tokenizer():
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>", additional_special_tokens=SPECIAL[2:])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", unk_token="<unk>", additional_special_tokens=SPECIAL[2:]
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
 def write(path, *rows):
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -57,7 +61,9 @@ def as_json_array(folder):
 
 
 def as_parquet(folder):
-    pq.write_table(pa.Table.from_pylist([{**row, "answer": str(row["answer"])} for row in ROWS]), folder / "data.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "answer": str(row["answer"])} for row in ROWS]), folder / "data.parquet"
+    )
     return str(folder / "data.parquet")
 
 
@@ -73,7 +79,9 @@ def as_data_set_folder(folder):
     return str(folder / "plain")
 
 
-@pytest.mark.parametrize("form", [as_json_lines, as_json_array, as_parquet, as_saved_data_set, as_data_set_folder])
+@pytest.mark.parametrize(
+    "form", [as_json_lines, as_json_array, as_parquet, as_saved_data_set, as_data_set_folder]
+)
 def test_the_same_problems_from_every_form(form, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     problems = load(form(tmp_path))
@@ -104,7 +112,10 @@ GOOD = {"problem": "1+1=", "answer": "2"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([GOOD, {"question": "1", "answer": "2"}], r"line 2: no field 'problem'; its fields are 'question', 'answer'.*data\.problem_field"),
+        (
+            [GOOD, {"question": "1", "answer": "2"}],
+            r"line 2: no field 'problem'; its fields are 'question', 'answer'.*data\.problem_field",
+        ),
         ([GOOD, {"problem": "1"}], r"line 2: no field 'answer'.*data\.answer_field"),
         ([GOOD, "\n", {"problem": "1", "answer": " "}], "line 3: 'answer' is empty"),
         ([{"problem": "1", "answer": None}], "line 1: 'answer' is None"),
@@ -147,7 +158,9 @@ def test_prompts_that_are_too_long_are_dropped_and_counted(tokenizer, tmp_path):
     assert (len(prompts), prompts.dropped) == (2, 1)
     assert [len(problem.text) for problem in prompts.problems] == [3, 8]
     assert prompts.token_ids(1) == render_prompt(tokenizer, "a" * 8, "")
-    with pytest.raises(DataError, match=r"none of the 3 problems fits rollout\.max_prompt_tokens=4: .* has 5 tokens"):
+    with pytest.raises(
+        DataError, match=r"none of the 3 problems fits rollout\.max_prompt_tokens=4: .* has 5 tokens"
+    ):
         PromptSet(tokenizer, problems, "", max_prompt_tokens=4)
 
 
@@ -164,7 +177,12 @@ def test_every_problem_comes_once_an_epoch(size, seed, epochs, n):
         assert sorted(drawn[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-@given(size=SIZES, seed=st.integers(0, 5), before=st.lists(st.integers(0, 40), max_size=5), after=st.integers(0, 70))
+@given(
+    size=SIZES,
+    seed=st.integers(0, 5),
+    before=st.lists(st.integers(0, 40), max_size=5),
+    after=st.integers(0, 70),
+)
 def test_an_order_resumed_anywhere_goes_on_the_same(size, seed, before, after):
     order = PromptOrder(size, seed)
     for n in before:
@@ -199,7 +217,9 @@ def test_a_single_token_resolves_special_or_not(tokenizer):
 
 
 def test_a_token_that_splits_is_refused_with_its_pieces_and_what_could_serve(tokenizer):
-    with pytest.raises(ConfigError, match=r"'yes' is no single token: it becomes 'y' \(\d+\), 'e' \(\d+\), 's' \(\d+\)") as caught:
+    with pytest.raises(
+        ConfigError, match=r"'yes' is no single token: it becomes 'y' \(\d+\), 'e' \(\d+\), 's' \(\d+\)"
+    ) as caught:
         resolve_token(tokenizer, "yes")
     assert str(caught.value).endswith("nothing else uses: <|reserved_0|>, <|vision|>")
 

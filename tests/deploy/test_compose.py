@@ -47,7 +47,11 @@ def test_it_fits_the_schema():
 
 def test_the_schema_would_notice():
     schema = json.loads((ROOT / "tests" / "compose-spec.json").read_text())
-    for wrong in ({"restarts": "always"}, {"depends_on": {"head": {"condition": "healthy"}}}, {"mem_limit": {"max": 1}}):
+    for wrong in (
+        {"restarts": "always"},
+        {"depends_on": {"head": {"condition": "healthy"}}},
+        {"mem_limit": {"max": 1}},
+    ):
         broken = {**COMPOSE, "services": {**SERVICES, "head": {**SERVICES["head"], **wrong}}}
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, schema)
@@ -71,7 +75,9 @@ def test_every_service_is_bounded_and_supervised(name):
 def test_dependencies_are_services_that_can_meet_their_condition():
     for name, service in SERVICES.items():
         for other, how in service.get("depends_on", {}).items():
-            wanted = "service_completed_successfully" if SERVICES[other]["restart"] == "no" else "service_healthy"
+            wanted = (
+                "service_completed_successfully" if SERVICES[other]["restart"] == "no" else "service_healthy"
+            )
             assert how["condition"] == wanted, f"{name} on {other}"
             assert "profiles" not in SERVICES[other], f"{other} is there in every profile"
 
@@ -101,7 +107,9 @@ def test_profiles():
         gpu = "gpu" in service.get("profiles", [])
         assert ("deploy" in service) == gpu
         assert service["image"].endswith("-gpu") == gpu, name
-        assert service.get("build", {}).get("target") == (service["image"].rpartition("-")[2] if "build" in service else None)
+        assert service.get("build", {}).get("target") == (
+            service["image"].rpartition("-")[2] if "build" in service else None
+        )
 
 
 def test_images_of_our_own_have_the_version_of_the_project():
@@ -112,7 +120,11 @@ def test_images_of_our_own_have_the_version_of_the_project():
 
 def test_secrets_have_no_default_and_are_all_in_the_example():
     required = {found[1] for found in VARIABLE.finditer(TEXT) if found[2] == "?"}
-    assert required == set(SECRETS) == {"RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_PASSWORD"}
+    assert (
+        required
+        == set(SECRETS)
+        == {"RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_PASSWORD"}
+    )
     assert all(found[2] for found in VARIABLE.finditer(TEXT)), "every variable is required or has a default"
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
@@ -146,7 +158,9 @@ def test_nodes_are_started_with_options_that_ray_knows(name):
     assert options["block"]
     assert options["metrics_export_port"] == 8080
     assert options["head"] == (name == "head")
-    assert options["object_store_memory"] < size(SERVICES[name]["shm_size"]) < size(SERVICES[name]["mem_limit"])
+    assert (
+        options["object_store_memory"] < size(SERVICES[name]["shm_size"]) < size(SERVICES[name]["mem_limit"])
+    )
     if name == "head":
         assert (int(options["port"]), int(options["dashboard_port"]), options["num_cpus"]) == (6379, 8265, 0)
     else:
@@ -160,7 +174,10 @@ def test_nodes_are_started_with_options_that_ray_knows(name):
 
 
 def test_gpu_workers_have_no_gpu_in_common():
-    visible = [SERVICES[name]["environment"]["CUDA_VISIBLE_DEVICES"].split(",") for name in ("rollout-gpu", "learner-gpu")]
+    visible = [
+        SERVICES[name]["environment"]["CUDA_VISIBLE_DEVICES"].split(",")
+        for name in ("rollout-gpu", "learner-gpu")
+    ]
     assert not set(visible[0]) & set(visible[1])
 
 
@@ -197,16 +214,22 @@ class TestDockerCompose:
         for program in candidates:
             if (
                 shutil.which(program[0])
-                and not subprocess.run([*program, "version"], capture_output=True, timeout=20, check=False).returncode
+                and not subprocess.run(
+                    [*program, "version"], capture_output=True, timeout=20, check=False
+                ).returncode
             ):
                 return program
-        pytest.skip("no docker compose here: docker-compose.yml was checked against the schema and our own rules alone")
+        pytest.skip(
+            "no docker compose here: docker-compose.yml was checked against the schema and our own rules alone"
+        )
 
     @staticmethod
     def config(compose, environment: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         clean = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent"}
         command = [shutil.which(compose[0]), *compose[1:], "--env-file", str(environment), *arguments]
-        return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(
+            command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=30, check=False
+        )
 
     @pytest.fixture
     def environment(self, tmp_path):
@@ -223,7 +246,9 @@ class TestDockerCompose:
             assert service.get("command") == SERVICES[name].get("command")
             assert service["image"] == SERVICES[name]["image"]
 
-    @pytest.mark.parametrize(("profile", "workers"), [("cpu", {"rollout", "learner"}), ("gpu", {"rollout-gpu", "learner-gpu"})])
+    @pytest.mark.parametrize(
+        ("profile", "workers"), [("cpu", {"rollout", "learner"}), ("gpu", {"rollout-gpu", "learner-gpu"})]
+    )
     def test_a_profile_chooses_the_workers(self, compose, environment, profile, workers):
         environment.write_text(environment.read_text() + f"COMPOSE_PROFILES={profile}\n")
         found = self.config(compose, environment, "config", "--services")

@@ -26,7 +26,8 @@ from orchestrator.jobs.submission import STOP_WAIT_S
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LOCK = {
-    canonicalize_name(name): version for name, version in (line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+    canonicalize_name(name): version
+    for name, version in (line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
 }
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 JOB = yaml.safe_load((ROOT / "deploy/kuberay/job.yaml").read_text())
@@ -58,7 +59,10 @@ def nodes(cluster: dict) -> list[Resources]:
     found = []
     for group, _, container in pods(cluster):
         limits, started = container["resources"]["limits"], group["rayStartParams"]
-        node = {"CPU": float(started.get("num-cpus", limits["cpu"])), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+        node = {
+            "CPU": float(started.get("num-cpus", limits["cpu"])),
+            "GPU": float(limits.get("nvidia.com/gpu", 0)),
+        }
         # KubeRay puts the value on a command line: it is quoted for the shell.
         node |= json.loads(json.loads(started.get("resources", '"{}"')))
         found += [node] * group.get("replicas", 1)
@@ -67,7 +71,10 @@ def nodes(cluster: dict) -> list[Resources]:
 
 def test_one_lock_pins_every_requirement_of_every_extra():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    texts = [
+        *project["dependencies"],
+        *(text for extra in project["optional-dependencies"].values() for text in extra),
+    ]
     for requirement in map(Requirement, texts):
         if requirement.name == project["name"]:
             continue
@@ -83,7 +90,10 @@ def test_the_lock_suits_what_the_engines_pin():
 
 def test_images_are_pinned_and_run_by_nobody_special():
     outside = re.findall(r"^FROM (\S+:\S+)|--from=(\S+:\S+)", DOCKERFILE, re.MULTILINE)
-    assert [first or second for first, second in outside] == ["python:3.11.14-slim-bookworm", "nvidia/cuda:13.0.1-devel-ubuntu24.04"]
+    assert [first or second for first, second in outside] == [
+        "python:3.11.14-slim-bookworm",
+        "nvidia/cuda:13.0.1-devel-ubuntu24.04",
+    ]
     for name in ("cpu", "gpu", "mlflow"):
         users = [line for line in stages()[name] if line.startswith("USER ")]
         assert users == ["USER laser"], name
@@ -95,8 +105,12 @@ def test_packages_come_before_code_and_from_the_lock():
         install, code = lines.index(f"RUN scripts/install .venv {name}"), lines.index("COPY . .")
         assert install < code
         copied = [line for line in lines[:install] if line.startswith("COPY ") and "--from" not in line]
-        assert copied == ["COPY pyproject.toml requirements.lock ./", "COPY scripts/install scripts/"], "else any change makes them anew"
-        assert any("g++" in line for line in lines if line.startswith("RUN apt-get")), "DeepSpeed compiles at run time"
+        assert copied == ["COPY pyproject.toml requirements.lock ./", "COPY scripts/install scripts/"], (
+            "else any change makes them anew"
+        )
+        assert any("g++" in line for line in lines if line.startswith("RUN apt-get")), (
+            "DeepSpeed compiles at run time"
+        )
     assert "RUN pip install --constraint requirements.lock mlflow boto3 psycopg2-binary" in stages()["mlflow"]
 
 
@@ -107,7 +121,11 @@ def test_nvcc_is_of_the_cuda_that_torch_was_built_with():
 
 
 def test_nothing_but_code_gets_into_an_image():
-    everything, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    everything, *rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert everything == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
@@ -164,7 +182,10 @@ def test_the_job_holds_its_run_and_puts_each_pool_on_its_group():
     assert bundles.learners == [{"CPU": 8.0, "GPU": 4.0, "learner": 4.0}], "all ranks on one node"
     assert bundles.total("GPU") == sum(node["GPU"] for node in nodes(cluster)), "no GPU is left over"
     for needed in cluster["workerGroupSpecs"]:
-        without = {**cluster, "workerGroupSpecs": [group for group in cluster["workerGroupSpecs"] if group is not needed]}
+        without = {
+            **cluster,
+            "workerGroupSpecs": [group for group in cluster["workerGroupSpecs"] if group is not needed],
+        }
         with pytest.raises(ConfigError, match=f"of {needed['groupName']}, but 0 are there"):
             bundles_for(config, nodes(without))
 
@@ -186,7 +207,11 @@ def test_the_service_is_one_that_ray_serve_and_we_accept():
     assert front.models == [replica.name]
     trained = recipe(JOB["spec"]["entrypoint"])
     assert replica.model == str(trained.folder), "what the job has trained"
-    mounts = [mount["mountPath"] for _, _, container in pods(CLUSTERS["service"]) for mount in container["volumeMounts"]]
+    mounts = [
+        mount["mountPath"]
+        for _, _, container in pods(CLUSTERS["service"])
+        for mount in container["volumeMounts"]
+    ]
     assert str(front.keys_file.parent) in mounts
     gpus = sum(node["GPU"] for node in nodes(CLUSTERS["service"]))
     # Before old replicas stop, new ones start beside them.
@@ -199,7 +224,9 @@ def test_the_service_has_the_settings_of_the_one_without_kubernetes():
     config = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
     for key in ("proxy_location", "http_options", "controller_options"):
         assert config[key] == without[key]
-    assert [app["import_path"] for app in config["applications"]] == [app["import_path"] for app in without["applications"]]
+    assert [app["import_path"] for app in config["applications"]] == [
+        app["import_path"] for app in without["applications"]
+    ]
 
 
 def test_the_commands_of_the_docs_are_accepted_and_their_runs_fit_where_they_say():

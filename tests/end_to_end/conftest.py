@@ -76,7 +76,9 @@ class Laser:
     def wait_for(self, path: Path, process: subprocess.Popen, timeout_s: float = 480) -> None:
         deadline = time.monotonic() + timeout_s
         while not path.exists():
-            assert process.poll() is None, f"the command ended before it wrote {path}: {process.stdout.read()}"
+            assert process.poll() is None, (
+                f"the command ended before it wrote {path}: {process.stdout.read()}"
+            )
             assert time.monotonic() < deadline, f"no {path} within {timeout_s} s"
             time.sleep(0.05)
 
@@ -86,7 +88,11 @@ class Laser:
 
     def kill_actor(self, process: subprocess.Popen, name: str) -> None:
         """kill -9 of one actor."""
-        actors = [p for p in psutil.Process(process.pid).children(recursive=True) if any(name in part for part in p.cmdline())]
+        actors = [
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if any(name in part for part in p.cmdline())
+        ]
         actors[-1].kill()
 
 
@@ -102,22 +108,36 @@ class RayCluster:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie in it, whose names are bounded
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="ray-")
+        )  # a short path: sockets lie in it, whose names are bounded
         self.token = secrets.token_hex(24)
         self.nodes: list[subprocess.Popen] = []
         self.started = 0
-        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "COLUMNS": "160", "NO_COLOR": "1"}
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "COLUMNS": "160",
+            "NO_COLOR": "1",
+        }
         self.environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
     def start(self, cpus: float, resources: dict[str, float] | None = None) -> None:
         """The head, with a dashboard and its job server."""
         port, dashboard = _free_port(), _free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-        ports = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={_free_port()}"]
+        ports = [
+            "--head",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={_free_port()}",
+        ]
         self._start_node([*ports, "--include-dashboard=true"], cpus, resources)
         self._wait_for_head()
 
-    def add_node(self, cpus: float, resources: dict[str, float] | None = None, command: tuple[str, ...] = ()) -> subprocess.Popen:
+    def add_node(
+        self, cpus: float, resources: dict[str, float] | None = None, command: tuple[str, ...] = ()
+    ) -> subprocess.Popen:
         """One more node; `command` is what `ray start` is called through, such as `unshare`. Returns when the cluster knows it."""
         before = {node["node_id"] for node in self.alive_nodes()}
         node = self._start_node([f"--address={self.address}"], cpus, resources, command)
@@ -149,15 +169,27 @@ class RayCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_node(
-        self, arguments: list[str], cpus: float, resources: dict[str, float] | None, command: tuple[str, ...] = ()
+        self,
+        arguments: list[str],
+        cpus: float,
+        resources: dict[str, float] | None,
+        command: tuple[str, ...] = (),
     ) -> subprocess.Popen:
         ray = str(Path(sys.executable).parent / "ray")
         # Each with its own files, as on machines of their own: nodes unpack a job's code where the others would be reading it.
         files = f"--temp-dir={self.folder / str(self.started)}"
         self.started += 1
-        given = [files, f"--num-cpus={cpus}", f"--resources={json.dumps(resources or {})}", "--node-ip-address=127.0.0.1", "--block"]
+        given = [
+            files,
+            f"--num-cpus={cpus}",
+            f"--resources={json.dumps(resources or {})}",
+            "--node-ip-address=127.0.0.1",
+            "--block",
+        ]
         more = [f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
-        more += [f"--{name}={_free_port()}" for name in ("metrics-export-port", "dashboard-agent-listen-port")]
+        more += [
+            f"--{name}={_free_port()}" for name in ("metrics-export-port", "dashboard-agent-listen-port")
+        ]
         with (self.folder / "nodes.log").open("a") as log:
             node = subprocess.Popen(
                 [*command, ray, "start", *arguments, *given, *more],
@@ -177,7 +209,9 @@ class RayCluster:
             time.sleep(0.3)
 
     def _get(self, path: str) -> dict:
-        request = urllib.request.Request(f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        request = urllib.request.Request(
+            f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {self.token}"}
+        )
         with urllib.request.urlopen(request, timeout=10) as reply:
             return json.load(reply)
 

@@ -28,9 +28,17 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parents[2]
-POSTGRES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) if (path / "initdb").exists()), None)
+POSTGRES = next(
+    (
+        path
+        for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+        if (path / "initdb").exists()
+    ),
+    None,
+)
 SECRETS = {
-    name: secrets.token_hex(24) for name in ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_PASSWORD")
+    name: secrets.token_hex(24)
+    for name in ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "GRAFANA_PASSWORD")
 }
 SETTINGS = SECRETS | {"RAY_OBJECT_STORE_BYTES": "100000000", "ROLLOUT_CPUS": "1", "VERIFIER_CPUS": "1"}
 
@@ -58,7 +66,10 @@ def replaced(arguments: list[str], options: dict[str, str]) -> list[str]:
     """A service's arguments with other values for some of its options, each of which it must have."""
     names = [argument.partition("=")[0] for argument in arguments]
     assert set(options) <= set(names)
-    return [f"{name}={options[name]}" if name in options else argument for name, argument in zip(names, arguments, strict=True)]
+    return [
+        f"{name}={options[name]}" if name in options else argument
+        for name, argument in zip(names, arguments, strict=True)
+    ]
 
 
 def health_url(service: str, port: int) -> str:
@@ -74,7 +85,12 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> Itera
     program = shutil.which(command[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     with log.open("a") as output:
         started = subprocess.Popen(
-            [program, *command[1:]], env=os.environ | environment, stdout=output, stderr=output, cwd=log.parent, start_new_session=True
+            [program, *command[1:]],
+            env=os.environ | environment,
+            stdout=output,
+            stderr=output,
+            cwd=log.parent,
+            start_new_session=True,
         )
     try:
         yield started
@@ -87,7 +103,9 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> Itera
         started.wait()
 
 
-def wait_until(ready: Callable[[], bool], what: str, log: Path, started: subprocess.Popen, timeout_s: float = 90) -> None:
+def wait_until(
+    ready: Callable[[], bool], what: str, log: Path, started: subprocess.Popen, timeout_s: float = 90
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert started.poll() is None, f"{what}: the process ended: {log.read_text()[-3000:]}"
@@ -130,8 +148,15 @@ def database(folder: Path) -> Iterator[str]:
     password = folder / "password"
     password.write_text(service["POSTGRES_PASSWORD"])
     password.chmod(0o644)
-    initdb = [str(POSTGRES / "initdb"), f"--pgdata={data}", f"--username={service['POSTGRES_USER']}", f"--pwfile={password}"]
-    subprocess.run([*as_user, *initdb, "--auth=scram-sha-256"], check=True, capture_output=True, timeout=60, cwd="/")
+    initdb = [
+        str(POSTGRES / "initdb"),
+        f"--pgdata={data}",
+        f"--username={service['POSTGRES_USER']}",
+        f"--pwfile={password}",
+    ]
+    subprocess.run(
+        [*as_user, *initdb, "--auth=scram-sha-256"], check=True, capture_output=True, timeout=60, cwd="/"
+    )
     command = [*as_user, str(POSTGRES / "postgres"), f"-D{data}", f"-p{port}", "-h127.0.0.1", f"-k{data}"]
     with process(command, {}, folder / "postgres.log") as server:
         check = [*SERVICES["postgres"]["healthcheck"]["test"][1:], "--host=127.0.0.1", f"--port={port}"]
@@ -149,7 +174,9 @@ def database(folder: Path) -> Iterator[str]:
 
 
 def connect(port: int, name: str) -> psycopg2.extensions.connection:
-    return psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname=name, password=SECRETS["POSTGRES_PASSWORD"])
+    return psycopg2.connect(
+        host="127.0.0.1", port=port, user="mlflow", dbname=name, password=SECRETS["POSTGRES_PASSWORD"]
+    )
 
 
 @pytest.fixture
@@ -158,8 +185,15 @@ def store(folder: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     environment = {key: str(value) for key, value in SERVICES["mlflow"]["environment"].items()}
     environment["AWS_ENDPOINT_URL_S3"] = f"http://127.0.0.1:{port}"
-    with process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}, folder / "s3.log") as server:
-        wait_until(lambda: answers(environment["AWS_ENDPOINT_URL_S3"]) == 200, "S3 answers", folder / "s3.log", server)
+    with process(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {}, folder / "s3.log"
+    ) as server:
+        wait_until(
+            lambda: answers(environment["AWS_ENDPOINT_URL_S3"]) == 200,
+            "S3 answers",
+            folder / "s3.log",
+            server,
+        )
         yield environment
 
 
@@ -176,9 +210,22 @@ def test_mlflow_keeps_metrics_in_postgresql_and_artifacts_in_the_bucket(folder, 
     uri = f"http://127.0.0.1:{port}"
     arguments = SERVICES["mlflow"]["command"]
     given = next(argument for argument in arguments if argument.startswith("--backend-store-uri="))
-    backend = given.partition("=")[2].replace("postgres:5432", database) if database else f"sqlite:///{folder}/mlflow.db"
-    hosts = next(argument for argument in arguments if argument.startswith("--allowed-hosts=")).partition("=")[2].replace("5000", str(port))
-    options = {"--host": "127.0.0.1", "--port": str(port), "--backend-store-uri": backend, "--allowed-hosts": hosts}
+    backend = (
+        given.partition("=")[2].replace("postgres:5432", database)
+        if database
+        else f"sqlite:///{folder}/mlflow.db"
+    )
+    hosts = (
+        next(argument for argument in arguments if argument.startswith("--allowed-hosts="))
+        .partition("=")[2]
+        .replace("5000", str(port))
+    )
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--backend-store-uri": backend,
+        "--allowed-hosts": hosts,
+    }
     log = folder / "mlflow.log"
     with process(replaced(arguments, options), store, log) as server:
         wait_until(lambda: answers(health_url("mlflow", port)) == 200, "MLflow is healthy", log, server)
@@ -188,22 +235,43 @@ def test_mlflow_keeps_metrics_in_postgresql_and_artifacts_in_the_bucket(folder, 
         client.log_text(run, "a solution", "samples/one.txt")
         (point,) = client.get_metric_history(run, "train/accuracy")
         assert (point.value, point.step) == (0.75, 3)
-        assert Path(client.download_artifacts(run, "samples/one.txt", str(folder))).read_text() == "a solution"
-        assert answers(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", {"Host": "mlflow:" + str(port)}) == 200, "as nodes call it"
-        assert answers(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", {"Host": "elsewhere.example"}) == 403
+        assert (
+            Path(client.download_artifacts(run, "samples/one.txt", str(folder))).read_text() == "a solution"
+        )
+        assert (
+            answers(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", {"Host": "mlflow:" + str(port)})
+            == 200
+        ), "as nodes call it"
+        assert (
+            answers(f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", {"Host": "elsewhere.example"})
+            == 403
+        )
 
-    keys = {"aws_access_key_id": store["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": store["AWS_SECRET_ACCESS_KEY"]}
+    keys = {
+        "aws_access_key_id": store["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": store["AWS_SECRET_ACCESS_KEY"],
+    }
     s3 = boto3.client("s3", endpoint_url=store["AWS_ENDPOINT_URL_S3"], region_name="us-east-1", **keys)
     names = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket["command"][-1])["Contents"]]
-    assert any(name.startswith("artifacts/") and name.endswith(f"{run}/artifacts/samples/one.txt") for name in names), names
+    assert any(
+        name.startswith("artifacts/") and name.endswith(f"{run}/artifacts/samples/one.txt") for name in names
+    ), names
     if not database:
-        pytest.skip("no PostgreSQL is installed here: MLflow was tried on sqlite (Debian: apt-get install postgresql)")
+        pytest.skip(
+            "no PostgreSQL is installed here: MLflow was tried on sqlite (Debian: apt-get install postgresql)"
+        )
     with contextlib.closing(connect(int(database.partition(":")[2]), "mlflow")) as connection:
         cursor = connection.cursor()
         cursor.execute("select value, step from metrics where key = 'train/accuracy'")
         assert cursor.fetchall() == [(0.75, 3)]
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-        psycopg2.connect(host="127.0.0.1", port=int(database.partition(":")[2]), user="mlflow", dbname="mlflow", password="postgres")
+        psycopg2.connect(
+            host="127.0.0.1",
+            port=int(database.partition(":")[2]),
+            user="mlflow",
+            dbname="mlflow",
+            password="postgres",
+        )
 
 
 def test_head_and_workers_make_one_cluster_that_asks_for_the_token(folder):
@@ -214,11 +282,17 @@ def test_head_and_workers_make_one_cluster_that_asks_for_the_token(folder):
 
     def start(name: str, options: dict[str, str], *more: str):
         service = SERVICES[name]
-        environment = {key: str(value) for key, value in service["environment"].items()} | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        environment = {key: str(value) for key, value in service["environment"].items()} | {
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"
+        }
         # What a container has of its own: an address, and ports that no other node has.
         apart = ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agents[name]}", *more]
         program, *arguments = service["command"]
-        command = [program, *replaced(arguments, options | {"--metrics-export-port": str(metrics[name])}), *apart]
+        command = [
+            program,
+            *replaced(arguments, options | {"--metrics-export-port": str(metrics[name])}),
+            *apart,
+        ]
         return process(command, environment, log)
 
     head = {"--port": str(gcs), "--dashboard-port": str(dashboard), "--dashboard-host": "127.0.0.1"}
@@ -226,16 +300,26 @@ def test_head_and_workers_make_one_cluster_that_asks_for_the_token(folder):
     url = f"http://127.0.0.1:{dashboard}"
 
     def alive() -> list[dict]:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/nodes?view=summary", headers=token), timeout=10) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{url}/nodes?view=summary", headers=token), timeout=10
+        ) as reply:
             nodes = [node["raylet"] for node in json.load(reply)["data"]["summary"]]
         return [node["resourcesTotal"] for node in nodes if node.get("state") == "ALIVE"]
 
     with start("head", head, f"--temp-dir={folder}/ray", f"--ray-client-server-port={free_port()}") as node:
         wait_until(lambda: answers(health_url("head", dashboard)) == 200, "the head is healthy", log, node)
         with contextlib.ExitStack() as workers:
-            for name in ("rollout", "verifier"):  # one by one: nodes that share a machine take the same names for their sockets
+            for name in (
+                "rollout",
+                "verifier",
+            ):  # one by one: nodes that share a machine take the same names for their sockets
                 worker = workers.enter_context(start(name, {"--address": f"127.0.0.1:{gcs}"}))
-                wait_until(lambda name=name: answers(health_url(name, agents[name])) == 200, f"{name} is healthy", log, worker)
+                wait_until(
+                    lambda name=name: answers(health_url(name, agents[name])) == 200,
+                    f"{name} is healthy",
+                    log,
+                    worker,
+                )
             wait_until(lambda: len(alive()) == 3, "three nodes are alive", log, node)
             assert answers(f"{url}/nodes?view=summary") == 401
             assert answers(f"{url}/api/jobs/", token) == 200
@@ -250,7 +334,12 @@ def test_head_and_workers_make_one_cluster_that_asks_for_the_token(folder):
             )
             listed = folder / "ray" / "prom_metrics_service_discovery.json"
             ports = {str(port) for port in metrics.values()}
-            wait_until(lambda: listed.exists() and all(port in listed.read_text() for port in ports), "the nodes are listed", log, node)
+            wait_until(
+                lambda: listed.exists() and all(port in listed.read_text() for port in ports),
+                "the nodes are listed",
+                log,
+                node,
+            )
             # Prometheus reads it as another user; it is a link into the folder of Ray's session.
             assert listed.stat().st_mode & 0o004
             assert listed.resolve().parent.stat().st_mode & 0o001

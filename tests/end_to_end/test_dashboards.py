@@ -29,7 +29,9 @@ class Prometheus:
     def __init__(self, folder: Path, metrics_file: Path, service_port: int) -> None:
         program = shutil.which("prometheus")
         if program is None:
-            pytest.skip("Prometheus is not installed (Debian: apt-get install prometheus): no board was compared with a real run")
+            pytest.skip(
+                "Prometheus is not installed (Debian: apt-get install prometheus): no board was compared with a real run"
+            )
         text = (DASHBOARDS / "prometheus.yml").read_text()
         for old, new in (
             ("/tmp/ray/prom_metrics_service_discovery.json", str(metrics_file)),
@@ -87,7 +89,11 @@ def prometheus(cluster, service_port: int, tmp_path_factory: pytest.TempPathFact
 
 def of_boards() -> list[str]:
     """Expressions of all boards' panels."""
-    panels = [panel for path in (DASHBOARDS / "grafana").glob("*.json") for panel in json.loads(path.read_text())["panels"]]
+    panels = [
+        panel
+        for path in (DASHBOARDS / "grafana").glob("*.json")
+        for panel in json.loads(path.read_text())["panels"]
+    ]
     return [target["expr"] for panel in panels for target in panel.get("targets", ())]
 
 
@@ -115,23 +121,53 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
     config, started = tmp_path / "seen.yaml", time.time()
     config.write_text(yaml.safe_dump(tree))
     # A driver reports every 10 s, and this run may be over by then.
-    environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "RAY_metrics_report_interval_ms": "1000"}
+    environment = cluster.environment | {
+        "RAY_ADDRESS": cluster.address,
+        "RAY_metrics_report_interval_ms": "1000",
+    }
     command = [laser.program, "train", str(config)]
-    trained = subprocess.run(command, cwd=laser.repository, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    trained = subprocess.run(
+        command,
+        cwd=laser.repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert trained.returncode == 0, trained.stderr
 
-    serve = [laser.program, "serve", "--model", f"tiny={tmp_path / 'seen'}", "--port", str(service_port), "engine.cpus=0.5"]
+    serve = [
+        laser.program,
+        "serve",
+        "--model",
+        f"tiny={tmp_path / 'seen'}",
+        "--port",
+        str(service_port),
+        "engine.cpus=0.5",
+    ]
     with (tmp_path / "serve.log").open("w") as log:
         service = subprocess.Popen(
-            [*serve, "engine.engine_args={enforce_eager: true}"], cwd=laser.repository, env=environment, stdout=log, stderr=log
+            [*serve, "engine.engine_args={enforce_eager: true}"],
+            cwd=laser.repository,
+            env=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
-        wait_for(lambda: "ready: " in (tmp_path / "serve.log").read_text() or service.poll() is not None, "service", 240)
+        wait_for(
+            lambda: "ready: " in (tmp_path / "serve.log").read_text() or service.poll() is not None,
+            "service",
+            240,
+        )
         url = f"http://127.0.0.1:{service_port}/v1"
         problem = json.loads((task / "train.jsonl").read_text().splitlines()[0])["problem"]
         body = {"model": "tiny", "messages": [{"role": "user", "content": problem}], "max_tokens": 40, "n": 8}
         wait_for(lambda: prometheus.has_data("laser_weights_info", started), "page of the service")
-        for seen in ("laser_requests_total", "rate(laser_requests_total[5m]) > 0"):  # a counter that begins at 1 has no rate yet
+        for seen in (
+            "laser_requests_total",
+            "rate(laser_requests_total[5m]) > 0",
+        ):  # a counter that begins at 1 has no rate yet
             assert httpx.post(f"{url}/chat/completions", json=body, timeout=60).status_code == 200
             score = {"items": [{"problem": problem, "solution": r"\boxed{1+2}"}]}
             assert httpx.post(f"{url}/score", json=score, timeout=60).status_code == 200
@@ -152,5 +188,8 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
     (steps,) = prometheus.get("query", query='max_over_time(ray_laser_steps_total{run="seen"}[10m])')
     assert steps["metric"]["run"] == "seen"
     assert 1 <= float(steps["value"][1]) <= STEPS
-    firing = {alert["metric"]["alertname"] for alert in prometheus.get("query", query='max_over_time(ALERTS{alertstate="firing"}[10m])')}
+    firing = {
+        alert["metric"]["alertname"]
+        for alert in prometheus.get("query", query='max_over_time(ALERTS{alertstate="firing"}[10m])')
+    }
     assert not {name for name in firing if "Disk" not in name}, "a run that went well, on whatever disk"

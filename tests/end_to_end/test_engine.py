@@ -43,8 +43,14 @@ def ids(folder: Path) -> dict:
 def token_ids(folder: Path) -> dict:
     """z_c, a prompt, and so many EOS tokens that a random model ends most of its responses."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1+2=?"}], add_generation_prompt=True, return_dict=False)
-    return {"z": tokenizer.convert_tokens_to_ids("<|self_reward|>"), "prompt": list(prompt), "eos": (2, *range(40, 60))}
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+2=?"}], add_generation_prompt=True, return_dict=False
+    )
+    return {
+        "z": tokenizer.convert_tokens_to_ids("<|self_reward|>"),
+        "prompt": list(prompt),
+        "eos": (2, *range(40, 60)),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +70,32 @@ def start(folder: Path, ids: dict) -> ray.actor.ActorHandle:
         dtype="float32",
         engine_args={"enforce_eager": True},
     )
-    worker = ray.remote(RolloutWorker).options(num_cpus=1, max_concurrency=100, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    worker = ray.remote(RolloutWorker).options(
+        num_cpus=1, max_concurrency=100, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+    )
     return worker.remote(settings)
 
 
-def generate(engine: ray.actor.ActorHandle, ids: dict, groups: int = 4) -> list[tuple[Trajectories, list[str]]]:
+def generate(
+    engine: ray.actor.ActorHandle, ids: dict, groups: int = 4
+) -> list[tuple[Trajectories, list[str]]]:
     requests = [GroupRequest(ids["prompt"], num_samples=8, seed=1000 * number) for number in range(groups)]
     return [result[:2] for result in ray.get([engine.generate.remote(request) for request in requests])]
 
 
-def load(engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int, method: str = "load_weights") -> None:
-    assert ray.get(getattr(engine, method).remote(version, [ray.put(chunk) for chunk in chunks_of(model)])) == version
+def load(
+    engine: ray.actor.ActorHandle, model: Qwen2ForCausalLM, version: int, method: str = "load_weights"
+) -> None:
+    assert (
+        ray.get(getattr(engine, method).remote(version, [ray.put(chunk) for chunk in chunks_of(model)]))
+        == version
+    )
 
 
 def chunks_of(model: Qwen2ForCausalLM) -> list[WeightChunk]:
-    return list(pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000))
+    return list(
+        pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000)
+    )
 
 
 @torch.no_grad()
@@ -119,7 +136,9 @@ def test_one_pass_score_and_behaviour_log_probs_equal_a_forward_pass_also_after_
         assert_equals_forward_pass(model, group, ids["z"])
         assert (group.versions == UPDATES).all()
     with pytest.raises(AssertionError, match="Not equal"):
-        assert_equals_forward_pass(Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), after[0][0], ids["z"])
+        assert_equals_forward_pass(
+            Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), after[0][0], ids["z"]
+        )
 
     # As good as new: an engine that loads the final weights from disk samples the same tokens from the same seeds.
     updated = folder.parent / f"{folder.name}-updated"
@@ -142,7 +161,9 @@ def test_finished_truncated_and_several_eos(engine: ray.actor.ActorHandle, ids: 
         for index in range(len(group)):
             sample = group.sample(index)
             *inside, last = sample.response_ids.tolist()
-            assert ids["z"] not in sample.response_ids, "z_c is barred from solutions and is no part of a response"
+            assert ids["z"] not in sample.response_ids, (
+                "z_c is barred from solutions and is no part of a response"
+            )
             assert not set(inside) & set(ids["eos"]), "a response ends at its first EOS"
             assert sample.finished == (last in ids["eos"])
             assert math.isnan(group.z_logprobs[index]) == (not sample.finished)
@@ -151,7 +172,9 @@ def test_finished_truncated_and_several_eos(engine: ray.actor.ActorHandle, ids: 
     assert len(ends) > 1, "every EOS token ends a response"
 
 
-def test_an_engine_that_falls_asleep_drops_what_nobody_waits_for_any_more(engine: ray.actor.ActorHandle, folder: Path, ids: dict) -> None:
+def test_an_engine_that_falls_asleep_drops_what_nobody_waits_for_any_more(
+    engine: ray.actor.ActorHandle, folder: Path, ids: dict
+) -> None:
     engine.generate.remote(GroupRequest(ids["prompt"], num_samples=64, seed=1))
     ray.get(engine.sleep.remote())
     load(engine, Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), 99, "wake")
@@ -174,13 +197,21 @@ def test_an_engine_whose_weight_update_fails_half_way_is_replaced(models: dict[s
     first, second, *others = [ray.put(chunk) for chunk in chunks_of(model)]
     weights = [first, second, *others]
     assert others
-    pool = Pool("rollout", lambda index: start(folder, ids), 1, capacity=1, refresh=lambda engine: engine.load_weights.remote(0, weights))
+    pool = Pool(
+        "rollout",
+        lambda index: start(folder, ids),
+        1,
+        capacity=1,
+        refresh=lambda engine: engine.load_weights.remote(0, weights),
+    )
     try:
         pool.wait_ready(240)
         lost = lost_chunk(ray.get(second))
         with pytest.raises(ObjectLostError):
             pool.broadcast("load_weights", 1, [lost, second, *others])
-        assert (pool.restarts, pool.broadcast("ping")) == (0, [0]), "nothing had changed when the first chunk was missing"
+        assert (pool.restarts, pool.broadcast("ping")) == (0, [0]), (
+            "nothing had changed when the first chunk was missing"
+        )
         assert pool.broadcast("load_weights", 1, [first, lost, *others]) == []
         assert pool.restarts == 1
         pool.wait_ready(240)

@@ -24,9 +24,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree("experiments/quickstart/base", folder)
     tokens = load_tokens(str(folder), "<|self_reward|>")
     assert tokens.z_token is not None
-    SelfRewardCard("<|self_reward|>", tokens.z_token, -21.4, 1.0, list(tokens.eos_tokens), "", template_hash(tokens.tokenizer)).write(
-        folder
-    )
+    SelfRewardCard(
+        "<|self_reward|>",
+        tokens.z_token,
+        -21.4,
+        1.0,
+        list(tokens.eos_tokens),
+        "",
+        template_hash(tokens.tokenizer),
+    ).write(folder)
     return folder
 
 
@@ -48,16 +54,23 @@ def fair_vote(chosen: list[dict], weights: list[float]) -> float:
 
 def vote_at_k(problems: list[list[dict]], k: int, weighted: bool) -> float:
     def weight(sample: dict) -> float:
-        return 1.0 if not weighted else 0.0 if sample["score"] is None else min(max(sample["score"], 0.0), 1.0)
+        return (
+            1.0 if not weighted else 0.0 if sample["score"] is None else min(max(sample["score"], 0.0), 1.0)
+        )
 
     by_problem = []
     for samples in problems:
         subsets = list(itertools.combinations(samples, k))
-        by_problem.append(sum(fair_vote(list(subset), [weight(sample) for sample in subset]) for subset in subsets) / len(subsets))
+        by_problem.append(
+            sum(fair_vote(list(subset), [weight(sample) for sample in subset]) for subset in subsets)
+            / len(subsets)
+        )
     return sum(by_problem) / len(by_problem)
 
 
-def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(laser, model: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
+    laser, model: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "results"
     command = [
         "eval", "--model", str(model), "--data", "experiments/quickstart/test.jsonl", "-o", str(folder), f"dir={tmp_path}",
@@ -68,7 +81,9 @@ def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
     # Few sequences at a time, so that some samples are there long before the others.
     with laser.started(*command, "rollout.engine_args={enforce_eager: true, max_num_seqs: 4}") as process:
         laser.wait_for(file, process)
-    before = [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    before = [
+        json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")
+    ]
     assert 0 < len(before) < PROBLEMS * SAMPLES
     assert not (folder / "results.json").exists()
     with file.open("ab") as end:
@@ -88,37 +103,58 @@ def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
         assert {**again, "answer_class": None} == sample, "what was drawn before the kill is kept"
 
     problems = [samples[first : first + SAMPLES] for first in range(0, len(samples), SAMPLES)]
-    assert all(len({sample["problem_id"] for sample in group}) == 1 for group in problems), "the file is sorted in the end"
+    assert all(len({sample["problem_id"] for sample in group}) == 1 for group in problems), (
+        "the file is sorted in the end"
+    )
     found = json.loads((folder / "results.json").read_text())["sets"][0]
     figures = found["figures"]
     scored = [sample for sample in samples if sample["finished"]]
-    assert len({sample["score"] > 0.5 for sample in scored}) == 2, "scores on both sides, or this test says little"
+    assert len({sample["score"] > 0.5 for sample in scored}) == 2, (
+        "scores on both sides, or this test says little"
+    )
     right = [sample["score"] > 0.5 for sample in scored if sample["status"] == "correct"]
     wrong = [sample["score"] <= 0.5 for sample in scored if sample["status"] != "correct"]
     one, other = sum(right) / len(right), sum(wrong) / len(wrong)
     assert figures["self_verification_f1"] == pytest.approx(2 * one * other / (one + other))
-    assert figures["accuracy"] == pytest.approx(sum(sample["status"] == "correct" for sample in samples) / len(samples))
+    assert figures["accuracy"] == pytest.approx(
+        sum(sample["status"] == "correct" for sample in samples) / len(samples)
+    )
     assert figures["finished_share"] == len(scored) / len(samples)
     for row in found["at_k"]:
         assert row["maj_at_k"] == pytest.approx(vote_at_k(problems, row["k"], weighted=False))
         assert row["weighted_at_k"] == pytest.approx(vote_at_k(problems, row["k"], weighted=True))
-        some = [any(s["status"] == "correct" for s in subset) for group in problems for subset in itertools.combinations(group, row["k"])]
+        some = [
+            any(s["status"] == "correct" for s in subset)
+            for group in problems
+            for subset in itertools.combinations(group, row["k"])
+        ]
         assert row["pass_at_k"] == pytest.approx(sum(some) / len(some))
-    network, tokenizer = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), load_tokens(str(model), None).tokenizer
+    network, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        load_tokens(str(model), None).tokenizer,
+    )
     for sample in scored:
         assert sample["score"] == pytest.approx(sample["z_logprob"] + 21.4)
-        prompt, response = render_prompt(tokenizer, sample["problem"], ""), tokenizer.encode(sample["response"], add_special_tokens=False)
+        prompt, response = (
+            render_prompt(tokenizer, sample["problem"], ""),
+            tokenizer.encode(sample["response"], add_special_tokens=False),
+        )
         with torch.no_grad():
             logits = network(torch.tensor([[*prompt, *response, 2]])).logits[0, -1]
         if len(response) + 1 == sample["tokens"]:  # the text's tokens are those that were sampled
             assert sample["z_logprob"] == pytest.approx(logits.log_softmax(-1)[3].item(), abs=1e-3)
-    assert sum(len(tokenizer.encode(s["response"], add_special_tokens=False)) + 1 == s["tokens"] for s in scored) > len(scored) / 2
+    assert (
+        sum(len(tokenizer.encode(s["response"], add_special_tokens=False)) + 1 == s["tokens"] for s in scored)
+        > len(scored) / 2
+    )
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     stored = client.get_run((folder / "mlflow_run_id").read_text())
     assert stored.info.status == "FINISHED"
     assert stored.data.tags["laser.model"] == str(model)
-    assert stored.data.metrics["eval/test/self_verification_f1"] == pytest.approx(figures["self_verification_f1"])
+    assert stored.data.metrics["eval/test/self_verification_f1"] == pytest.approx(
+        figures["self_verification_f1"]
+    )
     assert stored.data.metrics["eval/test/weighted_at_k"] == pytest.approx(found["at_k"][-1]["weighted_at_k"])
     artifacts = {artifact.path for artifact in client.list_artifacts(stored.info.run_id)}
     assert artifacts >= {"results.json", "accuracy-against-tokens.png"}

@@ -52,10 +52,20 @@ class User:
 
     def __init__(self, cluster, home: Path) -> None:
         self.cluster, self.home, self.storage = cluster, home, home / "storage"
-        self.environment = {key: value for key, value in cluster.environment.items() if not key.startswith(("RAY_A", "MLFLOW_"))}
-        self.environment |= {"RAY_AUTH_TOKEN": cluster.token, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "COLUMNS": "200"}
+        self.environment = {
+            key: value
+            for key, value in cluster.environment.items()
+            if not key.startswith(("RAY_A", "MLFLOW_"))
+        }
+        self.environment |= {
+            "RAY_AUTH_TOKEN": cluster.token,
+            "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9",
+            "COLUMNS": "200",
+        }
 
-    def laser(self, *arguments: str, timeout_s: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
+    def laser(
+        self, *arguments: str, timeout_s: float = 400, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [LASER, *arguments], cwd=self.home, env=self.environment | environment,
             capture_output=True, text=True, timeout=timeout_s, check=False,
@@ -84,7 +94,12 @@ class User:
         """`laser jobs logs -f` in another terminal."""
         command = [LASER, "jobs", "logs", "-f", job, "--address", self.cluster.dashboard]
         terminal = subprocess.Popen(
-            command, cwd=self.home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=self.home,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         try:
             yield terminal
@@ -149,7 +164,9 @@ def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_else
     run = MlflowClient(mlflow_server.uri).get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     for key in ("train/accuracy", "loss/total", "time/step"):
-        steps = [point.step for point in MlflowClient(mlflow_server.uri).get_metric_history(run.info.run_id, key)]
+        steps = [
+            point.step for point in MlflowClient(mlflow_server.uri).get_metric_history(run.info.run_id, key)
+        ]
         assert steps == list(range(1, STEPS + 1)), key
     assert run.data.metrics["pool/restarts"] >= 2, "an engine and a verifier went with their nodes"
     page = f"{mlflow_server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
@@ -159,7 +176,9 @@ def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_else
     assert "run       tiny (train)" in status
     assert "status    SUCCEEDED" in status
     listed = user.jobs("list").stdout.splitlines()
-    assert [line.split()[:3] for line in listed[1:]] == [[job_id, "train", "SUCCEEDED"]], "the probe is not left behind"
+    assert [line.split()[:3] for line in listed[1:]] == [[job_id, "train", "SUCCEEDED"]], (
+        "the probe is not left behind"
+    )
     assert user.jobs("logs", job_id).stdout.split() == log.split(), "each line once"
 
 
@@ -170,10 +189,14 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
     assert "wrong" not in wrong
     missing = refused(user.submit(RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none")))
     assert "asks for the cluster's token, and none is here: `ray get-auth-token`" in missing
-    assert refused(user.laser("submit", "tiny.yaml")).startswith("http://127.0.0.1:9: no Ray cluster answers there")
+    assert refused(user.laser("submit", "tiny.yaml")).startswith(
+        "http://127.0.0.1:9: no Ray cluster answers there"
+    )
 
     table = refused(user.submit("rollout.gpus=1", "run.name=large"))
-    assert table.startswith(f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPUs, but 0 are there:\n")
+    assert table.startswith(
+        f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPUs, but 0 are there:\n"
+    )
     assert (
         "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1, rollout.resources={'rollout': 1.0})\n"
         in table
@@ -189,7 +212,13 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
 
 
 def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: User, mlflow_server) -> None:
-    settings = ("run.name=stopped", "run.steps=200", "run.save_rollouts_every=1", "data.eval=null", f"tracking.uri={mlflow_server.uri}")
+    settings = (
+        "run.name=stopped",
+        "run.steps=200",
+        "run.save_rollouts_every=1",
+        "data.eval=null",
+        f"tracking.uri={mlflow_server.uri}",
+    )
     job_id = user.submitted(*settings)
     folder = user.storage / "runs" / "stopped"
     user.wait_for(folder / "rollouts" / "step-000002.parquet", job_id)
@@ -214,7 +243,14 @@ def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: 
 
 def test_a_node_that_has_another_folder_is_named_before_anything_starts(user: User) -> None:
     user.storage.mkdir(exist_ok=True)
-    another_disk = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{user.storage}" && exec "$@"', "sh")
+    another_disk = (
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs none "{user.storage}" && exec "$@"',
+        "sh",
+    )
     if subprocess.run([*another_disk, "true"], capture_output=True, check=False).returncode:
         pytest.skip(
             "no mount of its own can be made here (it takes root): the check of shared folders was not tried on a node without them"

@@ -31,7 +31,12 @@ def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: 
         "model": {"path": str(folder)},
         "data": {"train": "unused"},
         "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 32},
-        "learning": {"num_ranks": ranks, "lr": 1e-2, "tokens_per_micro_batch": 1024, "gradient_checkpointing": checkpointing},
+        "learning": {
+            "num_ranks": ranks,
+            "lr": 1e-2,
+            "tokens_per_micro_batch": 1024,
+            "gradient_checkpointing": checkpointing,
+        },
         "loss": {"alpha": 1.0, "tau": 0.0, **loss},
         "self_reward": {"token": "<|self_reward|>"},
     }
@@ -41,7 +46,11 @@ def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: 
 @contextmanager
 def learner(config: RunConfig, z_token: int | None = Z_TOKEN) -> Iterator[list[Any]]:
     def spawn(cls: type, rank: int, *arguments: Any) -> Any:
-        return ray.remote(cls).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}).remote(*arguments)
+        return (
+            ray.remote(cls)
+            .options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+            .remote(*arguments)
+        )
 
     ranks = start_ranks(config, config.model.path, z_token, spawn)
     yield ranks
@@ -65,7 +74,9 @@ def groups() -> list[Trajectories]:
     return packed
 
 
-def batch_of(groups: list[Trajectories], ranks: int, tokens_per_micro_batch: int, alpha: float = 1.0) -> TrainBatch:
+def batch_of(
+    groups: list[Trajectories], ranks: int, tokens_per_micro_batch: int, alpha: float = 1.0
+) -> TrainBatch:
     n = len(groups) * SAMPLES
     finished = np.concatenate([group.finished for group in groups])
     rewards = (np.arange(n) % 3 == 1).astype(np.float32)
@@ -78,9 +89,13 @@ def batch_of(groups: list[Trajectories], ranks: int, tokens_per_micro_batch: int
         samples_per_group=SAMPLES,
         advantages=group_advantages(torch.from_numpy(rewards), number).numpy().astype(np.float32),
         rewards=rewards,
-        class_weights=class_weights(torch.from_numpy(rewards), torch.from_numpy(finished)).numpy().astype(np.float32),
+        class_weights=class_weights(torch.from_numpy(rewards), torch.from_numpy(finished))
+        .numpy()
+        .astype(np.float32),
         c_ref=np.full(n, C_REF, np.float32),
-        mini_batches=[MiniBatch(plan_micro_batches(lengths, ranks, tokens_per_micro_batch), tokens, int(finished.sum()))],
+        mini_batches=[
+            MiniBatch(plan_micro_batches(lengths, ranks, tokens_per_micro_batch), tokens, int(finished.sum()))
+        ],
         alpha=alpha,
     )
 
@@ -90,7 +105,9 @@ def gradients(ranks: list[Any], batch: TrainBatch) -> tuple[list[StepSums], dict
     return [sums for sums, _ in results], results[0][1]
 
 
-def reference_gradients(model: Qwen2ForCausalLM, groups: list[Trajectories], batch: TrainBatch, beta_v: float) -> float:
+def reference_gradients(
+    model: Qwen2ForCausalLM, groups: list[Trajectories], batch: TrainBatch, beta_v: float
+) -> float:
     """The same loss written out over one sample at a time with transformers and autograd: no padding, no packing, no ZeRO."""
     mini, loss = batch.mini_batches[0], torch.zeros(())
     for index in range(len(groups) * SAMPLES):
@@ -103,7 +120,13 @@ def reference_gradients(model: Qwen2ForCausalLM, groups: list[Trajectories], bat
         loss = loss - (ratio * float(batch.advantages[index])).sum() / mini.total_tokens
         if sample.finished:
             score = beta_v * (logprobs[-1, Z_TOKEN] - C_REF)
-            loss = loss + batch.alpha * float(batch.class_weights[index]) * (score - float(batch.rewards[index])) ** 2 / mini.total_finished
+            loss = (
+                loss
+                + batch.alpha
+                * float(batch.class_weights[index])
+                * (score - float(batch.rewards[index])) ** 2
+                / mini.total_finished
+            )
     loss.backward()
     return loss.item()
 
@@ -122,21 +145,29 @@ def test_loss_gradients_and_update_equal_plain_torch_under_any_split(
             assert sum(rank.total_loss for rank in sums) == pytest.approx(expected_loss, abs=1e-5)
             assert sum(rank.tokens for rank in sums) == batch.mini_batches[0].total_tokens
             for name, parameter in model.named_parameters():
-                np.testing.assert_allclose(found[name], parameter.grad, atol=2e-6, rtol=2e-4, err_msg=f"{name}, budget {budget}")
+                np.testing.assert_allclose(
+                    found[name], parameter.grad, atol=2e-6, rtol=2e-4, err_msg=f"{name}, budget {budget}"
+                )
         ray.get([worker.step.remote(batch) for worker in workers])
         chunks = ray.get(ray.get([worker.publish.remote("float32", 10**6) for worker in workers])[0])
     updated = {name: tensor for chunk in chunks for name, tensor in chunk.tensors()}
 
     learning = config.learning
     torch.nn.utils.clip_grad_norm_(model.parameters(), learning.grad_clip)
-    torch.optim.AdamW(model.parameters(), lr=learning.lr, betas=learning.betas, weight_decay=learning.weight_decay).step()
+    torch.optim.AdamW(
+        model.parameters(), lr=learning.lr, betas=learning.betas, weight_decay=learning.weight_decay
+    ).step()
     for name, parameter in model.named_parameters():
         # Adam's first step is lr in the gradient's direction, which rounding decides where the gradient is next to nothing.
         clear = parameter.grad.abs() > 1e-5
-        torch.testing.assert_close(updated[name][clear], parameter.detach()[clear], atol=2e-4, rtol=0, msg=name)
+        torch.testing.assert_close(
+            updated[name][clear], parameter.detach()[clear], atol=2e-4, rtol=0, msg=name
+        )
 
 
-def test_the_engine_is_compared_with_the_weights_it_had(models: dict[str, Path], groups: list[Trajectories]) -> None:
+def test_the_engine_is_compared_with_the_weights_it_had(
+    models: dict[str, Path], groups: list[Trajectories]
+) -> None:
     """From the second mini-batch on the learner has moved: that gap is the update's, not the engine's."""
     once = batch_of(groups, 1, 256)
     twice = replace(once, mini_batches=once.mini_batches * 2)
@@ -148,9 +179,14 @@ def test_the_engine_is_compared_with_the_weights_it_had(models: dict[str, Path],
     assert sums.mismatch_kl == before.mismatch_kl > 0
 
 
-def test_without_weight_the_self_reward_changes_no_bit(models: dict[str, Path], groups: list[Trajectories]) -> None:
+def test_without_weight_the_self_reward_changes_no_bit(
+    models: dict[str, Path], groups: list[Trajectories]
+) -> None:
     batch = batch_of(groups, 1, 256, alpha=0.0)
-    with learner(settings(models["untied"], alpha=0.0)) as on, learner(settings(models["untied"], alpha=0.0), z_token=None) as off:
+    with (
+        learner(settings(models["untied"], alpha=0.0)) as on,
+        learner(settings(models["untied"], alpha=0.0), z_token=None) as off,
+    ):
         (with_token,), gradients_with = gradients(on, batch)
         (without,), gradients_without = gradients(off, batch)
     assert with_token.total_loss == without.total_loss
@@ -184,17 +220,23 @@ def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
     exported = Qwen2ForCausalLM.from_pretrained(export, dtype=torch.float32)
     for name, parameter in exported.named_parameters(remove_duplicate=False):
         torch.testing.assert_close(parameter.detach(), published[name], rtol=0, atol=0, msg=name)
-    assert "lm_head.weight" in published, "vLLM keeps a packed copy of tied embeddings, so they travel under both names"
+    assert "lm_head.weight" in published, (
+        "vLLM keeps a packed copy of tied embeddings, so they travel under both names"
+    )
     start = Qwen2ForCausalLM.from_pretrained(models["tied"], dtype=torch.float32)
     assert not torch.equal(start.lm_head.weight, exported.lm_head.weight)
 
 
-def test_reference_model_is_held_only_when_asked_for(models: dict[str, Path], groups: list[Trajectories]) -> None:
+def test_reference_model_is_held_only_when_asked_for(
+    models: dict[str, Path], groups: list[Trajectories]
+) -> None:
     batch = batch_of(groups, 1, 256)
     with learner(settings(models["untied"], kl_coef=0.1)) as (rank,):
         sums = ray.get(rank.step.remote(batch))
         moved = ray.get(rank.step.remote(batch))
-    assert sums.kl == pytest.approx(0.0, abs=1e-6), "before the first update policy and reference are the same"
+    assert sums.kl == pytest.approx(0.0, abs=1e-6), (
+        "before the first update policy and reference are the same"
+    )
     assert moved.kl > 1e-4
     assert not settings(models["untied"]).needs_reference
 
@@ -203,10 +245,16 @@ def test_learner_rank_reads_the_score_at_eos(models: dict[str, Path], groups: li
     """`c_ref: exact` reads log pi_ref(z_c) where the score is read: after EOS, of finished samples only."""
     batch = batch_of(groups, 2, 64)
     model = Qwen2ForCausalLM.from_pretrained(models["untied"], dtype=torch.float32)
-    with learner(settings(models["untied"], 2).model_copy(update={"loss": settings(models["untied"], c_ref="exact").loss})) as ranks:
+    with learner(
+        settings(models["untied"], 2).model_copy(
+            update={"loss": settings(models["untied"], c_ref="exact").loss}
+        )
+    ) as ranks:
         plan = batch.mini_batches[0].plan
         found = {
-            k: v for part in ray.get([r.reference_z_logprobs.remote(batch.groups, plan, SAMPLES) for r in ranks]) for k, v in part.items()
+            k: v
+            for part in ray.get([r.reference_z_logprobs.remote(batch.groups, plan, SAMPLES) for r in ranks])
+            for k, v in part.items()
         }
     finished = np.concatenate([group.finished for group in groups])
     assert sorted(found) == np.flatnonzero(finished).tolist()
@@ -214,4 +262,6 @@ def test_learner_rank_reads_the_score_at_eos(models: dict[str, Path], groups: li
         sample = groups[index // SAMPLES].sample(index % SAMPLES)
         tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
         with torch.no_grad():
-            assert value == pytest.approx(model(tokens[None]).logits[0, -1].log_softmax(-1)[Z_TOKEN].item(), abs=1e-4)
+            assert value == pytest.approx(
+                model(tokens[None]).logits[0, -1].log_softmax(-1)[Z_TOKEN].item(), abs=1e-4
+            )

@@ -22,9 +22,15 @@ def s3() -> Iterator[dict[str, str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys).create_bucket(Bucket="laser")
+    boto3.client(
+        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys
+    ).create_bucket(Bucket="laser")
     yield environment
     server.stop()
 
@@ -32,10 +38,19 @@ def s3() -> Iterator[dict[str, str]]:
 def stored(s3: dict[str, str], run: str) -> list[str]:
     """Files of a run on the server."""
     client = boto3.client(
-        "s3", endpoint_url=s3["AWS_ENDPOINT_URL"], region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret"
+        "s3",
+        endpoint_url=s3["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
     )
     pages = client.get_paginator("list_objects_v2").paginate(Bucket="laser", Prefix=f"runs/{run}/")
-    return [item["Key"].removeprefix(f"runs/{run}/") for page in pages for item in page.get("Contents", ()) if item["Size"]]
+    return [
+        item["Key"].removeprefix(f"runs/{run}/")
+        for page in pages
+        for item in page.get("Contents", ())
+        if item["Size"]
+    ]
 
 
 @pytest.fixture
@@ -57,7 +72,9 @@ def config(task: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(laser, config: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(
+    laser, config: Path, s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(laser, "environment", laser.environment | s3)
     folder = config.parent / "runs" / "tiny"
     with laser.started("train", str(config)) as process:
@@ -75,22 +92,35 @@ def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(laser, config: P
     assert (summary["steps"], summary["c_ref"]) == (4, killed_at["c_ref"])
     assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"]
     client = MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
-    assert [point.step for point in client.get_metric_history(summary["mlflow_run_id"], "loss/total")] == [1, 2, 3, 4]
+    assert [point.step for point in client.get_metric_history(summary["mlflow_run_id"], "loss/total")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
     there = stored(s3, "tiny")
-    here = [str(path.relative_to(folder)) for path in folder.glob("checkpoints/step-000004/**/*") if path.is_file()]
+    here = [
+        str(path.relative_to(folder))
+        for path in folder.glob("checkpoints/step-000004/**/*")
+        if path.is_file()
+    ]
     assert sorted(path for path in there if "step-000004" in path) == sorted(here)
     assert "checkpoints/step-000002/learner/random_state_1.pt" in there
     assert {"config.yaml", "metrics.jsonl", "summary.json", "mlflow_run_id"} <= set(there)
 
 
 @pytest.mark.long
-def test_nodes_that_share_no_folder_need_none(laser, cluster, config: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_share_no_folder_need_none(
+    laser, cluster, config: Path, s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = config.parent / "runs" / "tiny"
     folder.parent.mkdir()
     own_disk = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder.parent}" && exec "$@"', "sh")
     if subprocess.run([*own_disk, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no mount of its own can be made here (it takes root): a run on nodes that share no folder was not tried")
+        pytest.skip(
+            "no mount of its own can be made here (it takes root): a run on nodes that share no folder was not tried"
+        )
     monkeypatch.setattr(cluster, "environment", cluster.environment | s3)
     monkeypatch.setattr(laser, "environment", cluster.environment | {"RAY_ADDRESS": cluster.address})
     settings = ("run.name=apart", "learning.resources={disk: 1}")
@@ -104,7 +134,9 @@ def test_nodes_that_share_no_folder_need_none(laser, cluster, config: Path, s3, 
     assert {"config.json", "self_reward.json", "model.safetensors"} <= set(os.listdir(folder / "export"))
     for node in nodes:
         own = Path(f"/proc/{node.pid}/root{folder}/checkpoints")
-        assert [path.name for path in own.rglob("*") if path.is_file()] == [], "what is at the URL is not kept twice"
+        assert [path.name for path in own.rglob("*") if path.is_file()] == [], (
+            "what is at the URL is not kept twice"
+        )
         cluster.kill_node(node)
 
     for _ in range(2):

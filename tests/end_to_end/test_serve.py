@@ -37,7 +37,9 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.prompt = list(self.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False))
+        self.prompt = list(
+            self.tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+        )
 
     def response(self, solution: str) -> list[int]:
         return [*self.tokenizer.encode(solution, add_special_tokens=False), self.tokenizer.eos_token_id]
@@ -45,7 +47,13 @@ class Reference:
     @torch.no_grad()
     def logprob(self, solution: str) -> float:
         token_ids = torch.tensor([[*self.prompt, *self.response(solution)]])
-        return self.model(token_ids).logits[0, -1].float().log_softmax(-1)[self.tokenizer.get_vocab()["<|self_reward|>"]].item()
+        return (
+            self.model(token_ids)
+            .logits[0, -1]
+            .float()
+            .log_softmax(-1)[self.tokenizer.get_vocab()["<|self_reward|>"]]
+            .item()
+        )
 
     def score(self, solution: str) -> float:
         return BETA_V * (self.logprob(solution) - C_REF)
@@ -62,7 +70,9 @@ def export(run: Path, step: int, noise: float) -> Path:
         for parameter in model.parameters():
             parameter.add_(noise * parameter.std() * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    card = SelfRewardCard("<|self_reward|>", 3, C_REF, BETA_V, [tokenizer.eos_token_id], "", template_hash(tokenizer))
+    card = SelfRewardCard(
+        "<|self_reward|>", 3, C_REF, BETA_V, [tokenizer.eos_token_id], "", template_hash(tokenizer)
+    )
     card.write(folder)
     link = run / ".export-new"
     link.symlink_to(folder.relative_to(run))
@@ -81,13 +91,36 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.headers = {"Authorization": f"Bearer {KEY}"}
         (folder / "keys").write_text(f"# one key a line\nsk-another\n{KEY}\n")
-        command = [str(Path(sys.executable).parent / "laser"), "serve", "--model", f"tiny={folder / 'run'}", "--port", str(self.port)]
-        command += ["--keys-file", str(folder / "keys"), "--follow", "follow_every_s=1", "engine.cpus=0.5", "engine.max_ongoing=8"]
-        command += ["limits.queued=8", "limits.body_mib=0.1", "limits.items=4", "limits.choices=16", "limits.samples=64"]
+        command = [
+            str(Path(sys.executable).parent / "laser"),
+            "serve",
+            "--model",
+            f"tiny={folder / 'run'}",
+            "--port",
+            str(self.port),
+        ]
+        command += [
+            "--keys-file",
+            str(folder / "keys"),
+            "--follow",
+            "follow_every_s=1",
+            "engine.cpus=0.5",
+            "engine.max_ongoing=8",
+        ]
+        command += [
+            "limits.queued=8",
+            "limits.body_mib=0.1",
+            "limits.items=4",
+            "limits.choices=16",
+            "limits.samples=64",
+        ]
         self.log = folder / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "engine.engine_args={enforce_eager: true}"], stdout=log, stderr=log, start_new_session=True
+                [*command, "engine.engine_args={enforce_eager: true}"],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def wait_for_line(self, text: str, timeout_s: float = 240) -> None:
@@ -98,7 +131,9 @@ class Server:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        for victim in [*self.children(), psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+        for victim in (
+            [*self.children(), psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        ):
             victim.kill()
         self.process.wait()
 
@@ -110,7 +145,9 @@ class Server:
 
     def post(self, path: str, body: object, **more) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.post(f"{self.url}{path}", content=content, timeout=120, **{"headers": self.headers} | more)
+        return httpx.post(
+            f"{self.url}{path}", content=content, timeout=120, **{"headers": self.headers} | more
+        )
 
     def chat(self, **settings) -> httpx.Response:
         return self.post("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES} | settings)
@@ -149,7 +186,9 @@ def client(server: Server):
         yield client
 
 
-def test_scores_of_both_endpoints_equal_a_float32_forward_pass(server: Server, client: Client, reference: Reference) -> None:
+def test_scores_of_both_endpoints_equal_a_float32_forward_pass(
+    server: Server, client: Client, reference: Reference
+) -> None:
     choices = client.sample(PROBLEM, n=16, seed=5, temperature=1.0)
     finished = [choice for choice in choices if choice.finish_reason == "stop"]
     assert len({choice.text for choice in finished}) >= 3
@@ -165,9 +204,16 @@ def test_scores_of_both_endpoints_equal_a_float32_forward_pass(server: Server, c
 
 def test_token_ids_are_taken_as_they_are(client: Client, reference: Reference) -> None:
     response = reference.response(SOLUTION)
-    exact, unfinished = client.score([SolvedTokens(reference.prompt, response), SolvedTokens(reference.prompt, response[:-1])])
+    exact, unfinished = client.score(
+        [SolvedTokens(reference.prompt, response), SolvedTokens(reference.prompt, response[:-1])]
+    )
     assert exact.logprob == pytest.approx(reference.logprob(SOLUTION), abs=TOLERANCE)
-    assert (unfinished.score, unfinished.logprob, unfinished.correct, unfinished.finished) == (None, None, None, False)
+    assert (unfinished.score, unfinished.logprob, unfinished.correct, unfinished.finished) == (
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 def test_a_conversation_is_scored_like_the_problem_that_it_is(server: Server, reference: Reference) -> None:
@@ -184,14 +230,18 @@ def test_the_openai_client_streaming_and_not(openai_client: openai.OpenAI, refer
     assert [choice.index for choice in whole.choices] == [0, 1, 2]
     for choice in whole.choices:
         ids = reference.response(choice.message.content)
-        assert [token.token for token in choice.logprobs.content[:-1]] == [reference.tokenizer.decode([id_]) for id_ in ids[:-1]]
+        assert [token.token for token in choice.logprobs.content[:-1]] == [
+            reference.tokenizer.decode([id_]) for id_ in ids[:-1]
+        ]
         assert max(token.logprob for token in choice.logprobs.content) <= 0
     assert whole.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in whole.choices)
     assert whole.usage.prompt_tokens == len(reference.prompt)
 
     texts, scores, chunks = collections.defaultdict(str), {}, 0
     usage = None
-    for chunk in openai_client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
+    for chunk in openai_client.chat.completions.create(
+        **settings, stream=True, stream_options={"include_usage": True}
+    ):
         usage, chunks = chunk.usage or usage, chunks + 1
         for choice in chunk.choices:
             assert choice.index not in scores, "self_reward is in the choice's last chunk"
@@ -200,7 +250,9 @@ def test_the_openai_client_streaming_and_not(openai_client: openai.OpenAI, refer
                 scores[choice.index] = choice.self_reward
     assert chunks > 20, "tokens come as they are sampled"
     assert [texts[index] for index in range(3)] == [choice.message.content for choice in whole.choices]
-    assert [scores[index] for index in range(3)] == pytest.approx([choice.self_reward for choice in whole.choices], abs=1e-4)
+    assert [scores[index] for index in range(3)] == pytest.approx(
+        [choice.self_reward for choice in whole.choices], abs=1e-4
+    )
     assert usage == whole.usage
 
 
@@ -222,7 +274,9 @@ def test_what_did_not_finish_has_no_score(openai_client: openai.OpenAI) -> None:
             assert stopped.choices[0].self_reward is None
 
 
-def test_votes_and_adaptive_sampling(client: Client, openai_client: openai.OpenAI, reference: Reference) -> None:
+def test_votes_and_adaptive_sampling(
+    client: Client, openai_client: openai.OpenAI, reference: Reference
+) -> None:
     drawn = client.sample(PROBLEM, n=8, seed=3)
     votes: dict[str, float] = collections.defaultdict(float)
     for choice in drawn:
@@ -237,11 +291,19 @@ def test_votes_and_adaptive_sampling(client: Client, openai_client: openai.OpenA
     assert voted.self_reward == pytest.approx(reference.score(voted.text), abs=TOLERANCE)
 
     adaptive = openai_client.chat.completions.create(
-        model="tiny", messages=MESSAGES, seed=3, temperature=0, extra_body={"laser": {"vote": "majority", "adaptive": {"confidence": 0.9}}}
+        model="tiny",
+        messages=MESSAGES,
+        seed=3,
+        temperature=0,
+        extra_body={"laser": {"vote": "majority", "adaptive": {"confidence": 0.9}}},
     )
     # Greedy samples agree; P(p > 1/2) under Beta(3 + 1, 1) is 1 - 1/16, the first above .9.
     assert (adaptive.laser["samples"], adaptive.laser["settled"]) == (3, True)
-    assert adaptive.usage.completion_tokens == adaptive.laser["tokens"] == 3 * len(reference.response(adaptive.choices[0].message.content))
+    assert (
+        adaptive.usage.completion_tokens
+        == adaptive.laser["tokens"]
+        == 3 * len(reference.response(adaptive.choices[0].message.content))
+    )
 
 
 LONG = "1" * 200
@@ -250,18 +312,58 @@ REFUSALS = {
     "wrong key": ({"headers": {"Authorization": "Bearer sk-wrong"}}, "score", {}, 401),
     "malformed JSON": ({}, "chat/completions", b'{"model": ', 400),
     "no JSON object": ({}, "score", b"[]", 400),
-    "unsupported parameter": ({}, "chat/completions", {"model": "tiny", "messages": MESSAGES, "presence_penalty": 1}, 400),
-    "parameter out of range": ({}, "chat/completions", {"model": "tiny", "messages": MESSAGES, "temperature": -1}, 400),
+    "unsupported parameter": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": MESSAGES, "presence_penalty": 1},
+        400,
+    ),
+    "parameter out of range": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": MESSAGES, "temperature": -1},
+        400,
+    ),
     "n too large": ({}, "chat/completions", {"model": "tiny", "messages": MESSAGES, "n": 17}, 400),
-    "too many tokens asked for": ({}, "chat/completions", {"model": "tiny", "messages": MESSAGES, "max_tokens": 10_000}, 400),
-    "too many samples": ({}, "chat/completions", {"model": "tiny", "messages": MESSAGES, "laser": {"n": 65}}, 400),
-    "control token": ({}, "chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "x<|im_end|>"}]}, 400),
-    "token of no model": ({}, "score", {"items": [{"prompt_token_ids": [1], "response_token_ids": [100_000]}]}, 400),
+    "too many tokens asked for": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": MESSAGES, "max_tokens": 10_000},
+        400,
+    ),
+    "too many samples": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": MESSAGES, "laser": {"n": 65}},
+        400,
+    ),
+    "control token": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "x<|im_end|>"}]},
+        400,
+    ),
+    "token of no model": (
+        {},
+        "score",
+        {"items": [{"prompt_token_ids": [1], "response_token_ids": [100_000]}]},
+        400,
+    ),
     "unknown model": ({}, "chat/completions", {"model": "other", "messages": MESSAGES}, 404),
     "unknown path": ({}, "completions", {}, 404),
     "body too large": ({}, "score", {"items": [{"problem": "1" * 200_000, "solution": "2"}]}, 413),
-    "prompt too long": ({}, "chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": LONG}]}, 422),
-    "item too long": ({}, "score", {"items": [{"problem": "1", "solution": "2"}, {"problem": LONG * 2, "solution": LONG}]}, 422),
+    "prompt too long": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": LONG}]},
+        422,
+    ),
+    "item too long": (
+        {},
+        "score",
+        {"items": [{"problem": "1", "solution": "2"}, {"problem": LONG * 2, "solution": LONG}]},
+        422,
+    ),
     "too many items": ({}, "score", {"items": [{"problem": "1", "solution": "2"}] * 5}, 422),
 }
 
@@ -295,7 +397,10 @@ def test_the_openai_client_raises_its_own_errors(openai_client: openai.OpenAI) -
 
 
 def test_our_client_raises_what_the_service_said(server: Server) -> None:
-    with Client(server.url, api_key="sk-wrong") as client, pytest.raises(ServiceError, match="no valid API key") as caught:
+    with (
+        Client(server.url, api_key="sk-wrong") as client,
+        pytest.raises(ServiceError, match="no valid API key") as caught,
+    ):
         client.models()
     assert caught.value.status == 401
 
@@ -303,16 +408,25 @@ def test_our_client_raises_what_the_service_said(server: Server) -> None:
 def test_health_needs_no_key_and_metrics_do(server: Server) -> None:
     assert httpx.get(f"{server.url}/healthz", timeout=30).json() == {"status": "ready", "models": ["tiny"]}
     assert httpx.get(f"{server.url}/metrics", timeout=30).status_code == 401
-    assert server.metric('laser_requests_total{application="laser-ingress",endpoint="chat",model="tiny",replica="0",status="200"}') > 0
+    assert (
+        server.metric(
+            'laser_requests_total{application="laser-ingress",endpoint="chat",model="tiny",replica="0",status="200"}'
+        )
+        > 0
+    )
     assert server.metric("laser_self_reward_count") > 0
     assert server.metric("laser_requests_in_flight") == server.metric("laser_queue_depth") == 0
 
 
 async def burst(server: Server, count: int) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=count)
-    async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=server.url, headers=server.headers, timeout=120, limits=limits
+    ) as client:
         body = {"model": "tiny", "messages": MESSAGES, "max_tokens": 64}
-        return await asyncio.gather(*(client.post("/v1/chat/completions", json=body | {"seed": seed}) for seed in range(count)))
+        return await asyncio.gather(
+            *(client.post("/v1/chat/completions", json=body | {"seed": seed}) for seed in range(count))
+        )
 
 
 def assert_right(responses: list[httpx.Response], references: dict[str, Reference]) -> None:
@@ -322,14 +436,18 @@ def assert_right(responses: list[httpx.Response], references: dict[str, Referenc
             choice = response.json()["choices"][0]
             if choice["self_reward"] is not None:
                 reference = references[response.json()["system_fingerprint"]]
-                assert choice["self_reward"] == pytest.approx(reference.score(choice["message"]["content"]), abs=TOLERANCE)
+                assert choice["self_reward"] == pytest.approx(
+                    reference.score(choice["message"]["content"]), abs=TOLERANCE
+                )
 
 
 def weights(server: Server) -> str:
     return server.chat(max_tokens=1).json()["system_fingerprint"]
 
 
-def test_of_200_requests_at_once_each_is_answered_or_told_to_come_back(server: Server, reference: Reference) -> None:
+def test_of_200_requests_at_once_each_is_answered_or_told_to_come_back(
+    server: Server, reference: Reference
+) -> None:
     responses = asyncio.run(burst(server, 200))
     statuses = collections.Counter(response.status_code for response in responses)
     assert set(statuses) == {200, 429}
@@ -367,7 +485,9 @@ def test_a_client_that_goes_away_is_taken_out_of_the_engine(server: Server, stre
     assert server.metric("laser_response_tokens_total") == written
 
 
-def test_new_weights_without_an_outage_and_never_a_score_of_other_weights(server: Server, reference: Reference) -> None:
+def test_new_weights_without_an_outage_and_never_a_score_of_other_weights(
+    server: Server, reference: Reference
+) -> None:
     old = weights(server)
     newer = Reference(export(server.folder / "run", step=2, noise=0.2))
     assert abs(newer.score(SOLUTION) - reference.score(SOLUTION)) > 0.01
@@ -409,7 +529,9 @@ def test_a_replica_killed_under_load_comes_back(server: Server, reference: Refer
 def test_the_example_runs(server: Server) -> None:
     example = Path(__file__).parents[2] / "examples" / "best_of_n.py"
     command = [sys.executable, str(example), PROBLEM, "--n", "4", "--url", f"{server.url}/v1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={"LASER_API_KEY": KEY}, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={"LASER_API_KEY": KEY}, check=True
+    )
     *solutions, adaptive = done.stdout.splitlines()
     scores = [-math.inf if line.split()[0] == "none" else float(line.split()[0]) for line in solutions]
     assert len(scores) == 4

@@ -47,7 +47,11 @@ def write_sweep(path: Path, task: Path, **settings: Any) -> Path:
         "evaluation": {"samples_per_problem": 2},
     }  # fmt: skip
     (path.parent / "base.yaml").write_text(yaml.safe_dump(base))
-    path.write_text(yaml.safe_dump({"name": path.stem, "base": str(path.parent / "base.yaml"), **settings}, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump(
+            {"name": path.stem, "base": str(path.parent / "base.yaml"), **settings}, sort_keys=False
+        )
+    )
     return path
 
 
@@ -70,7 +74,11 @@ def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with laser.started("sweep", str(config)) as process:
         laser.wait_for(trials / "beta_v-0.1_alpha-0.5_seed-0" / "summary.json", process)
         laser.wait_for(trials / "beta_v-0.1_alpha-2_seed-0" / "summary.json", process)
-    finished = {path: path.read_bytes() for path in trials.glob("*/metrics.jsonl") if (path.parent / "summary.json").exists()}
+    finished = {
+        path: path.read_bytes()
+        for path in trials.glob("*/metrics.jsonl")
+        if (path.parent / "summary.json").exists()
+    }
     assert len(finished) >= 2
 
     with laser.started("sweep", str(config)) as process:
@@ -95,16 +103,27 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     assert failed["error"].startswith("loss.c_ref: ")
     assert f"failed  {REFUSED}: loss.c_ref: " in stdout
     assert "1 of 5 trials failed; the same command tries them again" in stdout
-    assert "failed and tries again from its last checkpoint: its driver died" in stdout, "the trial whose driver was killed"
-    assert stdout.count(f"{REFUSED} failed and tries again") == 0, "what can only fail again is not tried again"
+    assert "failed and tries again from its last checkpoint: its driver died" in stdout, (
+        "the trial whose driver was killed"
+    )
+    assert stdout.count(f"{REFUSED} failed and tries again") == 0, (
+        "what can only fail again is not tried again"
+    )
 
     for trial in results["trials"]:
         if trial["status"] == "finished":
-            steps = [event["step"] for event in read_events(folder / trial["folder"]) if event["event"] == "step"]
+            steps = [
+                event["step"] for event in read_events(folder / trial["folder"]) if event["event"] == "step"
+            ]
             assert steps == list(range(WARM_UP + 1, STEPS + 1)), "a child's metrics start at the branch"
             figures = trial["metrics"]
-            assert trial["objective"] == pytest.approx((figures["accuracy"] + figures["self_verification_f1"]) / 2)
-    best = max((trial for trial in results["trials"] if trial["status"] == "finished"), key=lambda trial: trial["objective"] or 0)
+            assert trial["objective"] == pytest.approx(
+                (figures["accuracy"] + figures["self_verification_f1"]) / 2
+            )
+    best = max(
+        (trial for trial in results["trials"] if trial["status"] == "finished"),
+        key=lambda trial: trial["objective"] or 0,
+    )
     assert results["best"]["objective"] == best["objective"]
 
 
@@ -132,23 +151,36 @@ def test_mlflow_has_parent_and_children_and_the_best_model_loads(swept: tuple[Pa
     branch = next(child for child in children if child.info.run_name == BRANCHED)
     assert (branch.data.params["loss.beta_v"], branch.data.params["loss.alpha"]) == ("0.2", "2.0")
     assert branch.data.tags["laser.trunk_run_id"] == trunk.info.run_id
-    assert [point.step for point in client.get_metric_history(branch.info.run_id, "loss/self_reward")] == [4, 5, 6]
-    assert {"eval/test/accuracy", "eval/test/self_verification_f1", "policy/mismatch_max"} <= set(branch.data.metrics)
+    assert [point.step for point in client.get_metric_history(branch.info.run_id, "loss/self_reward")] == [
+        4,
+        5,
+        6,
+    ]
+    assert {"eval/test/accuracy", "eval/test/self_verification_f1", "policy/mismatch_max"} <= set(
+        branch.data.metrics
+    )
     assert {"eval/test/accuracy", "train/accuracy"} <= set(trunk.data.metrics)
-    assert not any(key.startswith("self_reward/") or key.endswith("_f1") for key in trunk.data.metrics), "a trunk has no beta_v"
+    assert not any(key.startswith("self_reward/") or key.endswith("_f1") for key in trunk.data.metrics), (
+        "a trunk has no beta_v"
+    )
     statuses = {child.info.run_name: child.info.status for child in children}
     assert statuses.pop(REFUSED) == "FAILED"
     assert set(statuses.values()) == {"FINISHED"}
 
     best = json.loads((folder / "results.json").read_text())["best"]
     model = fetch("models:/tiny-sweep@best", uri, folder / "fetched")
-    weights, exported = load_file(model / "model.safetensors"), load_file(folder / "trials" / best["trial"] / "export/model.safetensors")
+    weights, exported = (
+        load_file(model / "model.safetensors"),
+        load_file(folder / "trials" / best["trial"] / "export/model.safetensors"),
+    )
     assert all(torch.equal(weights[name], exported[name]) for name in exported)
     assert json.loads((model / "self_reward.json").read_text())["beta_v"] == best["point"]["loss.beta_v"]
     assert "<html" in (folder / "report.html").read_text()[:200]
 
 
-def test_a_branched_trial_equals_one_trained_from_the_first_step(swept: tuple[Path, str], ray_cluster: None, tmp_path: Path) -> None:
+def test_a_branched_trial_equals_one_trained_from_the_first_step(
+    swept: tuple[Path, str], ray_cluster: None, tmp_path: Path
+) -> None:
     """A new learner with the trial's settings takes all six stored steps, three of them the trunk's: weights and moments are the same."""
     folder, _ = swept
     trial = folder / "trials" / BRANCHED
@@ -157,10 +189,17 @@ def test_a_branched_trial_equals_one_trained_from_the_first_step(swept: tuple[Pa
     c_ref = json.loads((trial / "export/self_reward.json").read_text())["c_ref"]
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     ranks = start_ranks(
-        config, config.model.path, tokens.z_token, lambda cls, rank, *arguments: ray.remote(cls).options(**options).remote(*arguments)
+        config,
+        config.model.path,
+        tokens.z_token,
+        lambda cls, rank, *arguments: ray.remote(cls).options(**options).remote(*arguments),
     )
     for step in range(1, STEPS + 1):
-        stored = (trial if step > WARM_UP else folder / "trunks" / "trunk_seed-0") / "rollouts" / f"step-{step:06d}.parquet"
+        stored = (
+            (trial if step > WARM_UP else folder / "trunks" / "trunk_seed-0")
+            / "rollouts"
+            / f"step-{step:06d}.parquet"
+        )
         batch, number = load_batch(stored)
         assert number == step
         scores = self_reward_score(torch.from_numpy(batch.z_logprobs), c_ref, config.loss.beta_v).numpy()
@@ -178,7 +217,9 @@ def test_a_branched_trial_equals_one_trained_from_the_first_step(swept: tuple[Pa
     compared = 0
     for shard in shards:
         ours = torch.load(branched / shard, weights_only=False)["optimizer_state_dict"]
-        scratch = torch.load(tmp_path / "scratch" / "zero3" / shard, weights_only=False)["optimizer_state_dict"]
+        scratch = torch.load(tmp_path / "scratch" / "zero3" / shard, weights_only=False)[
+            "optimizer_state_dict"
+        ]
         compared += assert_equal(ours, scratch, shard)
     assert compared >= 6, "weights and both moments of two ranks"
 
@@ -193,7 +234,10 @@ def assert_equal(ours: Any, scratch: Any, where: str) -> int:
         return sum(assert_equal(value, scratch[key], f"{where}.{key}") for key, value in ours.items())
     if isinstance(ours, list | tuple):
         assert len(ours) == len(scratch), where
-        return sum(assert_equal(*pair, f"{where}[{number}]") for number, pair in enumerate(zip(ours, scratch, strict=True)))
+        return sum(
+            assert_equal(*pair, f"{where}[{number}]")
+            for number, pair in enumerate(zip(ours, scratch, strict=True))
+        )
     return 0
 
 
@@ -217,7 +261,10 @@ def test_a_pruned_trial_gives_everything_back(task: Path, ray_cluster: None, tmp
     assert wait_until_free() == before, "placement groups and actors of all trials are gone"
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     assert client.get_run(destroyed.mlflow_run_id).info.status == "KILLED"
-    assert [point.step for point in client.get_metric_history(destroyed.mlflow_run_id, "loss/total")] == [1, 2]
+    assert [point.step for point in client.get_metric_history(destroyed.mlflow_run_id, "loss/total")] == [
+        1,
+        2,
+    ]
 
 
 @pytest.mark.long
@@ -225,28 +272,41 @@ def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tm
     path = write_sweep(
         tmp_path / "found.yaml",
         task,
-        space={"loss.alpha": {"log_uniform": [0.1, 2.0]}, "loss.tau": {"choice": [0.1, 0.3], "when": "loss.alpha > 5"}},
+        space={
+            "loss.alpha": {"log_uniform": [0.1, 2.0]},
+            "loss.tau": {"choice": [0.1, 0.3], "when": "loss.alpha > 5"},
+        },
         settings={"run": {"steps": 2}, "loss": {"reasoning_warmup_steps": 0}, "learning": {"num_ranks": 1}},
         search={"algorithm": "optuna", "points": 2},
         metric="accuracy",
     )
     first = sweep(load_sweep(path))
     assert [trial.status for trial in first.trials] == ["finished", "finished"]
-    assert all(0.1 <= trial.point["loss.alpha"] <= 2.0 and "loss.tau" not in trial.point for trial in first.trials)
-    assert first.work.steps_trained == first.work.steps_independent == 4, "a trunk of no steps: it shares c_ref and the base evaluation"
+    assert all(
+        0.1 <= trial.point["loss.alpha"] <= 2.0 and "loss.tau" not in trial.point for trial in first.trials
+    )
+    assert first.work.steps_trained == first.work.steps_independent == 4, (
+        "a trunk of no steps: it shares c_ref and the base evaluation"
+    )
 
     again = sweep(load_sweep(path, ["search.points=3"]))
     assert len(again.trials) == 3
     assert [trial.name for trial in again.trials[:2]] == [trial.name for trial in first.trials]
     assert again.trials[2].status == "finished"
-    samples = pq.read_table(sorted((again.folder / again.trials[2].folder / "evaluations").glob("*.parquet"))[-1])
+    samples = pq.read_table(
+        sorted((again.folder / again.trials[2].folder / "evaluations").glob("*.parquet"))[-1]
+    )
     assert set(samples.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert not all(math.isnan(score) for score in samples.column("score").to_pylist())
 
 
 @pytest.mark.long
 def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
-    task: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    task: Path,
+    ray_cluster: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("orchestrator.sweeps.sweep.BUSY_AFTER_S", 1.0)
     before = wait_until_free()
@@ -259,14 +319,18 @@ def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
     other = ray.remote(Other).options(num_cpus=before["CPU"] - 0.5).remote()
     ray.get(other.ping.remote())
     path = write_sweep(tmp_path / "waiting.yaml", task, space={"loss.alpha": {"grid": [0.5, 1.0]}}, wait_s=4)
-    with pytest.raises(RunError, match=r"a trial needs 1 CPUs, and the cluster has 0.5 CPUs .* free.*Gave up after 4 s"):
+    with pytest.raises(
+        RunError, match=r"a trial needs 1 CPUs, and the cluster has 0.5 CPUs .* free.*Gave up after 4 s"
+    ):
         sweep(load_sweep(path))
     assert "waiting: a trial needs 1 CPUs" in capsys.readouterr().out
     ray.kill(other)
     assert wait_until_free() == before
 
 
-def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(laser, task: Path, tmp_path: Path) -> None:
+def test_a_trial_larger_than_the_cluster_is_refused_before_anything_starts(
+    laser, task: Path, tmp_path: Path
+) -> None:
     path = write_sweep(tmp_path / "large.yaml", task, space={"rollout.num_engines": {"grid": [1, 4000]}})
     refused = laser.run("sweep", str(path))
     assert refused.returncode == 2

@@ -86,19 +86,26 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     assert stored.info.status == "FINISHED"
     assert stored.data.params["loss.beta_v"] == "0.1"
     mismatch = client.get_metric_history(summary["mlflow_run_id"], "policy/mismatch_max")
-    assert max(point.value for point in mismatch) < 1e-3, "engine and learner have the same weights in every step"
+    assert max(point.value for point in mismatch) < 1e-3, (
+        "engine and learner have the same weights in every step"
+    )
     z_mismatch = client.get_metric_history(summary["mlflow_run_id"], "self_reward/mismatch_max")
     assert max(point.value for point in z_mismatch) < 1e-3
 
     restarts = client.get_metric_history(summary["mlflow_run_id"], "pool/restarts")
     assert restarts[-1].value == 2, "rank and engine were replaced, and the run ended with all its steps"
 
-    problems = [pq.read_table(path).column("problem_id").to_pylist() for path in sorted((folder / "rollouts").glob("*.parquet"))]
+    problems = [
+        pq.read_table(path).column("problem_id").to_pylist()
+        for path in sorted((folder / "rollouts").glob("*.parquet"))
+    ]
     assert len(problems) == STEPS // 2
     assert not set(problems[0]) & set(problems[1]), "the resumed run takes the next problems in order"
     groups, table = read_groups(folder / "rollouts" / f"step-{STEPS:06d}.parquet")
     assert [len(group) for group in groups] == [4] * 4
-    assert {group.versions.max() for group in groups} == {STEPS - 1}, "on-policy: step n samples with version n - 1"
+    assert {group.versions.max() for group in groups} == {STEPS - 1}, (
+        "on-policy: step n samples with version n - 1"
+    )
     assert set(table.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert "correct" in table.column("status").to_pylist()
     finished = np.array(table.column("finished").to_pylist())
@@ -111,7 +118,9 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     )  # fmt: skip
     assert replayed.returncode == 0, replayed.stderr
     mismatch = float(re.search(r"log-prob ([0-9.]+)", replayed.stdout)[1])
-    assert mismatch < 1e-3, "the exported policy of step 5 gives the stored tokens of step 6 the log-probs they were sampled with"
+    assert mismatch < 1e-3, (
+        "the exported policy of step 5 gives the stored tokens of step 6 the log-probs they were sampled with"
+    )
     card = json.loads((folder / "export" / "self_reward.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder / "export")
     assert tokenizer.convert_tokens_to_ids(card["token"]) == card["token_id"]

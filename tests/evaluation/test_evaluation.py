@@ -25,7 +25,17 @@ from orchestrator.evaluation.show import EvalProgress, save_cost_figure, show_re
 NAN = math.nan
 
 
-def sample(number=0, status="correct", answer="4", answer_class=0, score=0.9, problem="p", set_name="s", finished=True, tokens=10):
+def sample(
+    number=0,
+    status="correct",
+    answer="4",
+    answer_class=0,
+    score=0.9,
+    problem="p",
+    set_name="s",
+    finished=True,
+    tokens=10,
+):
     z_logprob = NAN if math.isnan(score) else score * 10 - 20
     return Sample(
         set_name, problem, "2+2", "4", None, number, 7 + number, "four", tokens, finished, status, answer, answer_class, z_logprob, score
@@ -82,7 +92,12 @@ def test_overrides_go_over_options_over_the_file(tmp_path):
     path = tmp_path / "eval.yaml"
     path.write_text("seed: 1\ntemperature: 0.5\nrollout: {num_engines: 2}\n")
     config = load_eval(path, {"temperature": 0.7}, ["rollout.cpus=0.5", "temperature=0.9"])
-    assert (config.seed, config.temperature, config.rollout.num_engines, config.rollout.cpus) == (1, 0.9, 2, 0.5)
+    assert (config.seed, config.temperature, config.rollout.num_engines, config.rollout.cpus) == (
+        1,
+        0.9,
+        2,
+        0.5,
+    )
     assert load_config(path, [], EvalConfig).temperature == 0.5
     assert load_eval(path, {}, ["instruction="]).instruction == "", "none, and not the default"
     with pytest.raises(ConfigError, match=r"rollout\.engines: unknown key"):
@@ -92,8 +107,12 @@ def test_overrides_go_over_options_over_the_file(tmp_path):
 
 
 def test_the_default_folder_names_model_and_sets():
-    assert default_folder(configure(model="runs/mine/export"), ["a", "b"]) == Path("runs/evaluations/mine-a-b")
-    assert default_folder(configure(model="models:/lasers@best"), ["a"]) == Path("runs/evaluations/lasers-best-a")
+    assert default_folder(configure(model="runs/mine/export"), ["a", "b"]) == Path(
+        "runs/evaluations/mine-a-b"
+    )
+    assert default_folder(configure(model="models:/lasers@best"), ["a"]) == Path(
+        "runs/evaluations/lasers-best-a"
+    )
 
 
 def test_a_seed_is_the_problems_own():
@@ -117,7 +136,8 @@ def test_what_is_missing_is_drawn_in_parts_with_the_seeds_it_would_have_had():
     sets = [ProblemSet("s", Prompts("p", "q"), 10)]
     drawn = [sample(number, problem="p") for number in (0, 1, 2, 5)]
     parts = [
-        (part.problem.id, part.first, part.count, part.seed - problem_seed(3, "s", part.problem.id)) for part in _parts(sets, drawn, 3)
+        (part.problem.id, part.first, part.count, part.seed - problem_seed(3, "s", part.problem.id))
+        for part in _parts(sets, drawn, 3)
     ]
     assert parts == [("p", 3, 2, 3), ("p", 6, 4, 6), ("q", 0, 8, 0), ("q", 8, 2, 8)]
     assert missing(sets, drawn) == 16
@@ -148,7 +168,9 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
     claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})  # nothing has been drawn yet
     SampleFile(tmp_path).append([sample()])
     claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})
-    with pytest.raises(ConfigError, match=r"sets.s.problems: 3 before, 4 now\n  sets.t.problems: None before, 1 now"):
+    with pytest.raises(
+        ConfigError, match=r"sets.s.problems: 3 before, 4 now\n  sets.t.problems: None before, 1 now"
+    ):
         claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 4}, "t": {"problems": 1}}})
 
 
@@ -187,7 +209,9 @@ def samples_of_two_problems():
 def test_figures_by_hand():
     found = set_results("s", samples_of_two_problems(), scored=True)
     figures = found.figures
-    assert figures.accuracy == pytest.approx((1 / 4 + 1 / 3) / 2)  # the timed-out one is neither right nor wrong
+    assert figures.accuracy == pytest.approx(
+        (1 / 4 + 1 / 3) / 2
+    )  # the timed-out one is neither right nor wrong
     assert (figures.accuracy_low, figures.accuracy_high) == (pytest.approx(1 / 4), pytest.approx(1 / 3))
     assert figures.finished_share == 7 / 8
     assert (found.unfinished, found.unverified, found.mixed_problems) == (1, 1, 2)
@@ -237,7 +261,10 @@ def test_the_average_weighs_sets_alike_and_a_figure_that_one_lacks_is_not_define
     other = set_results("other", [sample(0, problem=name) for name in "abc"], scored=True)
     mean = average([one, other])
     assert mean.accuracy == pytest.approx((7 / 24 + 1) / 2)
-    assert (mean.accuracy_low, mean.accuracy_high) == (pytest.approx((1 / 4 + 1) / 2), pytest.approx((1 / 3 + 1) / 2))
+    assert (mean.accuracy_low, mean.accuracy_high) == (
+        pytest.approx((1 / 4 + 1) / 2),
+        pytest.approx((1 / 3 + 1) / 2),
+    )
     assert math.isnan(other.figures.auroc)
     assert math.isnan(mean.auroc)
     results = EvalResults(tmp_path, "mine", None, [one, other], mean, undecided=1)
@@ -269,7 +296,9 @@ def test_progress_tells_samples_rate_and_time_left(monkeypatch, tmp_path):
 def test_equal_answers_are_pooled_and_what_hangs_is_counted():
     with closing(VerificationWorker(timeout_s=2.0)) as worker:
         assert worker.pool_answers(["7", "-7", "007", "+7", "0", "-0", "7" * 5000]) == [0, 1, 0, 0, 2, 2, 3]
-        assert worker.pooling_stats() == {"comparisons": 0, "timeout": 0, "error": 0}, "integers and equal texts need no check"
+        assert worker.pooling_stats() == {"comparisons": 0, "timeout": 0, "error": 0}, (
+            "integers and equal texts need no check"
+        )
         answers = [r"\frac12", "3", "0.5", "x=3", "1/2", "{1,2}", r"\{2,1\}"]
         assert worker.pool_answers(answers) == [0, 1, 0, 1, 0, 2, 2]
         order = np.random.default_rng(0).permutation(len(answers))

@@ -26,7 +26,11 @@ TEST = ROOT / "experiments" / "quickstart" / "test.jsonl"
 def prepared(**settings):
     said = []
     settings = {"model": str(BASE), "data": [str(TEST)]} | settings
-    return prepare(load_eval(None, {key: value for key, value in settings.items() if value is not None}, []), "unused", said.append), said
+    return prepare(
+        load_eval(None, {key: value for key, value in settings.items() if value is not None}, []),
+        "unused",
+        said.append,
+    ), said
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,9 @@ def scored_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "scored"
     shutil.copytree(BASE, folder)
     tokens = load_tokens(str(folder), "<|self_reward|>")
-    SelfRewardCard("<|self_reward|>", tokens.z_token, -20.0, 0.1, [2], "", template_hash(tokens.tokenizer)).write(folder)
+    SelfRewardCard(
+        "<|self_reward|>", tokens.z_token, -20.0, 0.1, [2], "", template_hash(tokens.tokenizer)
+    ).write(folder)
     return folder
 
 
@@ -47,15 +53,25 @@ def test_a_model_without_a_card_has_no_score_and_the_papers_instruction():
     # The base model has 512 positions; one of them is for z_c.
     longest = max(len(found.sets[0].prompts.token_ids(index)) for index in range(5))
     assert found.longest_response == 512 - longest - 1
-    assert any(f"{found.longest_response} tokens, what the model's context of 512 leaves of 8192" in line for line in said)
+    assert any(
+        f"{found.longest_response} tokens, what the model's context of 512 leaves of 8192" in line
+        for line in said
+    )
     assert found.engine_settings().z_token is None
-    assert found.engine_settings().dtype == found.protocol()["dtype"] == "float32", "the model's own, not vLLM's half precision"
+    assert found.engine_settings().dtype == found.protocol()["dtype"] == "float32", (
+        "the model's own, not vLLM's half precision"
+    )
     assert prepared(**{"rollout.dtype": "bfloat16"})[0].engine_settings().dtype == "bfloat16"
 
 
 def test_a_card_brings_score_and_instruction_and_either_can_be_replaced(scored_model):
     found, _ = prepared(model=str(scored_model))
-    assert (found.score.origin, found.score.c_ref, found.score.beta_v, found.instruction) == ("trained", -20.0, 0.1, "")
+    assert (found.score.origin, found.score.c_ref, found.score.beta_v, found.instruction) == (
+        "trained",
+        -20.0,
+        0.1,
+        "",
+    )
     assert found.engine_settings().z_token == found.score.token_id
     assert prepared(model=str(scored_model), score="none")[0].score is None
     assert prepared(model=str(scored_model), instruction="Think.")[0].instruction == "Think."
@@ -89,14 +105,22 @@ def samples(tmp_path):
     file.append([stored(number, response, "error") for number, response in enumerate(responses)])
     unfinished = stored(3, "I th", "error", math.nan, "2", finished=False)
     others = [r"\boxed{2}", r"\boxed{x=4}", r"\boxed{2} \boxed{2}"]
-    file.append([*(stored(number, response, "correct", -10.0, "2") for number, response in enumerate(others)), unfinished])
+    file.append(
+        [
+            *(stored(number, response, "correct", -10.0, "2") for number, response in enumerate(others)),
+            unfinished,
+        ]
+    )
     return file.path
 
 
 def evaluate_again(samples, tmp_path, **settings):
     folder = tmp_path / f"again-{len(settings)}"
     config = load_eval(
-        None, {"samples": str(samples), "folder": str(folder), "dir": str(tmp_path), "verification.cpus": 0.5} | settings, []
+        None,
+        {"samples": str(samples), "folder": str(folder), "dir": str(tmp_path), "verification.cpus": 0.5}
+        | settings,
+        [],
     )
     return evaluate(config, EvalProgress(Console(file=(tmp_path / "out").open("w"))))
 
@@ -121,7 +145,9 @@ def test_stored_samples_are_checked_pooled_and_scored_again(ray_cluster, samples
     scores = [one.score for one in read_samples(baseline.folder / "samples.jsonl")]
     assert scores[:7] == pytest.approx([0.5 * (-18 - c_ref)] * 4 + [0.5 * (-10 - c_ref)] * 3)
     assert math.isnan(scores[7])
-    assert math.isnan(evaluate_again(samples, tmp_path, score="none", seed=0, temperature=1.0).sets[0].figures.ece)
+    assert math.isnan(
+        evaluate_again(samples, tmp_path, score="none", seed=0, temperature=1.0).sets[0].figures.ece
+    )
 
 
 def test_stored_samples_as_another_model_reads_them(samples, scored_model):
@@ -170,7 +196,12 @@ def test_a_run_that_is_evaluated_while_it_trains_keeps_the_weights(tmp_path, mon
 
     save(1)
     monkeypatch.setattr("orchestrator.evaluation.run._Session.samples", train_on)
-    settings = {"model": str(checkpoints.run_folder), "data": [str(TEST)], "folder": str(tmp_path / "out"), "dir": str(tmp_path / "runs")}
+    settings = {
+        "model": str(checkpoints.run_folder),
+        "data": [str(TEST)],
+        "folder": str(tmp_path / "out"),
+        "dir": str(tmp_path / "runs"),
+    }
     with pytest.raises(Stop):
         evaluate(load_eval(None, settings, []))
     save(4)

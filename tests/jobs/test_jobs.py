@@ -49,7 +49,9 @@ def here(tmp_path, monkeypatch):
         "self_reward": {"token": "z"},
     }
     write("run.yaml", run)
-    write("sweep.yaml", {"name": "search", "base": "run.yaml", "space": {"learning.lr": {"grid": [0.1, 0.2]}}})
+    write(
+        "sweep.yaml", {"name": "search", "base": "run.yaml", "space": {"learning.lr": {"grid": [0.1, 0.2]}}}
+    )
     write("eval.yaml", {"model": "trained", "data": ["test.jsonl:4", "math500"], "folder": "scores"})
     (tmp_path / "runs" / "trained" / "export").mkdir(parents=True)
     (tmp_path / "runs" / "trained" / "export" / "config.json").write_text("{}")
@@ -63,7 +65,9 @@ def write(path, tree):
 def staged(work, storage="~/laser"):
     stage(work, storage, Path("staged"))
     job = json.loads(Path("staged/job.json").read_text())
-    return sorted(str(file.relative_to("staged")) for file in Path("staged").rglob("*") if file.is_file()), job
+    return sorted(
+        str(file.relative_to("staged")) for file in Path("staged").rglob("*") if file.is_file()
+    ), job
 
 
 def test_a_run_takes_its_code_and_what_it_names_by_relative_path(here):
@@ -74,28 +78,48 @@ def test_a_run_takes_its_code_and_what_it_names_by_relative_path(here):
         "inputs": ["models/base", "train.jsonl", "test.jsonl"],
     }  # fmt: skip
     assert {"models/base/config.json", "train.jsonl", "test.jsonl", "job.yaml", "launch.sh"} <= set(files)
-    assert {"orchestrator/jobs/unpack.py", "actors/rollout.py", "dashboards/report/report.css", "experiments/quickstart/task.py"} <= set(
-        files
-    )
+    assert {
+        "orchestrator/jobs/unpack.py",
+        "actors/rollout.py",
+        "dashboards/report/report.css",
+        "experiments/quickstart/task.py",
+    } <= set(files)
     for unwanted in ("__pycache__", ".gitignore", "experiments/quickstart/base", "eval.yaml"):
         assert not any(unwanted in file for file in files), unwanted
-    assert load_config("staged/job.yaml", (), RunConfig) == load_config("run.yaml", ["run.steps=7"], RunConfig)
+    assert load_config("staged/job.yaml", (), RunConfig) == load_config(
+        "run.yaml", ["run.steps=7"], RunConfig
+    )
     (about,) = Path("staged").glob("*.dist-info")
     found = importlib.metadata.PathDistribution(about)
     assert found.requires == importlib.metadata.requires("laser-orchestrator")
-    assert "laser_weight_transfer" in {point.name for point in found.entry_points}, "vLLM finds its plugin there"
+    assert "laser_weight_transfer" in {point.name for point in found.entry_points}, (
+        "vLLM finds its plugin there"
+    )
 
 
 def test_a_sweep_takes_its_base_and_what_its_points_name(here):
     (here / "models" / "other").mkdir()
     space = {"model.path": {"grid": ["models/base", "models/other"]}}
-    write("sweep.yaml", {"name": "search", "base": "run.yaml", "space": space, "settings": {"run": {"dir": "/shared"}}})
+    write(
+        "sweep.yaml",
+        {"name": "search", "base": "run.yaml", "space": space, "settings": {"run": {"dir": "/shared"}}},
+    )
     work = load_work(Path("sweep.yaml"), [])
     assert list(work.inputs) == ["models/base", "models/other", "train.jsonl", "test.jsonl", "run.yaml"]
-    assert (work.kind, work.name, work.folder, work.results) == ("sweep", "search", Path("/shared/search"), {})
-    write("sweep.yaml", {"name": "search", "base": str(here / "run.yaml"), "space": {"rollout.cpus": {"grid": [0.5, 100]}}})
+    assert (work.kind, work.name, work.folder, work.results) == (
+        "sweep",
+        "search",
+        Path("/shared/search"),
+        {},
+    )
+    write(
+        "sweep.yaml",
+        {"name": "search", "base": str(here / "run.yaml"), "space": {"rollout.cpus": {"grid": [0.5, 100]}}},
+    )
     work = load_work(Path("sweep.yaml"), [])
-    assert work.inputs["base.yaml"] == here / "run.yaml", "a base that is read here is taken along from wherever it is"
+    assert work.inputs["base.yaml"] == here / "run.yaml", (
+        "a base that is read here is taken along from wherever it is"
+    )
     staged(work)
     assert load_sweep("staged/job.yaml").base == "base.yaml"
     work.refuse_what_no_node_holds([{"CPU": 200.0}])
@@ -128,7 +152,10 @@ def test_what_is_not_here_is_refused(here, override, message):
     ("results", "message"),
     [
         ({"trials": [], "best": None}, "is a sweep; name the folder of one of its trials"),
-        ({"sets": [], "model": "owner/base"}, "is the folder of an evaluation .* was evaluated \\(owner/base\\)"),
+        (
+            {"sets": [], "model": "owner/base"},
+            "is the folder of an evaluation .* was evaluated \\(owner/base\\)",
+        ),
     ],
 )
 def test_what_is_named_as_the_model_and_holds_no_weights_is_refused_by_its_kind(here, results, message):
@@ -139,13 +166,18 @@ def test_what_is_named_as_the_model_and_holds_no_weights_is_refused_by_its_kind(
 
 
 def test_absolute_paths_are_the_clusters_and_names_the_hubs(here):
-    assert list(load_work(Path("run.yaml"), ["model.path=/shared/model", "data.eval=owner/problems"]).inputs) == ["train.jsonl"]
+    assert list(
+        load_work(Path("run.yaml"), ["model.path=/shared/model", "data.eval=owner/problems"]).inputs
+    ) == ["train.jsonl"]
 
 
 def test_more_than_ray_takes_is_refused_with_what_to_do(here):
     with (here / "models" / "base" / "model.safetensors").open("wb") as weights:
         weights.truncate((UPLOAD_LIMIT_MIB + 1) * 2**20)
-    with pytest.raises(ConfigError, match=r"models/base is 101 MiB of 101 MiB .* at most 100 MiB: put it on storage .* absolute path"):
+    with pytest.raises(
+        ConfigError,
+        match=r"models/base is 101 MiB of 101 MiB .* at most 100 MiB: put it on storage .* absolute path",
+    ):
         staged(load_work(Path("run.yaml"), []))
 
 
@@ -156,10 +188,19 @@ def test_the_driver_runs_the_command_of_its_kind_in_a_folder_of_the_run(here, mo
         monkeypatch.setenv(name, "")  # to be put back
     expected = {
         "run.yaml": ("train", ["train", str(here / "staged/job.yaml"), f'run.dir="{here}/home/laser/runs"']),
-        "sweep.yaml": ("sweep", ["sweep", str(here / "staged/job.yaml"), f'settings.run.dir="{here}/home/laser/runs"']),
+        "sweep.yaml": (
+            "sweep",
+            ["sweep", str(here / "staged/job.yaml"), f'settings.run.dir="{here}/home/laser/runs"'],
+        ),
         "eval.yaml": (
             "eval",
-            ["eval", "--config", str(here / "staged/job.yaml"), f'dir="{here}/home/laser/runs"', f'folder="{here}/home/laser/scores"'],
+            [
+                "eval",
+                "--config",
+                str(here / "staged/job.yaml"),
+                f'dir="{here}/home/laser/runs"',
+                f'folder="{here}/home/laser/scores"',
+            ],
         ),
     }
     for file, (kind, arguments) in expected.items():
@@ -185,7 +226,10 @@ def test_requirements_that_an_image_does_not_meet():
     assert unmet(["packaging>=20", "no-such-thing>=1", "packaging<20", 'never; extra == "dev"', 'never; python_version < "3"']) == [
         "no-such-thing>=1", "packaging<20",
     ]  # fmt: skip
-    assert unmet(['no-such-thing; extra == "cpu"', "packaging<20"], "cpu") == ["no-such-thing", "packaging<20"]
+    assert unmet(['no-such-thing; extra == "cpu"', "packaging<20"], "cpu") == [
+        "no-such-thing",
+        "packaging<20",
+    ]
     assert unmet(["ray[tune]==2.60.0"]) == [], "with what its extra requires"
     found = report("laser-orchestrator")
     assert found["all"] == []
@@ -225,12 +269,18 @@ def test_what_is_no_mapping_is_refused_by_the_loader(here):
 
 def test_results_need_a_place_that_stays(here):
     for storage in ("runs", "s3://bucket/runs"):
-        assert refusal(Path("run.yaml"), [], storage=storage).startswith(f"--storage: {storage} is no absolute path")
+        assert refusal(Path("run.yaml"), [], storage=storage).startswith(
+            f"--storage: {storage} is no absolute path"
+        )
 
 
 def test_an_address_without_a_cluster(here):
-    assert refusal(Path("run.yaml"), [], "http://127.0.0.1:9").startswith("http://127.0.0.1:9: no Ray cluster answers there")
-    assert refusal(Path("run.yaml"), [], "ray://head:10001").startswith("--address: ray://head:10001 is no address of a dashboard")
+    assert refusal(Path("run.yaml"), [], "http://127.0.0.1:9").startswith(
+        "http://127.0.0.1:9: no Ray cluster answers there"
+    )
+    assert refusal(Path("run.yaml"), [], "ray://head:10001").startswith(
+        "--address: ray://head:10001 is no address of a dashboard"
+    )
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -255,7 +305,9 @@ def dashboard():
         server.shutdown()
 
 
-def test_another_version_of_ray_or_python_is_refused_and_an_explicit_address_wins(here, dashboard, monkeypatch):
+def test_another_version_of_ray_or_python_is_refused_and_an_explicit_address_wins(
+    here, dashboard, monkeypatch
+):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
     address = f"127.0.0.1:{dashboard.server_port}"
     with pytest.raises(ConfigError, match="answers, but not as the dashboard of a Ray cluster"):
@@ -264,7 +316,9 @@ def test_another_version_of_ray_or_python_is_refused_and_an_explicit_address_win
         dashboard.answer = {"data": {"rayVersion": ray_version, "pythonVersion": python}}
         with pytest.raises(ConfigError) as caught:
             Cluster(address)
-        assert str(caught.value).startswith(f"http://{address} runs Ray {ray_version} on Python {python}, and this environment Ray ")
+        assert str(caught.value).startswith(
+            f"http://{address} runs Ray {ray_version} on Python {python}, and this environment Ray "
+        )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +339,12 @@ def test_the_token_is_sent_from_where_ray_looks_for_it(here, dashboard, monkeypa
     assert dashboard.asked == [("/api/v0/cluster_metadata", sent)]
 
 
-STEP = StepLine(5, 23, {"train/accuracy": 0.5, "self_reward/f1": float("nan"), "time/step": 12.34, "not/shown": 1.0}, "1:02:03")
+STEP = StepLine(
+    5,
+    23,
+    {"train/accuracy": 0.5, "self_reward/f1": float("nan"), "time/step": 12.34, "not/shown": 1.0},
+    "1:02:03",
+)
 
 
 def test_a_step_line_says_what_it_was_made_of():
@@ -321,12 +380,19 @@ def test_in_a_terminal_steps_move_the_panel_and_other_lines_stay():
     text, panel = shown(True, ["starting [the] pools", str(STEP), "warning: slow"])
     assert "starting [the] pools\n" in text
     assert "warning: slow\n" in text
-    assert (panel.bar.tasks[0].completed, panel.bar.tasks[0].total, panel.bar.tasks[0].fields["eta"]) == (5, 23, "1:02:03")
+    assert (panel.bar.tasks[0].completed, panel.bar.tasks[0].total, panel.bar.tasks[0].fields["eta"]) == (
+        5,
+        23,
+        "1:02:03",
+    )
     assert "step 5/23" not in text
 
 
 def test_elsewhere_a_log_is_passed_on_as_it_is():
-    assert shown(False, ["starting [the] pools", str(STEP), "x" * 300]) == (f"starting [the] pools\n{STEP}\n{'x' * 300}\n", None)
+    assert shown(False, ["starting [the] pools", str(STEP), "x" * 300]) == (
+        f"starting [the] pools\n{STEP}\n{'x' * 300}\n",
+        None,
+    )
 
 
 class Broken:
@@ -349,7 +415,9 @@ class Broken:
 
 def details(status, **fields):
     metadata = {"laser.run": "trial", "laser.kind": "train", "laser.version": "0.1.0"}
-    return JobDetails(type="SUBMISSION", submission_id="trial-1", status=status, entrypoint="", metadata=metadata, **fields)
+    return JobDetails(
+        type="SUBMISSION", submission_id="trial-1", status=status, entrypoint="", metadata=metadata, **fields
+    )
 
 
 def test_a_broken_connection_is_opened_again_and_no_line_is_repeated(monkeypatch):

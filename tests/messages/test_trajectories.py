@@ -69,7 +69,13 @@ def test_the_summary_holds_scalars_only(group):
 def test_parquet_holds_a_row_a_sample_and_reads_back_to_the_same_groups(group, tmp_path):
     other = pack([7], [Generated([8, 9], [-0.1, -0.2], True, -21.0, (0, 0))])
     path = tmp_path / "rollouts.parquet"
-    pq.write_table(to_table([group, other], {"score": [0.9, NAN, 0.1, 0.5], "status": ["correct", "wrong", "timeout", "correct"]}), path)
+    pq.write_table(
+        to_table(
+            [group, other],
+            {"score": [0.9, NAN, 0.1, 0.5], "status": ["correct", "wrong", "timeout", "correct"]},
+        ),
+        path,
+    )
     groups, table = read_groups(path)
     assert len(groups) == 2
     assert_same(groups[0], group)
@@ -98,7 +104,13 @@ def generated(draw):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.lists(token, min_size=1, max_size=4), st.lists(generated(), min_size=1, max_size=4)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.lists(token, min_size=1, max_size=4), st.lists(generated(), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_packing_and_parquet_lose_nothing(tmp_path_factory, groups):
     packed = [pack(prompt, samples) for prompt, samples in groups]
     for trajectories, (prompt, samples) in zip(packed, groups, strict=True):

@@ -43,13 +43,21 @@ def test_a_model_comes_back_as_it_was(mlflow_server, client, run_id, model, tmp_
     assert contents(found) == contents(model)
     assert len(contents(found)) == 3
     assert fetch("models:/back/1", mlflow_server.uri, tmp_path / "cache") == found
-    assert [path.name for path in (tmp_path / "cache" / "back").iterdir() if not path.name.endswith(".lock")] == [found.name]
+    assert [
+        path.name for path in (tmp_path / "cache" / "back").iterdir() if not path.name.endswith(".lock")
+    ] == [found.name]
 
 
-def test_the_same_model_is_uploaded_once_and_another_is_another_version(mlflow_server, client, run_id, model, tmp_path, monkeypatch):
+def test_the_same_model_is_uploaded_once_and_another_is_another_version(
+    mlflow_server, client, run_id, model, tmp_path, monkeypatch
+):
     uploads = []
     log_artifacts = MlflowClient.log_artifacts
-    monkeypatch.setattr(MlflowClient, "log_artifacts", lambda *arguments: (uploads.append(arguments[-1]), log_artifacts(*arguments)))
+    monkeypatch.setattr(
+        MlflowClient,
+        "log_artifacts",
+        lambda *arguments: (uploads.append(arguments[-1]), log_artifacts(*arguments)),
+    )
     assert register(mlflow_server.uri, "twice", model, run_id) == "1"
     assert register(mlflow_server.uri, "twice", model, run_id, tags={"laser.step": "4"}) == "1"
     assert client.get_model_version("twice", "1").tags["laser.step"] == "4"
@@ -60,12 +68,19 @@ def test_the_same_model_is_uploaded_once_and_another_is_another_version(mlflow_s
     other_run = client.create_run("0").info.run_id
     assert register(mlflow_server.uri, "twice", model, other_run, alias="trial") == "3"
     assert len(uploads) == 3
-    assert contents(fetch("models:/twice/1", mlflow_server.uri, tmp_path / "cache")) == first, "a version does not change"
-    assert contents(fetch("models:/twice@best", mlflow_server.uri, tmp_path / "cache"))["model.safetensors"] == b"other"
+    assert contents(fetch("models:/twice/1", mlflow_server.uri, tmp_path / "cache")) == first, (
+        "a version does not change"
+    )
+    assert (
+        contents(fetch("models:/twice@best", mlflow_server.uri, tmp_path / "cache"))["model.safetensors"]
+        == b"other"
+    )
     assert client.get_model_version_by_alias("twice", "best").version == "2"
 
 
-def test_a_killed_download_leaves_nothing_under_the_final_name(mlflow_server, run_id, model, tmp_path, monkeypatch):
+def test_a_killed_download_leaves_nothing_under_the_final_name(
+    mlflow_server, run_id, model, tmp_path, monkeypatch
+):
     register(mlflow_server.uri, "killed", model, run_id)
     download = registry.download_artifacts
 
@@ -76,7 +91,9 @@ def test_a_killed_download_leaves_nothing_under_the_final_name(mlflow_server, ru
     monkeypatch.setattr(registry, "download_artifacts", die)
     with pytest.raises(KeyboardInterrupt):
         fetch("models:/killed@best", mlflow_server.uri, tmp_path / "cache")
-    assert [path.name for path in (tmp_path / "cache" / "killed").iterdir() if not path.name.startswith(".")] == []
+    assert [
+        path.name for path in (tmp_path / "cache" / "killed").iterdir() if not path.name.startswith(".")
+    ] == []
     monkeypatch.undo()
     assert contents(fetch("models:/killed@best", mlflow_server.uri, tmp_path / "cache")) == contents(model)
 
@@ -84,22 +101,34 @@ def test_a_killed_download_leaves_nothing_under_the_final_name(mlflow_server, ru
 def test_what_is_not_there_is_told_with_what_is(mlflow_server, run_id, model, tmp_path):
     register(mlflow_server.uri, "there", model, run_id)
     for wanted in ("models:/there@newest", "models:/there/7"):
-        with pytest.raises(ConfigError, match=rf"{wanted}: .* has no such version of there; it has versions 1 and aliases best \(1\)"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"{wanted}: .* has no such version of there; it has versions 1 and aliases best \(1\)",
+        ):
             fetch(wanted, mlflow_server.uri, tmp_path)
-    with pytest.raises(ConfigError, match=r"models:/absent@best: .* no registered model of this name; it has .*there"):
+    with pytest.raises(
+        ConfigError, match=r"models:/absent@best: .* no registered model of this name; it has .*there"
+    ):
         fetch("models:/absent@best", mlflow_server.uri, tmp_path)
 
 
-@pytest.mark.parametrize("uri", ["models:/name", "models:/name/best", "runs:/abc/model", "models:/name@best/x", "name"])
+@pytest.mark.parametrize(
+    "uri", ["models:/name", "models:/name/best", "runs:/abc/model", "models:/name@best/x", "name"]
+)
 def test_an_address_of_no_model_is_told(uri, tmp_path):
     with pytest.raises(ConfigError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
         fetch(uri, "http://127.0.0.1:9", tmp_path)
 
 
 def test_a_server_that_is_away_and_a_folder_that_is_empty_are_told(tmp_path, model):
-    with pytest.raises(ConfigError, match=r"fetching models:/x@best: MLflow at http://127.0.0.1:9 cannot be reached: .*refused"):
+    with pytest.raises(
+        ConfigError,
+        match=r"fetching models:/x@best: MLflow at http://127.0.0.1:9 cannot be reached: .*refused",
+    ):
         fetch("models:/x@best", "http://127.0.0.1:9", tmp_path)
-    with pytest.raises(ConfigError, match=r"registering x: MLflow at http://127.0.0.1:9 cannot be reached: .*refused"):
+    with pytest.raises(
+        ConfigError, match=r"registering x: MLflow at http://127.0.0.1:9 cannot be reached: .*refused"
+    ):
         register("http://127.0.0.1:9", "x", model, "abc")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="empty: there is no model in it"):

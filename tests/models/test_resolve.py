@@ -22,7 +22,9 @@ BASE = Path(__file__).parents[2] / "experiments" / "quickstart" / "base"
 @pytest.fixture(scope="module")
 def card():
     tokens = load_tokens(str(BASE), "<|self_reward|>")
-    return SelfRewardCard("<|self_reward|>", tokens.z_token, -20.0, 0.1, [2], "Think.", template_hash(tokens.tokenizer))
+    return SelfRewardCard(
+        "<|self_reward|>", tokens.z_token, -20.0, 0.1, [2], "Think.", template_hash(tokens.tokenizer)
+    )
 
 
 @pytest.fixture
@@ -39,7 +41,12 @@ def run(tmp_path, monkeypatch, card):
 
 def test_a_folder_without_a_card_has_no_score():
     model = resolve_model(str(BASE))
-    assert (model.path, model.card, model.tokens.z_token, model.tokens.eos_tokens) == (str(BASE), None, None, (2,))
+    assert (model.path, model.card, model.tokens.z_token, model.tokens.eos_tokens) == (
+        str(BASE),
+        None,
+        None,
+        (2,),
+    )
 
 
 def test_a_run_means_its_newest_weights_and_goes_on_meaning_them(run, card):
@@ -108,7 +115,9 @@ def test_a_registered_model_is_fetched(run, monkeypatch, tmp_path):
 
 
 def test_what_is_not_there_is_refused_with_what_was_tried(run, tmp_path):
-    with pytest.raises(ConfigError, match=r"Tried nothing \(no such folder\), runs/nothing \(no such folder\).*no hub name"):
+    with pytest.raises(
+        ConfigError, match=r"Tried nothing \(no such folder\), runs/nothing \(no such folder\).*no hub name"
+    ):
         resolve_model("nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"no config\.json, export/ or finished sweep in it"):
@@ -121,11 +130,15 @@ def test_what_is_not_there_is_refused_with_what_was_tried(run, tmp_path):
 def test_a_card_of_another_template_or_tokenizer_is_refused(run, card):
     export = run / "export"
     replace(card, chat_template_sha256="0" * 64).write(export)
-    with pytest.raises(ConfigError, match=r"its chat template .* is not the one that its score was trained with .*delete self_reward.json"):
+    with pytest.raises(
+        ConfigError,
+        match=r"its chat template .* is not the one that its score was trained with .*delete self_reward.json",
+    ):
         resolve_model("mine")
     replace(card, token_id=card.token_id + 1).write(export)
     with pytest.raises(
-        ConfigError, match=rf"calls <\|self_reward\|> token {card.token_id}, its self_reward.json token {card.token_id + 1}"
+        ConfigError,
+        match=rf"calls <\|self_reward\|> token {card.token_id}, its self_reward.json token {card.token_id + 1}",
     ):
         resolve_model("mine")
     (export / "self_reward.json").write_text('{"token": "x"}')
@@ -138,6 +151,8 @@ def test_a_card_of_another_template_or_tokenizer_is_refused(run, card):
 def test_the_default_tracking_server_is_the_runs_database(run, monkeypatch, tmp_path):
     asked = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(registry, "fetch", lambda uri, server: (asked.append(server), run.resolve() / "export")[1])
+    monkeypatch.setattr(
+        registry, "fetch", lambda uri, server: (asked.append(server), run.resolve() / "export")[1]
+    )
     resolve_model("models:/lasers/1")
     assert asked == [f"sqlite:///{models.RUNS}/mlflow.db"]

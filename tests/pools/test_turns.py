@@ -33,7 +33,11 @@ class Gpu:
 
     def take(self, kind, name, process):
         deadline = time.monotonic() + 10
-        while others := [other for other, (held_by, pid) in self.holders.items() if held_by != kind and Path(f"/proc/{pid}").exists()]:
+        while others := [
+            other
+            for other, (held_by, pid) in self.holders.items()
+            if held_by != kind and Path(f"/proc/{pid}").exists()
+        ]:
             if time.monotonic() > deadline:
                 raise MemoryError(f"{name} wants the GPU while it is held by {others}")
             time.sleep(0.1)  # one that was killed is a moment in dying
@@ -166,7 +170,9 @@ def pools(ray_cluster, monkeypatch, tmp_path, colocate):
 
 @pytest.fixture(autouse=True)
 def no_tokens(monkeypatch):
-    monkeypatch.setattr(pools_module, "engine_settings", lambda config, tokens: EngineSettings("m", (0,), 1, 8, 8, "float32"))
+    monkeypatch.setattr(
+        pools_module, "engine_settings", lambda config, tokens: EngineSettings("m", (0,), 1, 8, 8, "float32")
+    )
     monkeypatch.setattr(ModelTokens, "z_token", 1, raising=False)
 
 
@@ -213,7 +219,12 @@ def test_an_engine_that_does_not_wake_is_replaced_with_the_newest_weights(pools)
     before = len(history())
     pools.publish(1)
     pools.wait_ready()
-    assert history()[before:] == ["rank 0 gives", "engine on 3 dies", "engine on 3 takes", "engine on 3 loads 1"]
+    assert history()[before:] == [
+        "rank 0 gives",
+        "engine on 3 dies",
+        "engine on 3 takes",
+        "engine on 3 loads 1",
+    ]
 
 
 @pytest.mark.parametrize("with_engine", [False, True])

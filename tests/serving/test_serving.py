@@ -18,7 +18,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.engine import Engine
 from orchestrator.cli import main
-from orchestrator.config.serving import INGRESS, IngressConfig, Limits, ReplicaConfig, ServeConfig, ServedEngine, serve_config
+from orchestrator.config.serving import (
+    INGRESS,
+    IngressConfig,
+    Limits,
+    ReplicaConfig,
+    ServeConfig,
+    ServedEngine,
+    serve_config,
+)
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.serving.app import Ingress, _Call, engine, ingress
 from orchestrator.serving.errors import ApiError
@@ -27,7 +35,14 @@ from orchestrator.serving.launch import Service
 from orchestrator.serving.metrics import IngressMetrics, merged
 from orchestrator.serving.proxy import Guard, controller_environment
 from orchestrator.serving.replica import AnswerComparer, engine_settings, weights_name
-from orchestrator.serving.requests import ChatRequest, MessagesItem, ProblemItem, ScoreRequest, TokensItem, parse
+from orchestrator.serving.requests import (
+    ChatRequest,
+    MessagesItem,
+    ProblemItem,
+    ScoreRequest,
+    TokensItem,
+    parse,
+)
 from orchestrator.serving.streaming import StreamedText
 from orchestrator.serving.voting import AnswerClasses
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
@@ -65,13 +80,21 @@ class TestRequests:
             ({"n": 0}, "n", "greater than or equal to 1"),
             ({"top_p": 0}, "top_p", "greater than 0"),
             ({"messages": []}, "messages", "at least 1 item"),
-            ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'developer', 'user' or 'assistant'"),
+            (
+                {"messages": [{"role": "tool", "content": "x"}]},
+                "messages.0.role",
+                "'system', 'developer', 'user' or 'assistant'",
+            ),
             ({"messages": [*USER, {"role": "assistant", "content": "2"}]}, None, "continues no answer"),
             ({"max_tokens": 5, "max_completion_tokens": 6}, None, "differ"),
             ({"laser": {}}, "laser", "either n"),
             ({"laser": {"n": 2, "adaptive": {}}}, "laser", "either n"),
             ({"laser": {"adaptive": {"confidence": 0.5}}}, "laser.adaptive.confidence", "greater than 0.5"),
-            ({"laser": {"adaptive": {"min_samples": 5, "max_samples": 4}}}, "laser.adaptive", "more than max_samples=4"),
+            (
+                {"laser": {"adaptive": {"min_samples": 5, "max_samples": 4}}},
+                "laser.adaptive",
+                "more than max_samples=4",
+            ),
             ({"laser": {"n": 2}, "stream": True}, None, "leave out stream"),
         ],
     )
@@ -96,7 +119,11 @@ class TestRequests:
             ({"question": "p"}, "items.1", "give problem and solution"),
             ({"messages": [*USER, *USER]}, "items.1.messages", "must be the assistant's solution"),
             ({"prompt_token_ids": [1], "response_token_ids": []}, "items.1.response_token_ids", "at least 1"),
-            ({"prompt_token_ids": [-1], "response_token_ids": [1]}, "items.1.prompt_token_ids.0", "greater than or equal to 0"),
+            (
+                {"prompt_token_ids": [-1], "response_token_ids": [1]},
+                "items.1.prompt_token_ids.0",
+                "greater than or equal to 0",
+            ),
         ],
     )
     def test_score_refusals_name_the_item(self, item, param, message):
@@ -116,7 +143,17 @@ class TestKeys:
         keys = Keys.load(tmp_path / "keys")
         assert all(keys.admit(f"Bearer {key}") for key in ("sk-1", "sk-2", "sk-3"))
         assert keys.admit("bearer sk-1"), "the scheme's case does not matter"
-        for header in (None, "", "Bearer", "Bearer ", "Bearer sk-4", "Bearer sk-", "Basic sk-1", "sk-1", "Bearer # comment"):
+        for header in (
+            None,
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer sk-4",
+            "Bearer sk-",
+            "Basic sk-1",
+            "sk-1",
+            "Bearer # comment",
+        ):
             assert not keys.admit(header), header
 
     def test_a_known_hash_opens_too(self, monkeypatch):
@@ -137,7 +174,8 @@ class TestKeys:
             Keys.load(None)
 
     @pytest.mark.parametrize(
-        ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)]
+        ("host", "loopback"),
+        [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
     )
     def test_an_address_that_others_reach_needs_a_key(self, host, loopback, monkeypatch):
         monkeypatch.delenv("LASER_API_KEY", raising=False)
@@ -170,7 +208,11 @@ class TestSettings:
             serve_config(["a/m", "b/m"], {}, [])
 
     def test_overrides_reach_sections(self):
-        config = serve_config(["m"], {"port": 9000}, ["engine.cpus=0.5", "limits.queued=3", "engine.engine_args={enforce_eager: true}"])
+        config = serve_config(
+            ["m"],
+            {"port": 9000},
+            ["engine.cpus=0.5", "limits.queued=3", "engine.engine_args={enforce_eager: true}"],
+        )
         assert (config.port, config.engine.cpus, config.limits.queued) == (9000, 0.5, 3)
         assert config.engine.engine_args == {"enforce_eager": True}
 
@@ -183,8 +225,14 @@ class TestSettings:
         assert lengths_of(tmp_path, positions, ServedEngine()) == lengths
 
     def test_more_than_the_models_positions_is_refused(self, tmp_path):
-        assert lengths_of(tmp_path, 512, ServedEngine(max_prompt_tokens=255, max_response_tokens=256)) == (255, 256)
-        with pytest.raises(ConfigError, match=r"256 \+ engine.max_response_tokens=256 \+ 1 for the score is more than the 512 positions"):
+        assert lengths_of(tmp_path, 512, ServedEngine(max_prompt_tokens=255, max_response_tokens=256)) == (
+            255,
+            256,
+        )
+        with pytest.raises(
+            ConfigError,
+            match=r"256 \+ engine.max_response_tokens=256 \+ 1 for the score is more than the 512 positions",
+        ):
             lengths_of(tmp_path, 512, ServedEngine(max_prompt_tokens=256, max_response_tokens=256))
 
     def test_clients_see_no_path_of_the_server(self):
@@ -196,7 +244,9 @@ class TestSettings:
 
 
 def lengths_of(folder, positions, engine):
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": positions, "dtype": "float32"}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen2", "max_position_embeddings": positions, "dtype": "float32"})
+    )
     model = SimpleNamespace(path=str(folder), origin="m", tokens=SimpleNamespace(eos_tokens=(2,), z_token=3))
     settings = engine_settings(model, engine)
     assert settings.dtype == "float32", "vLLM would make it bfloat16 unless told"
@@ -308,7 +358,9 @@ class TestDeployment:
         environment = deploy.controller_options.runtime_env["env_vars"]
         assert environment == controller_environment(front.limits) | {"LASER_MAX_BODY_MIB": "4"}
         assert float(environment["LASER_MAX_BODY_MIB"]) == front.limits.body_mib
-        assert load_attr(environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()[0].kwargs == {"body_mib": 4.0}
+        assert load_attr(environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()[0].kwargs == {
+            "body_mib": 4.0
+        }
 
 
 class ByteTokenizer:
@@ -386,7 +438,9 @@ def test_a_start_of_the_comparer_that_failed_is_tried_again_by_the_next_vote():
     async def votes():
         comparer = AnswerComparer(start)
         together = await asyncio.gather(comparer.ready(), comparer.ready(), return_exceptions=True)
-        assert [str(outcome) for outcome in together] == ["not warm within 120 s"] * 2, "two votes share a start"
+        assert [str(outcome) for outcome in together] == ["not warm within 120 s"] * 2, (
+            "two votes share a start"
+        )
         assert [await comparer.ready(), await comparer.ready()] == [worker, worker]
 
     asyncio.run(votes())
@@ -401,10 +455,14 @@ class TestIngress:
 
     def ask(self, *outcomes, deadline_s=5.0):
         config = IngressConfig(models=["m"], limits=Limits(deadline_s=deadline_s))
-        front = SimpleNamespace(config=config, metrics=IngressMetrics(), _retry_after_s=1)  # a deployment's start needs Ray
+        front = SimpleNamespace(
+            config=config, metrics=IngressMetrics(), _retry_after_s=1
+        )  # a deployment's start needs Ray
         front._explain = lambda error: Ingress._explain(front, error)
         self.calls = []
-        front._handle = lambda model: SimpleNamespace(score=SimpleNamespace(remote=lambda body: self.call(outcomes)))
+        front._handle = lambda model: SimpleNamespace(
+            score=SimpleNamespace(remote=lambda body: self.call(outcomes))
+        )
         self.front = front
 
         async def run():
@@ -503,7 +561,9 @@ class TestGuard:
         async def app(scope, receive, send):
             while (message := await receive())["type"] != "http.disconnect" and message["body"]:
                 pass
-            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+            await send(
+                {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]}
+            )
             await send({"type": "http.response.body", "body": body})
 
         return app
@@ -541,8 +601,12 @@ def test_one_page_of_metrics_tells_replicas_apart_and_counts_who_waits():
     for number, metrics in enumerate(ingresses):
         metrics.in_flight.labels("m").set(3 + number)
         metrics.requests.labels("chat", "m", "200").inc(10)
-    replica = "# HELP laser_replica_requests r\n# TYPE laser_replica_requests gauge\nlaser_replica_requests 5.0\n"
-    pages = {("laser-ingress", number): metrics.text() for number, metrics in enumerate(ingresses)} | {("m", 0): replica}
+    replica = (
+        "# HELP laser_replica_requests r\n# TYPE laser_replica_requests gauge\nlaser_replica_requests 5.0\n"
+    )
+    pages = {("laser-ingress", number): metrics.text() for number, metrics in enumerate(ingresses)} | {
+        ("m", 0): replica
+    }
     lines = merged(pages).decode().splitlines()
     for number in range(2):
         labels = f'{{application="laser-ingress",endpoint="chat",model="m",replica="{number}",status="200"}}'

@@ -88,7 +88,9 @@ def test_a_holder_is_waited_for(tmp_path):
 @contextlib.contextmanager
 def process(code, path):
     """A process that holds `path` until the block ends, when it is killed."""
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             yield

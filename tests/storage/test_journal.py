@@ -59,11 +59,23 @@ def test_opened_again_it_knows_what_is_in_it(journal):
     assert [event.get("step") for event in again.events(2)] == [2, 2, None]
     assert list(again.events(5)) == []
     empty = Journal(journal.folder / "other")
-    assert (len(empty), empty.last_step, empty.evaluations, empty.status, empty.sent) == (0, -1, set(), None, 0)
+    assert (len(empty), empty.last_step, empty.evaluations, empty.status, empty.sent) == (
+        0,
+        -1,
+        set(),
+        None,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
-    "tail", [b'{"event": "step", "time": 17', b'{"event": "summary", "time": 1}', b"\0\0\0\0\n", b'{"event": "step\xc3']
+    "tail",
+    [
+        b'{"event": "step", "time": 17',
+        b'{"event": "summary", "time": 1}',
+        b"\0\0\0\0\n",
+        b'{"event": "step\xc3',
+    ],
 )
 def test_a_last_line_that_a_kill_cut_off_is_dropped(journal, tail):
     whole = journal.path.read_bytes()

@@ -24,7 +24,13 @@ from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.training.run import _fetch_newer
 
 STATE = TrainingState(
-    step=2, num_ranks=2, prompt_order={"seed": 0, "position": 3}, c_ref=-23.25, mlflow_run_id="abc", seconds=12.5, base={"f1": 0.25}
+    step=2,
+    num_ranks=2,
+    prompt_order={"seed": 0, "position": 3},
+    c_ref=-23.25,
+    mlflow_run_id="abc",
+    seconds=12.5,
+    base={"f1": 0.25},
 )
 
 
@@ -35,32 +41,47 @@ def s3():
     server.start()
     host, port = server.get_host_and_port()
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys).create_bucket(Bucket="laser")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", **keys).create_bucket(
+        Bucket="laser"
+    )
     yield f"http://{host}:{port}"
     server.stop()
 
 
 @pytest.fixture(autouse=True)
 def credentials(monkeypatch, s3):
-    for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL_S3": s3}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL_S3": s3,
+    }.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(params=["s3", "file", "memory"])
 def remote(request, s3, tmp_path):
     """pyarrow's own file systems, and one of fsspec's."""
-    scheme = {"s3": "s3://laser", "file": f"file://{tmp_path}/remote", "memory": "memory://laser"}[request.param]
+    scheme = {"s3": "s3://laser", "file": f"file://{tmp_path}/remote", "memory": "memory://laser"}[
+        request.param
+    ]
     return RemoteStorage(f"{scheme}/runs", f"run-{tmp_path.name}")
 
 
 def save(remote: RemoteStorage, folder: Path, *steps: int, keep: int = 2) -> None:
     """Checkpoints of two ranks' shards."""
     for step in steps:
-        files = [folder / f"step-{step}" / "learner" / name for name in ("zero3/zero_pp_rank_0_mp_rank_00.pt", "random_state_1.pt")]
+        files = [
+            folder / f"step-{step}" / "learner" / name
+            for name in ("zero3/zero_pp_rank_0_mp_rank_00.pt", "random_state_1.pt")
+        ]
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{file.name} of step {step}")
-        remote.save(replace(STATE, step=step), keep, lambda place, files=files: remote.upload(files, files[1].parents[1], place))
+        remote.save(
+            replace(STATE, step=step),
+            keep,
+            lambda place, files=files: remote.upload(files, files[1].parents[1], place),
+        )
 
 
 def listed(remote: RemoteStorage, place: str = "") -> list[str]:
@@ -80,7 +101,9 @@ def test_a_checkpoint_comes_back_each_rank_s_part_to_it(remote, tmp_path):
     assert remote.newest() == STATE
     assert remote.holds(STATE)
     assert not remote.holds(replace(STATE, seconds=12.6)), "another attempt at the same step"
-    assert fetched(remote, 2, tmp_path / "a", rank=0) == {"zero3/zero_pp_rank_0_mp_rank_00.pt": "zero_pp_rank_0_mp_rank_00.pt of step 2"}
+    assert fetched(remote, 2, tmp_path / "a", rank=0) == {
+        "zero3/zero_pp_rank_0_mp_rank_00.pt": "zero_pp_rank_0_mp_rank_00.pt of step 2"
+    }
     assert fetched(remote, 2, tmp_path / "b", rank=1) == {"random_state_1.pt": "random_state_1.pt of step 2"}
 
 
@@ -147,7 +170,12 @@ def test_a_checkpoint_that_is_being_replaced_does_not_count_meanwhile(remote, tm
 def configure(tmp_path):
     def make(remote="s3://laser/runs", **sections):
         tree = {
-            "run": {"name": f"run-{tmp_path.name}", "steps": 3, "dir": str(tmp_path / "runs"), "remote": remote},
+            "run": {
+                "name": f"run-{tmp_path.name}",
+                "steps": 3,
+                "dir": str(tmp_path / "runs"),
+                "remote": remote,
+            },
             "model": {"path": "models/base"},
             "data": {"train": "train.jsonl"},
             "self_reward": {"token": "<|z|>"},
@@ -253,12 +281,17 @@ def test_another_run_s_name_is_refused_and_its_folder_here_left_alone(configure,
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     config = configure(loss={"alpha": 0.5})
     remote = RemoteStorage(config.run.remote, config.run.name)
-    with pytest.raises(ConfigError, match=r"s3://laser/runs/run-\S+ holds a run with other settings:\n  loss.alpha: 0.1 before, 0.5 now"):
+    with pytest.raises(
+        ConfigError,
+        match=r"s3://laser/runs/run-\S+ holds a run with other settings:\n  loss.alpha: 0.1 before, 0.5 now",
+    ):
         _fetch_newer(config, Checkpoints(config.folder, 2), remote)
     assert not config.folder.exists()
 
 
-def test_what_cannot_be_reached_is_refused_with_its_place_and_what_to_look_at(configure, monkeypatch, tmp_path):
+def test_what_cannot_be_reached_is_refused_with_its_place_and_what_to_look_at(
+    configure, monkeypatch, tmp_path
+):
     def refusal(url: str) -> str:
         config = configure(remote=url)
         with pytest.raises(ConfigError) as caught:
@@ -271,7 +304,9 @@ def test_what_cannot_be_reached_is_refused_with_its_place_and_what_to_look_at(co
     assert "Look at run.remote, the credentials" in missing
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refusal(f"file://{tmp_path}/file/runs")
-    assert refusal("nothing://here").startswith("run.remote=nothing://here: cannot be opened (Unrecognized filesystem type")
+    assert refusal("nothing://here").startswith(
+        "run.remote=nothing://here: cannot be opened (Unrecognized filesystem type"
+    )
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{nobody.getsockname()[1]}")
@@ -289,7 +324,11 @@ def test_a_failing_upload_leaves_the_checkpoint_here_if_all_of_it_is_here(tmp_pa
             (folder / "learner" / f"random_state_{rank}.pt").touch()
 
     with pytest.raises(RunError) as caught:
-        checkpoints.save(STATE, write, lambda folder: remote.upload(folder.rglob("*.pt"), folder, "checkpoints/step-000002"))
+        checkpoints.save(
+            STATE,
+            write,
+            lambda folder: remote.upload(folder.rglob("*.pt"), folder, "checkpoints/step-000002"),
+        )
     message = str(caught.value)
     assert message.startswith("s3://elsewhere/runs/run/checkpoints/step-000002/learner/random_state_")
     if ranks_here == 2:
@@ -304,7 +343,10 @@ def test_a_node_that_cannot_use_the_url_says_what_is_wrong_there(tmp_path):
     remote, folder = RemoteStorage("s3://laser/runs", "shared"), str(tmp_path / "shared")
     remote.write(".mark", b"")
     assert _look(folder, "s3://laser/runs", None, ".mark")[1] == ""
-    assert _look(folder, f"file://{tmp_path}", None, ".mark")[1] == f"file://{tmp_path}/shared is another place there"
+    assert (
+        _look(folder, f"file://{tmp_path}", None, ".mark")[1]
+        == f"file://{tmp_path}/shared is another place there"
+    )
     assert listed(remote) == [".mark"]
     assert "Name s3://, gs:// or file:///" in _look(folder, "nothing://here", None, ".mark")[1]
 
@@ -332,7 +374,8 @@ def test_small_files_are_replaced_and_large_ones_go_in_parts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("remote", "complaint"), [("bucket/runs", "is no URL: write s3://bucket/runs"), ("s3://key:secret@bucket/runs", "holds a secret")]
+    ("remote", "complaint"),
+    [("bucket/runs", "is no URL: write s3://bucket/runs"), ("s3://key:secret@bucket/runs", "holds a secret")],
 )
 def test_a_url_that_would_show_a_secret_or_is_none_is_refused(configure, remote, complaint):
     with pytest.raises(ConfigError, match=complaint) as caught:
@@ -343,13 +386,23 @@ def test_a_url_that_would_show_a_secret_or_is_none_is_refused(configure, remote,
 def test_a_sweep_refuses_it(configure, tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text(dump_config(configure(data={"train": "train.jsonl", "eval": "test.jsonl"})))
-    tree = {"name": "s", "base": str(base), "metric": "accuracy", "space": {"loss.alpha": {"grid": [0.1, 0.5]}}}
-    with pytest.raises(ConfigError, match=r"run\.remote is s3://laser/runs, but a sweep needs a folder that its nodes share"):
+    tree = {
+        "name": "s",
+        "base": str(base),
+        "metric": "accuracy",
+        "space": {"loss.alpha": {"grid": [0.1, 0.5]}},
+    }
+    with pytest.raises(
+        ConfigError, match=r"run\.remote is s3://laser/runs, but a sweep needs a folder that its nodes share"
+    ):
         base_config(validate(tree, SweepConfig, "test"))
 
 
 def test_states_of_other_versions_are_told(s3, tmp_path):
     remote = RemoteStorage("s3://laser/runs", f"old-{tmp_path.name}")
     remote.write("checkpoints/step-000001/state.json", json.dumps({"step": 1}).encode())
-    with pytest.raises(RunError, match=r"step-000001/state.json: is not a state this version can read .* delete s3://laser/runs/old"):
+    with pytest.raises(
+        RunError,
+        match=r"step-000001/state.json: is not a state this version can read .* delete s3://laser/runs/old",
+    ):
         remote.newest()

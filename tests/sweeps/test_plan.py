@@ -27,7 +27,11 @@ def load(tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
 
     def make(**settings) -> SweepConfig:
-        tree = {"name": "sweep", "base": str(tmp_path / "base.yaml"), "space": {"loss.alpha": {"grid": [0.1, 1.0]}}} | settings
+        tree = {
+            "name": "sweep",
+            "base": str(tmp_path / "base.yaml"),
+            "space": {"loss.alpha": {"grid": [0.1, 1.0]}},
+        } | settings
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         return load_sweep(tmp_path / "sweep.yaml")
 
@@ -44,11 +48,18 @@ def plan(load):
 
 
 def test_grids_are_crossed_with_each_other_and_with_the_seeds(plan):
-    trials = plan(space={"loss.beta_v": {"grid": [0.1, 0.2]}, "loss.alpha": {"grid": [0.5, 1.0]}}, seeds=[3, 4]).trials
+    trials = plan(
+        space={"loss.beta_v": {"grid": [0.1, 0.2]}, "loss.alpha": {"grid": [0.5, 1.0]}}, seeds=[3, 4]
+    ).trials
     found = [(trial.point["loss.beta_v"], trial.point["loss.alpha"], trial.seed) for trial in trials]
     assert found == [(b, a, s) for b in (0.1, 0.2) for a in (0.5, 1.0) for s in (3, 4)]
     last = trials[-1].config
-    assert (last.loss.beta_v, last.loss.alpha, last.run.seed, last.run.name) == (0.2, 1.0, 4, "beta_v-0.2_alpha-1_seed-4")
+    assert (last.loss.beta_v, last.loss.alpha, last.run.seed, last.run.name) == (
+        0.2,
+        1.0,
+        4,
+        "beta_v-0.2_alpha-1_seed-4",
+    )
     assert last.run.dir.parts[-2:] == ("sweep", "trials")
 
 
@@ -72,7 +83,9 @@ def test_a_number_is_rounded_within_its_bounds():
 
 
 def test_a_key_whose_condition_fails_keeps_the_base_value_and_makes_no_second_point(load):
-    sweep = load(space={"loss.alpha": {"grid": [0.0, 1.0]}, "loss.tau": {"grid": [0.0, 0.5], "when": "loss.alpha > 0"}})
+    sweep = load(
+        space={"loss.alpha": {"grid": [0.0, 1.0]}, "loss.tau": {"grid": [0.0, 0.5], "when": "loss.alpha > 0"}}
+    )
     assert points(sweep, base_config(sweep)) == [
         {"loss.alpha": 0.0},
         {"loss.alpha": 1.0, "loss.tau": 0.0},
@@ -96,7 +109,9 @@ def test_points_that_fail_a_condition_are_left_out_and_draws_are_drawn_again(loa
 
 
 def test_trials_that_differ_only_after_the_warm_up_share_a_trunk_per_seed(plan):
-    shared = plan(space={"loss.alpha": {"grid": [0.1, 1.0]}, "loss.beta_v": {"grid": [0.1, 0.2]}}, seeds=[0, 1])
+    shared = plan(
+        space={"loss.alpha": {"grid": [0.1, 1.0]}, "loss.beta_v": {"grid": [0.1, 0.2]}}, seeds=[0, 1]
+    )
     assert [trunk.name for trunk in shared.trunks] == ["trunk_seed-0", "trunk_seed-1"]
     assert [trial.trunk for trial in shared.trials[:2]] == ["trunk_seed-0", "trunk_seed-1"]
     trunk = shared.trunks[1]
@@ -112,7 +127,9 @@ def test_a_key_that_matters_from_the_first_step_has_a_trunk_for_each_value(plan)
         ("trunk_lr-0.0001_seed-0", 1e-4),
         ("trunk_lr-0.001_seed-0", 1e-3),
     ]
-    assert [trial.trunk for trial in mixed.trials] == ["trunk_lr-0.0001_seed-0"] * 2 + ["trunk_lr-0.001_seed-0"] * 2
+    assert [trial.trunk for trial in mixed.trials] == ["trunk_lr-0.0001_seed-0"] * 2 + [
+        "trunk_lr-0.001_seed-0"
+    ] * 2
 
 
 def test_a_trial_with_nobody_to_share_with_trains_its_first_steps_itself(plan):
@@ -131,7 +148,10 @@ def test_a_trunk_is_valid_whatever_beta_v_its_c_ref_needs(plan):
     space = {"loss.c_ref": {"grid": [-4.0, -20.0]}, "loss.beta_v": {"grid": [0.5, 1.0]}}
     trunks = plan(space=space).trunks
     # The base's beta_v, 0.1, does not go with -4.
-    assert [(trunk.config.loss.c_ref, trunk.config.loss.beta_v) for trunk in trunks] == [(-4.0, 0.5), (-20.0, 0.1)]
+    assert [(trunk.config.loss.c_ref, trunk.config.loss.beta_v) for trunk in trunks] == [
+        (-4.0, 0.5),
+        (-20.0, 0.1),
+    ]
 
 
 def test_optuna_plans_trunks_before_it_proposes_points(plan):
@@ -140,7 +160,9 @@ def test_optuna_plans_trunks_before_it_proposes_points(plan):
     assert neutral.trials == []
     assert [trunk.name for trunk in neutral.trunks] == ["trunk_seed-0", "trunk_seed-1"]
     assert neutral.trial({"loss.alpha": 0.3}, 1).trunk == "trunk_seed-1"
-    mattering = plan(space={"loss.alpha": {"uniform": [0, 1]}, "learning.lr": {"log_uniform": [1e-5, 1e-3]}}, search=search)
+    mattering = plan(
+        space={"loss.alpha": {"uniform": [0, 1]}, "learning.lr": {"log_uniform": [1e-5, 1e-3]}}, search=search
+    )
     assert mattering.trunks == []
     assert mattering.trial({"loss.alpha": 0.3, "learning.lr": 1e-4}, 0).trunk is None
 
@@ -158,11 +180,20 @@ def proposals(search: PointSearch, number: int) -> list[dict]:
 
 
 def test_optuna_proposes_no_point_twice_and_stops_when_the_space_is_searched_through(plan, tmp_path):
-    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}, "loss.tau": {"choice": [0.1, 0.2], "when": "loss.alpha > 0.25"}}
+    space = {
+        "loss.alpha": {"choice": [0.1, 0.2, 0.3]},
+        "loss.tau": {"choice": [0.1, 0.2], "when": "loss.alpha > 0.25"},
+    }
     made = plan(space=space, search={"algorithm": "optuna", "points": 9})
     found = proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 9)
     assert sorted(found, key=str) == sorted(
-        [{"loss.alpha": 0.1}, {"loss.alpha": 0.2}, {"loss.alpha": 0.3, "loss.tau": 0.1}, {"loss.alpha": 0.3, "loss.tau": 0.2}], key=str
+        [
+            {"loss.alpha": 0.1},
+            {"loss.alpha": 0.2},
+            {"loss.alpha": 0.3, "loss.tau": 0.1},
+            {"loss.alpha": 0.3, "loss.tau": 0.2},
+        ],
+        key=str,
     )
 
 
@@ -199,7 +230,9 @@ def test_each_proposed_point_is_trained_with_every_seed_and_judged_by_their_mean
 def test_a_proposal_that_makes_no_configuration_is_not_trained(plan, tmp_path):
     space = {"learning.mini_batches": {"choice": [1, 500]}}  # more than there are prompts in a step
     made = plan(space=space, search={"algorithm": "optuna", "points": 2})
-    assert proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 2) == [{"learning.mini_batches": 1}]
+    assert proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 2) == [
+        {"learning.mini_batches": 1}
+    ]
 
 
 def named(point, seed=0):
@@ -209,10 +242,16 @@ def named(point, seed=0):
 def test_names_tell_points_apart(plan):
     assert named({"loss.beta_v": 0.1, "loss.alpha": 2.0}) == "beta_v-0.1_alpha-2_seed-0"
     assert named({"loss.c_ref": "calibrate", "learning.lr": 1e-06}, 3) == "c_ref-calibrate_lr-1e-06_seed-3"
-    assert named({"rollout.cpus": 1.0, "verification.cpus": 0.5}) == "rollout.cpus-1_verification.cpus-0.5_seed-0"
+    assert (
+        named({"rollout.cpus": 1.0, "verification.cpus": 0.5})
+        == "rollout.cpus-1_verification.cpus-0.5_seed-0"
+    )
     assert named({"loss.alpha": 0.1}) != named({"loss.alpha": math.nextafter(0.1, 1)})
     # Two keys of one leaf, of which a point has only one in effect.
-    assert member_name({"rollout.cpus": 1.0}, 0, ["rollout.cpus", "verification.cpus"]) == "rollout.cpus-1_seed-0"
+    assert (
+        member_name({"rollout.cpus": 1.0}, 0, ["rollout.cpus", "verification.cpus"])
+        == "rollout.cpus-1_seed-0"
+    )
     with pytest.raises(ConfigError, match="two points would be named enforce_eager-True_seed-0"):
         plan(space={"rollout.engine_args.enforce_eager": {"grid": [True, "True"]}})
 
@@ -220,22 +259,43 @@ def test_names_tell_points_apart(plan):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"space": {"loss.alfa": {"grid": [1.0]}}}, r"space: loss.alfa: .*unknown key. Nearest known key: loss.alpha"),
-        ({"space": {"loss.alpha": {"grid": ["much"]}}}, "space: loss.alpha: .*must be a valid number, got 'much'"),
-        ({"space": {"loss.alpha": {"grid": [1.0], "uniform": [0, 1]}}}, r"exactly one of grid, choice, uniform and log_uniform"),
+        (
+            {"space": {"loss.alfa": {"grid": [1.0]}}},
+            r"space: loss.alfa: .*unknown key. Nearest known key: loss.alpha",
+        ),
+        (
+            {"space": {"loss.alpha": {"grid": ["much"]}}},
+            "space: loss.alpha: .*must be a valid number, got 'much'",
+        ),
+        (
+            {"space": {"loss.alpha": {"grid": [1.0], "uniform": [0, 1]}}},
+            r"exactly one of grid, choice, uniform and log_uniform",
+        ),
         ({"space": {"loss.alpha": {"uniform": [1, 0]}}, "search": {"points": 1}}, "must rise"),
         ({"space": {"loss.alpha": {"uniform": [0, 1]}}}, "search.points: missing; loss.alpha are drawn"),
         ({"search": {"points": 3}}, "search.points: all keys of the space are grids"),
-        ({"search": {"algorithm": "optuna"}}, "optuna proposes values and cannot go through the grids of loss.alpha"),
-        ({"space": {"run.seed": {"grid": [0, 1]}}}, "run.seed is the sweep's own to give: list them as `seeds`"),
+        (
+            {"search": {"algorithm": "optuna"}},
+            "optuna proposes values and cannot go through the grids of loss.alpha",
+        ),
+        (
+            {"space": {"run.seed": {"grid": [0, 1]}}},
+            "run.seed is the sweep's own to give: list them as `seeds`",
+        ),
         ({"metric": "accuracy + f2"}, "metric: 'accuracy \\+ f2' cannot be computed: 'f2' is not defined"),
         ({"metric": "accuracy > 0.5"}, "gives False, not a number"),
-        ({"search": {"algorithm": "optuna", "points": 3}, "space": {"loss.alpha": {"choice": [0.1, -1]}}}, "loss.alpha: .*must be greater"),
+        (
+            {"search": {"algorithm": "optuna", "points": 3}, "space": {"loss.alpha": {"choice": [0.1, -1]}}},
+            "loss.alpha: .*must be greater",
+        ),
         ({"where": ["loss.alpha >"]}, "where: 'loss.alpha >' is no formula"),
         ({"where": ["loss.alpha > 5"]}, "none of the 2 points meets loss.alpha > 5"),
         ({"where": ["loss.alfa > 5"]}, "where: 'loss.alfa > 5' cannot be computed"),
         ({"seeds": [1, 1]}, "names a seed twice"),
-        ({"settings": {"loss": {"reasoning_warmup_steps": 10}}}, "loss.alpha have no effect up to step loss.reasoning_warmup_steps=10"),
+        (
+            {"settings": {"loss": {"reasoning_warmup_steps": 10}}},
+            "loss.alpha have no effect up to step loss.reasoning_warmup_steps=10",
+        ),
         ({"settings": {"data": {"eval": None}}}, "data.eval is missing"),
         ({"settings": {"loss": {"alfa": 1}}}, "loss.alfa: unknown key"),
         ({"base": "nowhere.yaml"}, "base: nowhere.yaml cannot be read"),
@@ -243,7 +303,10 @@ def test_names_tell_points_apart(plan):
             {"settings": {"loss": {"c_ref": -12.0}}, "space": {"loss.beta_v": {"grid": [0.1, 0.05]}}},
             "point loss.beta_v=0.05: .*loss.c_ref: .* larger loss.beta_v \\(above 0.0833\\)",
         ),
-        ({"space": {"learning.mini_batches": {"grid": [1, 500]}}}, "point learning.mini_batches=500: .*more than rollout.prompts_per_step"),
+        (
+            {"space": {"learning.mini_batches": {"grid": [1, 500]}}},
+            "point learning.mini_batches=500: .*more than rollout.prompts_per_step",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_key_and_reason(plan, settings, message):

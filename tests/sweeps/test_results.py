@@ -14,7 +14,9 @@ from orchestrator.sweeps.plan import Member
 from orchestrator.sweeps.results import Ledger, State
 
 
-def member(name: str, point: dict, seed: int = 0, steps: int = 10, trunk: str | None = None, is_trunk: bool = False) -> Member:
+def member(
+    name: str, point: dict, seed: int = 0, steps: int = 10, trunk: str | None = None, is_trunk: bool = False
+) -> Member:
     return Member(name, point, seed, SimpleNamespace(run=SimpleNamespace(steps=steps)), trunk, is_trunk)
 
 
@@ -97,11 +99,22 @@ def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger, tm
     (tmp_path / "trials" / "finished" / "summary.json").write_text("{}")
 
     again = ledger("accuracy")
-    found = {name: again.add(member(name, {"loss.alpha": 0.2})) for name in ("finished", "pruned", "failed", "running", "new")}
+    found = {
+        name: again.add(member(name, {"loss.alpha": 0.2}))
+        for name in ("finished", "pruned", "failed", "running", "new")
+    }
     statuses = {name: trial.status for name, trial in found.items()}
-    assert statuses == {"finished": "finished", "pruned": "pruned", "failed": "pending", "running": "pending", "new": "pending"}
+    assert statuses == {
+        "finished": "finished",
+        "pruned": "pruned",
+        "failed": "pending",
+        "running": "pending",
+        "new": "pending",
+    }
     assert found["failed"].error is None
-    assert found["finished"].objective == 0.5, "another metric is computed anew from the figures that are kept"
+    assert found["finished"].objective == 0.5, (
+        "another metric is computed anew from the figures that are kept"
+    )
     longer = ledger().add(member("finished", {"loss.alpha": 0.1}, steps=20))
     assert longer.status is State.PENDING, "a trial that is to train longer goes on"
     shutil.rmtree(tmp_path / "trials" / "finished")
@@ -117,7 +130,9 @@ def test_the_ledger_reads_steps_and_branch_from_the_runs_own_folder(ledger, tmp_
     folder = tmp_path / "trials" / "a"
     journal = Journal(folder)
     journal.start("a")
-    (folder / "branch.json").write_text(json.dumps({"trunk": "../../trunks/t", "step": 6, "trunk_run_id": None}))
+    (folder / "branch.json").write_text(
+        json.dumps({"trunk": "../../trunks/t", "step": 6, "trunk_run_id": None})
+    )
     book.look(trial)
     assert (trial.step, trial.branch_step) == (6, 6)
     journal.step(7, {"loss/total": 0.1})
@@ -132,7 +147,9 @@ def test_a_ledger_that_cannot_be_read_is_named(ledger, tmp_path):
         ledger()
 
 
-@pytest.mark.parametrize("text", ["__import__('os').getcwd()", "().__class__", "open('/etc/passwd')", "[x for x in (1, 2)]"])
+@pytest.mark.parametrize(
+    "text", ["__import__('os').getcwd()", "().__class__", "open('/etc/passwd')", "[x for x in (1, 2)]"]
+)
 def test_a_formula_runs_no_code(text):
     with pytest.raises(ValueError, match=r"cannot be computed|is no formula"):
         Formula(text).value({"accuracy": 0.5})

@@ -124,7 +124,9 @@ def test_the_run_is_named_and_holds_every_setting(configure, start, tmp_path):
     assert run.data.tags["mlflow.parentRunId"] == "abc"
     assert client_of(tracker).get_experiment(run.info.experiment_id).name == "laser"
     assert (config.folder / "mlflow_run_id").read_text() == tracker.run_id
-    assert run.info.artifact_uri.startswith(f"{config.run.dir.resolve().as_uri()}/mlartifacts/"), "beside the database"
+    assert run.info.artifact_uri.startswith(f"{config.run.dir.resolve().as_uri()}/mlartifacts/"), (
+        "beside the database"
+    )
     assert f"name: {config.run.name}" in artifact(tracker, "config.yaml", tmp_path).decode()
 
 
@@ -165,7 +167,9 @@ def test_a_folder_that_was_forgotten_is_another_run(configure, start):
 
 def test_an_evaluation_logs_figures_a_table_and_a_plot_once(configure, start, tmp_path):
     tracker = start(configure())
-    figure = score_figure(np.array([0.9, 0.1, -1.5], np.float32), np.array([True, False, False]), "test, step 0")
+    figure = score_figure(
+        np.array([0.9, 0.1, -1.5], np.float32), np.array([True, False, False]), "test, step 0"
+    )
     tracker.log_evaluation("test", 0, {"accuracy": 0.5, "ece": math.nan}, TABLE, figure)
     leave(tracker)
     resumed = start(configure())
@@ -176,7 +180,10 @@ def test_an_evaluation_logs_figures_a_table_and_a_plot_once(configure, start, tm
     assert history(tracker, "eval/test/accuracy") == [(0, 0.5), (10, 0.75)]
     assert history(tracker, "eval/other/accuracy") == [(10, 1.0)]
     assert history(tracker, "eval/test/ece") == []
-    expected = {"columns": ["problem", "solution", "score"], "data": [["1+1=", "\\boxed{2}", 0.9], ["2+2=", "5", None]]}
+    expected = {
+        "columns": ["problem", "solution", "score"],
+        "data": [["1+1=", "\\boxed{2}", 0.9], ["2+2=", "5", None]],
+    }
     assert json.loads(artifact(tracker, "samples/test-000000.json", tmp_path)) == expected
     assert artifact(tracker, "scores/test-000000.png", tmp_path)[:8] == b"\x89PNG\r\n\x1a\n"
     event = read_events(tracker.folder)[1]
@@ -196,7 +203,10 @@ def test_more_tables_than_a_tag_holds_leave_the_newest_in_view(configure, start,
     leave(tracker)
     tag = run_of(tracker).data.tags["mlflow.loggedArtifacts"]
     assert len(tag) == 110
-    assert [table["path"] for table in json.loads(tag)] == ["samples/test-000002.json", "samples/test-000003.json"]
+    assert [table["path"] for table in json.loads(tag)] == [
+        "samples/test-000002.json",
+        "samples/test-000003.json",
+    ]
     assert {file.path for file in client_of(tracker).list_artifacts(tracker.run_id, "samples")} == {
         f"samples/test-00000{step}.json" for step in range(4)
     }
@@ -261,7 +271,9 @@ def test_a_run_whose_creation_was_not_acknowledged_is_found_again(configure, sta
 
 
 @pytest.mark.parametrize("cursor", [0, 1, 2, 3, 5])
-def test_what_was_sent_before_a_kill_and_not_counted_is_not_there_twice(configure, start, cursor, monkeypatch):
+def test_what_was_sent_before_a_kill_and_not_counted_is_not_there_twice(
+    configure, start, cursor, monkeypatch
+):
     """An older cursor is what a kill between sending and counting leaves behind."""
     config = configure()
     tracker = start(config)
@@ -299,7 +311,13 @@ def test_a_request_that_only_half_arrived_is_completed(configure, start, monkeyp
         if failures:
             log_batch(run_id, metrics=metrics[:1], **more)
             raise failures.pop()
-        log_batch(run_id, metrics=[type(point)(point.key, point.value, point.timestamp + 1, point.step) for point in metrics], **more)
+        log_batch(
+            run_id,
+            metrics=[
+                type(point)(point.key, point.value, point.timestamp + 1, point.step) for point in metrics
+            ],
+            **more,
+        )
 
     monkeypatch.setattr(client, "log_batch", half)
     tracker.log_step(1, {"loss/total": 0.5, "time/step": 2.0})
@@ -324,18 +342,26 @@ def test_a_server_that_is_started_only_later_gets_what_waits(configure, start, s
     assert tracker.undelivered == 6
     assert len(said) == 2
     assert (
-        said[1] == f"MLflow at {mlflow_process.uri} has not got everything: 6 events wait in {config.folder}; the same command sends them"
+        said[1]
+        == f"MLflow at {mlflow_process.uri} has not got everything: 6 events wait in {config.folder}; the same command sends them"
     )
     assert deliver_leftovers(config, said.append) == 0, "still away"
     mlflow_process.start()
     assert deliver_leftovers(config, said.append) == 6
     assert deliver_leftovers(config, said.append) == 0
-    found = MlflowClient(tracking_uri=mlflow_process.uri).get_run((config.folder / "mlflow_run_id").read_text())
-    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss/total": 0.25, "eval/test/accuracy": 0.5})
+    found = MlflowClient(tracking_uri=mlflow_process.uri).get_run(
+        (config.folder / "mlflow_run_id").read_text()
+    )
+    assert (found.info.status, found.data.metrics) == (
+        "FINISHED",
+        {"loss/total": 0.25, "eval/test/accuracy": 0.5},
+    )
     assert found.info.start_time == read_events(config.folder)[0]["time"]
 
 
-def test_a_run_that_was_killed_after_its_last_step_and_before_mlflow_heard_of_it_is_told_whole_and_finished(configure, work_folder):
+def test_a_run_that_was_killed_after_its_last_step_and_before_mlflow_heard_of_it_is_told_whole_and_finished(
+    configure, work_folder
+):
     config = configure(None)
     journal = Journal(config.folder)
     journal.start(config.run.name)
@@ -345,11 +371,20 @@ def test_a_run_that_was_killed_after_its_last_step_and_before_mlflow_heard_of_it
     assert deliver_leftovers(config, finished=True) == 0
     client = MlflowClient(tracking_uri=tracking_uri(config.tracking.uri, config.run.dir))
     found = client.get_run((config.folder / "mlflow_run_id").read_text())
-    assert (found.info.status, found.data.tags["laser.kind"], found.data.metrics) == ("FINISHED", "branch", {"loss/total": 0.25})
-    assert [artifact.path for artifact in client.list_artifacts(found.info.run_id)] == ["config.yaml", "summary.json"]
+    assert (found.info.status, found.data.tags["laser.kind"], found.data.metrics) == (
+        "FINISHED",
+        "branch",
+        {"loss/total": 0.25},
+    )
+    assert [artifact.path for artifact in client.list_artifacts(found.info.run_id)] == [
+        "config.yaml",
+        "summary.json",
+    ]
 
 
-def test_all_steps_arrive_once_when_the_server_is_killed_and_comes_back(configure, start, said, mlflow_server, tmp_path):
+def test_all_steps_arrive_once_when_the_server_is_killed_and_comes_back(
+    configure, start, said, mlflow_server, tmp_path
+):
     config = configure(mlflow_server.uri)
     tracker = start(config)
     times = {}
@@ -381,7 +416,11 @@ def test_all_steps_arrive_once_when_the_server_is_killed_and_comes_back(configur
     for number in (0, 24):
         assert history(tracker, f"metric/{number}") == [(step, step + number / 100) for step in range(1, 161)]
     assert history(tracker, "eval/test/accuracy") == [(120, 0.5)]
-    assert json.loads(artifact(tracker, "samples/test-000120.json", tmp_path))["data"][0] == ["1+1=", "\\boxed{2}", 0.9]
+    assert json.loads(artifact(tracker, "samples/test-000120.json", tmp_path))["data"][0] == [
+        "1+1=",
+        "\\boxed{2}",
+        0.9,
+    ]
     assert artifact(tracker, "scores/test-000120.png", tmp_path)[1:4] == b"PNG"
     assert artifact(tracker, "config.yaml", tmp_path).startswith(b"run:")
     run = run_of(tracker)
@@ -433,10 +472,14 @@ def answering():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_refuses_at_the_start_is_an_error_that_shows_no_password(configure, start, answering, status, said):
+def test_a_server_that_refuses_at_the_start_is_an_error_that_shows_no_password(
+    configure, start, answering, status, said
+):
     answering.status, answering.body = status, "You are not me:secret"
     config = configure(f"http://me:secret@127.0.0.1:{answering.server_port}")
-    with pytest.raises(ConfigError, match=rf"http://me:\*\*\*@127.0.0.1:{answering.server_port} refused the run: .*{status}") as error:
+    with pytest.raises(
+        ConfigError, match=rf"http://me:\*\*\*@127.0.0.1:{answering.server_port} refused the run: .*{status}"
+    ) as error:
         start(config)
     assert "secret" not in str(error.value)
     assert said == []
@@ -446,7 +489,10 @@ def test_a_refusal_under_way_is_said_once_and_the_run_goes_on(configure, start, 
     answering.status = 503
     tracker = start(configure(f"http://me:secret@127.0.0.1:{answering.server_port}"))
     assert len(said) == 1
-    answering.status, answering.body = 403, '{"error_code": "PERMISSION_DENIED", "message": "not yours, secret"}'
+    answering.status, answering.body = (
+        403,
+        '{"error_code": "PERMISSION_DENIED", "message": "not yours, secret"}',
+    )
     eventually(lambda: len(said) == 2)
     seen = answering.requests
     for step in (1, 2):
@@ -529,7 +575,13 @@ sys.exit(tracker.undelivered)
 def test_two_processes_log_to_one_new_database_at_once(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     trials = [
-        subprocess.Popen([sys.executable, "-c", TRIAL, str(tmp_path / "runs"), name], env=environment, stdout=-1, stderr=-2, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", TRIAL, str(tmp_path / "runs"), name],
+            env=environment,
+            stdout=-1,
+            stderr=-2,
+            text=True,
+        )
         for name in ("a", "b")
     ]
     for trial in trials:
@@ -540,7 +592,9 @@ def test_two_processes_log_to_one_new_database_at_once(tmp_path):
     assert sorted(run.info.run_name for run in found) == ["a", "b"]
     for run in found:
         points = client.get_metric_history(run.info.run_id, "metric/9")
-        assert [(point.step, point.value) for point in points] == [(step, float(step)) for step in range(1, 301)]
+        assert [(point.step, point.value) for point in points] == [
+            (step, float(step)) for step in range(1, 301)
+        ]
 
 
 def test_no_password_gets_into_mlflow(configure, start, monkeypatch, tmp_path):
@@ -562,7 +616,10 @@ def test_no_password_gets_into_mlflow(configure, start, monkeypatch, tmp_path):
     [
         ("postgresql://me:se:cr/e@t@host:5432/db", "postgresql://me:***@host:5432/db"),
         ("https://me:secret@host/path", "https://me:***@host/path"),
-        ("postgresql://host/db?user=me&password=secret&sslmode=require", "postgresql://host/db?user=me&password=***&sslmode=require"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=me&password=***&sslmode=require",
+        ),
         ("http://host:5000/path", "http://host:5000/path"),
         ("sqlite:////runs/a:b@c.db", "sqlite:////runs/a:b@c.db"),
     ],
@@ -587,7 +644,9 @@ def test_the_configured_server_comes_before_the_environments_and_that_before_sql
 
 def test_a_sweeps_run_is_the_parent_of_its_trials(configure, start, runs, tmp_path, said):
     uri = f"sqlite:///{runs}/mlflow.db"
-    sweep = SweepTracker(uri, "laser", "sweep", tmp_path / "sweep", {"sampler": "grid"}, {"laser.kind": "sweep"}, said.append)
+    sweep = SweepTracker(
+        uri, "laser", "sweep", tmp_path / "sweep", {"sampler": "grid"}, {"laser.kind": "sweep"}, said.append
+    )
     trial = start(configure(uri), tags={"mlflow.parentRunId": sweep.run_id})
     leave(trial)
     sweep.tag_child(trial.run_id, {"laser.pruned": "yes"}, "KILLED")
@@ -607,21 +666,30 @@ def test_a_sweeps_run_is_the_parent_of_its_trials(configure, start, runs, tmp_pa
     assert again.run_id == sweep.run_id
     assert again.server.client.get_run(again.run_id).info.status == "RUNNING"
     again.server.client.delete_run(again.run_id)
-    assert SweepTracker(uri, "laser", "sweep", tmp_path / "sweep", {"sampler": "grid"}, {}, said.append).run_id != sweep.run_id
+    assert (
+        SweepTracker(uri, "laser", "sweep", tmp_path / "sweep", {"sampler": "grid"}, {}, said.append).run_id
+        != sweep.run_id
+    )
     assert said == []
 
 
 def sweep_view(sweep):
     """A sweep's tracker where the functions above expect a run's."""
-    return type("View", (), {"run_id": sweep.run_id, "_delivery": type("Inner", (), {"server": sweep.server})})
+    return type(
+        "View", (), {"run_id": sweep.run_id, "_delivery": type("Inner", (), {"server": sweep.server})}
+    )
 
 
-def test_a_sweep_needs_its_server_at_the_start_and_no_longer_after_it(runs, tmp_path, said, monkeypatch, answering):
+def test_a_sweep_needs_its_server_at_the_start_and_no_longer_after_it(
+    runs, tmp_path, said, monkeypatch, answering
+):
     with pytest.raises(ConfigError, match=r"http://127.0.0.1:9 cannot be reached: .*Connection refused"):
         SweepTracker("http://127.0.0.1:9", "laser", "sweep", tmp_path, {}, {}, said.append)
     answering.status = 401
     with pytest.raises(ConfigError, match=r"refused the sweep: .*401"):
-        SweepTracker(f"http://127.0.0.1:{answering.server_port}", "laser", "sweep", tmp_path, {}, {}, said.append)
+        SweepTracker(
+            f"http://127.0.0.1:{answering.server_port}", "laser", "sweep", tmp_path, {}, {}, said.append
+        )
     monkeypatch.setattr("orchestrator.tracking.parent_run.time.sleep", lambda seconds: None)
     sweep = SweepTracker(f"sqlite:///{runs}/mlflow.db", "laser", "sweep", tmp_path, {}, {}, said.append)
     failures = [ConnectionError("gone")] * 3

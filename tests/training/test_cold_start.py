@@ -14,12 +14,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.cold_start import learning_rate, make_rows, share_of_loss
 from actors.zero3 import LogProbModel
-from experiments.quickstart.task import CHAT_TEMPLATE, END, PAD, SELF_REWARD, START, write_data, write_untrained, write_voting
+from experiments.quickstart.task import (
+    CHAT_TEMPLATE,
+    END,
+    PAD,
+    SELF_REWARD,
+    START,
+    write_data,
+    write_untrained,
+    write_voting,
+)
 from orchestrator import cli
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.config.cold_start import SFTConfig, SFTDataConfig
 from orchestrator.config.schema import dump_config
-from orchestrator.data.demonstrations import Demonstrations, TurnEnd, length_batches, load_demonstrations, turn_end
+from orchestrator.data.demonstrations import (
+    Demonstrations,
+    TurnEnd,
+    length_batches,
+    load_demonstrations,
+    turn_end,
+)
 from orchestrator.data.tokens import ModelTokens, load_tokens
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.storage.files import claimed
@@ -66,7 +81,9 @@ class TestTargets:
 
     def test_nothing_after_eos_without_a_self_reward_token(self, tmp_path, model_folder):
         tokens = load_tokens(str(model_folder), None)
-        sample, prompt_length = load_demonstrations(data_file(tmp_path, {"problem": "7", "solution": "89"}), tokens).sample(0)
+        sample, prompt_length = load_demonstrations(
+            data_file(tmp_path, {"problem": "7", "solution": "89"}), tokens
+        ).sample(0)
         assert sample[prompt_length:].tolist() == ids(tokens, "8", "9", END)
 
     def test_rows_read_the_position_before_each_target(self, tmp_path, tokens):
@@ -86,7 +103,9 @@ class TestTargets:
         assert targets.tolist() == [7, 8, 9]
 
     def test_the_self_reward_token_is_never_a_target(self, tmp_path, tokens):
-        data = data_file(tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": f"8{SELF_REWARD}"})
+        data = data_file(
+            tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": f"8{SELF_REWARD}"}
+        )
         with pytest.raises(DataError, match=r"line 2: 'solution' holds '<\|self_reward\|>'"):
             load_demonstrations(data, tokens)
 
@@ -98,12 +117,16 @@ class TestTurnEnd:
     def test_a_template_that_opens_the_next_turn_at_once(self, model_folder):
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         tokenizer.chat_template = CHAT_TEMPLATE.replace(r"\n", "").replace("\n", "")
-        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(*tokenizer.convert_tokens_to_ids([END, START]))
+        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(
+            *tokenizer.convert_tokens_to_ids([END, START])
+        )
 
     def test_a_template_without_eos_leaves_padding(self, model_folder):
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }};{% endfor %}"
-        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(*tokenizer.convert_tokens_to_ids([END, PAD]))
+        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(
+            *tokenizer.convert_tokens_to_ids([END, PAD])
+        )
 
     def test_a_self_reward_token_that_follows_eos_is_refused(self, tmp_path, model_folder):
         tokens = load_tokens(str(model_folder), START)
@@ -114,17 +137,21 @@ class TestTurnEnd:
 
 class TestLoading:
     def test_long_samples_are_dropped_and_counted(self, tmp_path, tokens):
-        data = data_file(tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": "89"}).model_copy(
-            update={"max_tokens": 7}
-        )
+        data = data_file(
+            tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": "89"}
+        ).model_copy(update={"max_tokens": 7})
         samples = load_demonstrations(data, tokens)
         assert (len(samples), samples.dropped) == (1, 1)
-        with pytest.raises(DataError, match=r"none of its 2 samples fits data\.max_tokens=6, the shortest has 7 tokens"):
+        with pytest.raises(
+            DataError, match=r"none of its 2 samples fits data\.max_tokens=6, the shortest has 7 tokens"
+        ):
             load_demonstrations(data.model_copy(update={"max_tokens": 6}), tokens)
 
     def test_a_missing_solution_names_file_and_line(self, tmp_path, tokens):
         data = data_file(tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "answer": "8"})
-        with pytest.raises(DataError, match=r"sft.jsonl, line 2: no field 'solution'.*set data.solution_field"):
+        with pytest.raises(
+            DataError, match=r"sft.jsonl, line 2: no field 'solution'.*set data.solution_field"
+        ):
             load_demonstrations(data, tokens)
 
     def test_no_rows(self, tmp_path, tokens):
@@ -166,11 +193,15 @@ class TestBatches:
 
 
 @pytest.mark.parametrize(("num_ranks", "tokens_per_micro_batch"), [(1, 40), (2, 1000), (7, 1000)])
-def test_loss_and_gradients_are_the_same_however_a_batch_is_dealt(model_folder, num_ranks, tokens_per_micro_batch):
+def test_loss_and_gradients_are_the_same_however_a_batch_is_dealt(
+    model_folder, num_ranks, tokens_per_micro_batch
+):
     random = np.random.default_rng(1)
     sizes = random.integers(4, 30, 6)
     batch = Demonstrations(
-        random.integers(4, 200, sizes.sum()).astype(np.int32), np.cumsum([0, *sizes]), random.integers(1, 4, 6).astype(np.int32)
+        random.integers(4, 200, sizes.sum()).astype(np.int32),
+        np.cumsum([0, *sizes]),
+        random.integers(1, 4, 6).astype(np.int32),
     )
     samples = [batch.sample(index) for index in range(6)]
     total = batch.target_count(list(range(6)))
@@ -215,7 +246,10 @@ class TestCommand:
         [
             ("learning.batch_size=9", "learning.batch_size=9, but .* holds only 8 samples"),
             ("learning.num_ranks=100000", "the cluster has room for"),
-            ("learning.tokens_per_micro_batch=9", "learning.tokens_per_micro_batch: 9 is less than the longest sample"),
+            (
+                "learning.tokens_per_micro_batch=9",
+                "learning.tokens_per_micro_batch: 9 is less than the longest sample",
+            ),
             ("data.solution_field=proof", "line 1: no field 'proof'"),
             ("self_reward.token=zc", "'zc' is no single token"),
         ],
@@ -244,7 +278,9 @@ class TestCommand:
         assert (folder / STORAGE).exists(), "it is the other process's"
 
     @pytest.mark.parametrize("signalled", [KeyboardInterrupt, SystemExit])
-    def test_a_cold_start_that_is_stopped_is_recorded_as_killed(self, arguments, monkeypatch, tmp_path, signalled):
+    def test_a_cold_start_that_is_stopped_is_recorded_as_killed(
+        self, arguments, monkeypatch, tmp_path, signalled
+    ):
         monkeypatch.chdir(tmp_path)
 
         def interrupted(*_):  # stands in for a signal during the training
@@ -253,7 +289,9 @@ class TestCommand:
         monkeypatch.setattr("orchestrator.training.cold_start._fit", interrupted)
         with contextlib.suppress(SystemExit):
             assert cli.main(arguments) == 1
-        assert [event["status"] for event in read_events(tmp_path / "runs" / "cold") if event["event"] == "status"] == ["KILLED"]
+        assert [
+            event["status"] for event in read_events(tmp_path / "runs" / "cold") if event["event"] == "status"
+        ] == ["KILLED"]
         with claimed(tmp_path / "runs" / "cold"):
             pass
 
@@ -276,20 +314,27 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
     )
     outcome = train(settings)
 
-    history = MlflowClient(tracking_uri=settings.tracking.uri).get_metric_history(outcome.summary["mlflow_run_id"], "loss/total")
+    history = MlflowClient(tracking_uri=settings.tracking.uri).get_metric_history(
+        outcome.summary["mlflow_run_id"], "loss/total"
+    )
     losses = [point.value for point in sorted(history, key=lambda point: point.step)]
     untrained = AutoModelForCausalLM.from_pretrained(model_folder)
     samples = load_demonstrations(settings.data, tokens)
     first_batch = next(length_batches(samples.lengths, 8, settings.run.seed))
     input_ids, read, targets = make_rows([samples.sample(index) for index in first_batch], 0, CPU)
     logits = untrained(input_ids=input_ids).logits
-    assert losses[0] == pytest.approx(torch.nn.functional.cross_entropy(logits[read], targets).item(), rel=1e-5)
+    assert losses[0] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits[read], targets).item(), rel=1e-5
+    )
     assert len(losses) == 5
     assert losses[-1] < losses[0] - 0.5
 
     export = settings.folder / "export"
     trained = AutoModelForCausalLM.from_pretrained(export)
-    assert all(not torch.equal(old, new) for old, new in zip(untrained.parameters(), trained.parameters(), strict=True))
+    assert all(
+        not torch.equal(old, new)
+        for old, new in zip(untrained.parameters(), trained.parameters(), strict=True)
+    )
     assert trained.generation_config.eos_token_id == tokens.tokenizer.eos_token_id
     assert load_tokens(str(export), SELF_REWARD).z_token == tokens.z_token
     assert json.loads((settings.folder / "summary.json").read_text()) == outcome.summary
@@ -299,6 +344,9 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
 def test_the_problems_for_voting_are_held_out_and_not_those_of_the_test(tmp_path):
     write_data(tmp_path, seed=0, train=200, test=40, sft=1)
     write_voting(tmp_path, seed=0, count=80)
-    problems = {part: {json.loads(line)["problem"] for line in (tmp_path / f"{part}.jsonl").open()} for part in ("train", "test", "voting")}
+    problems = {
+        part: {json.loads(line)["problem"] for line in (tmp_path / f"{part}.jsonl").open()}
+        for part in ("train", "test", "voting")
+    }
     assert len(problems["voting"]) == 80
     assert not problems["voting"] & (problems["train"] | problems["test"])

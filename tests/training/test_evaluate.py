@@ -14,7 +14,13 @@ from orchestrator.pools.collect import Group, to_batch
 from orchestrator.training.evaluate import describe, summarise
 
 NAN = math.nan
-CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = Status.CORRECT, Status.WRONG, Status.NO_ANSWER, Status.TIMEOUT, Status.ERROR
+CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = (
+    Status.CORRECT,
+    Status.WRONG,
+    Status.NO_ANSWER,
+    Status.TIMEOUT,
+    Status.ERROR,
+)
 
 
 def group(name, samples, kind=None):
@@ -40,8 +46,26 @@ def batch():
     """Two problems of two kinds; one sample is cut off, one could not be checked."""
     return to_batch(
         [
-            group("a", [(CORRECT, "1", True, 10), (WRONG, "2", True, 20), (WRONG, "2", True, 30), (NO_ANSWER, None, False, 40)], "easy"),
-            group("b", [(CORRECT, "1", True, 10), (CORRECT, "1.0", True, 10), (WRONG, "3", True, 10), (TIMEOUT, "1", True, 30)], "hard"),
+            group(
+                "a",
+                [
+                    (CORRECT, "1", True, 10),
+                    (WRONG, "2", True, 20),
+                    (WRONG, "2", True, 30),
+                    (NO_ANSWER, None, False, 40),
+                ],
+                "easy",
+            ),
+            group(
+                "b",
+                [
+                    (CORRECT, "1", True, 10),
+                    (CORRECT, "1.0", True, 10),
+                    (WRONG, "3", True, 10),
+                    (TIMEOUT, "1", True, 30),
+                ],
+                "hard",
+            ),
         ]
     )
 
@@ -106,11 +130,15 @@ def test_unchecked_samples_do_not_vote():
     assert summarise(to_batch([problem]), np.array([1, 1, 0.1], np.float32)).weighted_at_k == 1
     assert summarise(to_batch([problem]), None).maj_at_k == 1
     unchecked = group("b", [(ERROR, "7", True, 1)])
-    assert summarise(to_batch([problem, unchecked]), None).maj_at_k == 1  # of the one problem that could be checked
+    assert (
+        summarise(to_batch([problem, unchecked]), None).maj_at_k == 1
+    )  # of the one problem that could be checked
 
 
 def test_an_empty_box_is_not_pooled_with_right_answers():
-    batch = to_batch([group("a", [(NO_ANSWER, "", True, 1), (CORRECT, "1", True, 1), (CORRECT, "1.0", True, 1)])])
+    batch = to_batch(
+        [group("a", [(NO_ANSWER, "", True, 1), (CORRECT, "1", True, 1), (CORRECT, "1.0", True, 1)])]
+    )
     assert summarise(batch, None).maj_at_k == 1
 
 
@@ -123,7 +151,10 @@ def test_a_truncated_solution_votes_plainly_but_has_no_weight():
 
 def test_answers_of_unlike_problems_are_not_pooled():
     batch = to_batch(
-        [group("a", [(CORRECT, "1", True, 1), (WRONG, "2", True, 1)]), group("b", [(WRONG, "1", True, 1), (CORRECT, "2", True, 1)])]
+        [
+            group("a", [(CORRECT, "1", True, 1), (WRONG, "2", True, 1)]),
+            group("b", [(WRONG, "1", True, 1), (CORRECT, "2", True, 1)]),
+        ]
     )
     assert summarise(batch, None).maj_at_k == 1 / 2  # a tie goes to the first sample
 
@@ -133,7 +164,9 @@ def test_scores_outside_zero_to_one_are_clipped_for_the_vote_only():
     figures = summarise(batch, np.array([3.0, 0.6, 0.6], np.float32))
     assert figures.weighted_at_k == 0  # 1 against 1.2
     assert figures.auroc == 1
-    assert summarise(batch, np.array([0.1, -5.0, 0.05], np.float32)).weighted_at_k == 1  # a negative score takes no vote away
+    assert (
+        summarise(batch, np.array([0.1, -5.0, 0.05], np.float32)).weighted_at_k == 1
+    )  # a negative score takes no vote away
 
 
 def test_without_self_reward_there_are_no_figures_of_it(batch):

@@ -22,7 +22,9 @@ STEP = {
 
 def test_a_step_becomes_gauges_and_what_no_phase_explains_is_other():
     values = of_step(7, STEP)
-    phases = {tags[0][1]: value for (name, tags), value in values.items() if name == "laser_step_phase_seconds"}
+    phases = {
+        tags[0][1]: value for (name, tags), value in values.items() if name == "laser_step_phase_seconds"
+    }
     assert phases == {"rollout": 4.0, "verify": 0.5, "learn": 3.0, "sync": 0.5, "other": 1.0}
     assert values["laser_step", ()] == 7.0
     assert values["laser_accuracy_ratio", ()] == 0.25
@@ -33,7 +35,10 @@ def test_a_step_becomes_gauges_and_what_no_phase_explains_is_other():
 
 
 def test_a_pool_becomes_gauges_of_every_state():
-    values = of_pool("rollout", PoolStats(3, 2.5, 64, {WorkerState.STARTING: 1, WorkerState.STALE: 0, WorkerState.READY: 7}, 1))
+    values = of_pool(
+        "rollout",
+        PoolStats(3, 2.5, 64, {WorkerState.STARTING: 1, WorkerState.STALE: 0, WorkerState.READY: 7}, 1),
+    )
     assert values == {
         ("laser_pool_queue_tasks", (("pool", "rollout"),)): 3.0,
         ("laser_pool_queue_age_seconds", (("pool", "rollout"),)): 2.5,
@@ -60,11 +65,15 @@ class Worker:
 @pytest.fixture
 def config(tmp_path):
     run = {"name": "live", "dir": str(tmp_path), "steps": 2}
-    return RunConfig.model_validate({"run": run, "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "self_reward": {"token": "z"}})
+    return RunConfig.model_validate(
+        {"run": run, "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "self_reward": {"token": "z"}}
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_local_run_without_dashboard_is_shown_at_next_to_no_cost_and_its_thread_ends_with_it(config, monkeypatch):
+def test_a_local_run_without_dashboard_is_shown_at_next_to_no_cost_and_its_thread_ends_with_it(
+    config, monkeypatch
+):
     monkeypatch.setattr(live_metrics, "SAMPLE_EVERY_S", 0.001)
     spawn = ray.remote(Worker).options(num_cpus=0)
     pools = SimpleNamespace(
@@ -74,7 +83,13 @@ def test_a_local_run_without_dashboard_is_shown_at_next_to_no_cost_and_its_threa
     )
     # run.dir does not exist yet: its disk cannot be asked, which is no error.
     with LiveMetrics(config, pools) as live:
-        live.checked([Verdict(Status.CORRECT, seconds=0.01), Verdict(Status.CORRECT), Verdict(Status.TIMEOUT, seconds=10.1)])
+        live.checked(
+            [
+                Verdict(Status.CORRECT, seconds=0.01),
+                Verdict(Status.CORRECT),
+                Verdict(Status.TIMEOUT, seconds=10.1),
+            ]
+        )
         live.step(1, STEP)
         pools.learner_restarts = 1
         before, cpu = time.monotonic(), time.process_time()
@@ -82,6 +97,8 @@ def test_a_local_run_without_dashboard_is_shown_at_next_to_no_cost_and_its_threa
         assert time.monotonic() - before < 0.5
         assert time.process_time() - cpu < 0.05, "a look at the pools, every 5 s"
     assert "live-metrics" not in [thread.name for thread in threading.enumerate()]
-    assert live._restarts == {"rollout": 0, "verification": 0, "learning": 1}, "what Ray's counters have been told"
+    assert live._restarts == {"rollout": 0, "verification": 0, "learning": 1}, (
+        "what Ray's counters have been told"
+    )
     for pool in (pools.rollouts, pools.verifiers):
         pool.stop()

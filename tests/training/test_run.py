@@ -25,13 +25,19 @@ def configure(tmp_path):
 
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
-    with claimed(tmp_path), pytest.raises(ConfigError, match="another process is training this run"), claimed(tmp_path):
+    with (
+        claimed(tmp_path),
+        pytest.raises(ConfigError, match="another process is training this run"),
+        claimed(tmp_path),
+    ):
         pass
     with claimed(tmp_path):
         pass
 
 
-def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it_had_these_settings(configure):
+def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it_had_these_settings(
+    configure,
+):
     config = configure()
     journal = Journal(config.folder)
     journal.start("trial")
@@ -41,13 +47,21 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it
     _forget_other_attempt(config)
     assert Journal(config.folder).last_step == 1
     _forget_other_attempt(configure(loss={"alpha": 0.5}))
-    assert Journal(config.folder).last_step == -1, "another configuration is another run in MLflow, from its first step"
+    assert Journal(config.folder).last_step == -1, (
+        "another configuration is another run in MLflow, from its first step"
+    )
 
 
 @pytest.mark.parametrize(
     ("sections", "refused"),
     [
-        ({"rollout": {"kv_cache_gib": 2.0, "engine_args": {"enforce_eager": True}}, "learning": {"tokens_per_micro_batch": 20000}}, None),
+        (
+            {
+                "rollout": {"kv_cache_gib": 2.0, "engine_args": {"enforce_eager": True}},
+                "learning": {"tokens_per_micro_batch": 20000},
+            },
+            None,
+        ),
         ({"verification": {"num_workers": 4, "timeout_s": 3}}, None),
         ({"verification": {"verifier": "mine:check"}}, "verification.verifier"),
         ({"evaluation": {"samples_per_problem": 2}}, "evaluation.samples_per_problem"),

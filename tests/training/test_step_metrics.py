@@ -26,7 +26,9 @@ def batch():
         versions=np.zeros((2, 2), np.int32),
     )
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
-    return to_batch([Group(Problem("a", "p", "1", None, 1), GroupRequest([1, 2], 2, 0), None, None, summary, verdicts)])
+    return to_batch(
+        [Group(Problem("a", "p", "1", None, 1), GroupRequest([1, 2], 2, 0), None, None, summary, verdicts)]
+    )
 
 
 def metrics_of(batch, sums, step_s=8.0):
@@ -43,7 +45,10 @@ def test_throughput_counts_the_whole_step(batch):
 
 
 def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):
-    ranks = [StepSums(tokens=30, compared_tokens=10, mismatch_kl=0.4), StepSums(tokens=10, compared_tokens=6, mismatch_kl=0.8)]
+    ranks = [
+        StepSums(tokens=30, compared_tokens=10, mismatch_kl=0.4),
+        StepSums(tokens=10, compared_tokens=6, mismatch_kl=0.8),
+    ]
     for rank in ranks:
         rank.seconds = 1.0
     assert metrics_of(batch, ranks)["policy/mismatch_kl"] == pytest.approx(1.2 / 16)

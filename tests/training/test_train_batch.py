@@ -22,9 +22,20 @@ def configure(mini_batches=1, **loss):
         "run": {"name": "trial", "steps": 9},
         "model": {"path": "m"},
         "data": {"train": "t.jsonl"},
-        "rollout": {"prompts_per_step": 2, "samples_per_prompt": 4, "max_prompt_tokens": 2, "max_response_tokens": 8},
+        "rollout": {
+            "prompts_per_step": 2,
+            "samples_per_prompt": 4,
+            "max_prompt_tokens": 2,
+            "max_response_tokens": 8,
+        },
         "learning": {"mini_batches": mini_batches, "tokens_per_micro_batch": 20},
-        "loss": {"alpha": 0.5, "tau": 0.25, "reasoning_warmup_steps": 2, "self_reward_warmup_steps": 3, **loss},
+        "loss": {
+            "alpha": 0.5,
+            "tau": 0.25,
+            "reasoning_warmup_steps": 2,
+            "self_reward_warmup_steps": 3,
+            **loss,
+        },
         "self_reward": {"token": "z"},
     }
     return RunConfig.model_validate(tree)
@@ -35,12 +46,17 @@ def batch():
     """Two problems of four samples: in the first one is truncated, in the second the check of one timed out."""
     groups = []
     for number, (statuses, lengths, truncated) in enumerate(
-        [((CORRECT, WRONG, WRONG, WRONG), (3, 4, 8, 5), 2), ((CORRECT, CORRECT, WRONG, TIMEOUT), (2, 3, 4, 5), None)]
+        [
+            ((CORRECT, WRONG, WRONG, WRONG), (3, 4, 8, 5), 2),
+            ((CORRECT, CORRECT, WRONG, TIMEOUT), (2, 3, 4, 5), None),
+        ]
     ):
         samples = []
         for index, length in enumerate(lengths):
             finished = index != truncated
-            samples.append(Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, (0, 0)))
+            samples.append(
+                Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, (0, 0))
+            )
         packed = pack([1, 1], samples)
         group = Group(Problem(str(number), "p", "1", None, 1), GroupRequest([1, 1], 4, 0), f"ref {number}")
         group.summary, group.verdicts = packed.summary(), [Verdict(status) for status in statuses]
@@ -66,15 +82,22 @@ def test_reference_fault_1_and_2_the_mix_reads_the_score_at_eos_and_leaves_trunc
 
 @pytest.mark.parametrize(("step", "alpha"), [(1, 0.0), (2, 0.0), (3, 0.5), (9, 0.5)])
 def test_the_loss_term_joins_after_the_first_warm_up(batch, step, alpha):
-    assert make_train_batch(configure(), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step).alpha == alpha
+    assert (
+        make_train_batch(configure(), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step).alpha
+        == alpha
+    )
 
 
 def test_class_weights_are_the_whole_batchs_and_counts_the_mini_batchs(batch):
-    made = make_train_batch(configure(mini_batches=2), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step=3)
+    made = make_train_batch(
+        configure(mini_batches=2), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step=3
+    )
     # Six samples are finished and checked: three correct, three wrong. Truncated and unchecked ones weigh nothing.
     np.testing.assert_allclose(made.class_weights, [1, 1, 0, 1, 1, 1, 1, 0])
     assert [(mini.total_tokens, mini.total_finished) for mini in made.mini_batches] == [(20, 3), (14, 3)]
-    dealt = [sorted(index for rank in mini.plan for micro in rank for index in micro) for mini in made.mini_batches]
+    dealt = [
+        sorted(index for rank in mini.plan for micro in rank for index in micro) for mini in made.mini_batches
+    ]
     assert dealt == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert made.groups == ["ref 0", "ref 1"]
 
@@ -84,7 +107,9 @@ def test_without_weights_the_learner_is_handed_the_same_batch_as_with_self_rewar
     off = on.model_copy(update={"self_reward": on.self_reward.model_copy(update={"token": None})})
     c_ref = np.full(8, -20.0, np.float32)
     with_scores = make_train_batch(on, batch, estimate_advantages(on, batch, SCORES, step=9), c_ref, step=9)
-    without = make_train_batch(off, batch, estimate_advantages(off, batch, None, step=9), np.zeros(8, np.float32), step=9)
+    without = make_train_batch(
+        off, batch, estimate_advantages(off, batch, None, step=9), np.zeros(8, np.float32), step=9
+    )
     np.testing.assert_array_equal(with_scores.advantages, without.advantages)
     assert with_scores.mini_batches == without.mini_batches
     assert with_scores.alpha == without.alpha == 0.0
