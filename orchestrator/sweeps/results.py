@@ -159,10 +159,12 @@ class Ledger:
         """The metric of an evaluation; None where a figure that it uses is not defined."""
         return objective(self.metric, figures)
 
-    def evaluated(self, trial: Trial, step: int, figures: Mapping[str, float]) -> None:
-        """Take in a trial's evaluation."""
+    def evaluated(self, trial: Trial, step: int, figures: Mapping[str, float | None]) -> None:
+        """Take in a trial's evaluation. Figures that are not defined are NaN on the way and None in a summary."""
         trial.step = step
-        trial.metrics = {name: None if math.isnan(value) else value for name, value in figures.items()}
+        trial.metrics = {
+            name: None if value is None or math.isnan(value) else value for name, value in figures.items()
+        }
         trial.objective = self.objective(trial.metrics)
 
     def look(self, run: Trial | Trunk) -> None:

@@ -58,6 +58,14 @@ def test_pruned_and_failed_trials_are_never_best_and_an_undefined_metric_is_none
     assert book.best() is None
 
 
+def test_the_last_report_of_a_model_that_solves_nothing_holds_none(ledger):
+    """The last report comes from summary.json, where an undefined figure is null and not NaN."""
+    book = ledger()
+    trial = book.add(member("a", {"loss.alpha": 0.1}))
+    book.evaluated(trial, 10, {"accuracy": 0.0, "f1": None})
+    assert (trial.step, trial.metrics, trial.objective) == (10, {"accuracy": 0.0, "f1": None}, None)
+
+
 @pytest.mark.parametrize(
     ("metric", "figures", "value"),
     [
