@@ -1,3 +1,35 @@
-"""Failures of pools as messages to users."""
+"""Failures of a started command as errors that say what to do; and the place of Ray's logs."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from ray.exceptions import RayError
+
+from orchestrator.errors import ConfigError, RunError
 
 LOGS = "/tmp/ray/session_latest/logs"
+
+
+@contextlib.contextmanager
+def translated_failures(
+    resume: str, also: tuple[type[Exception], ...] = (), reached: Callable[[], str] = lambda: ""
+) -> Iterator[None]:
+    """Turn failures of actors and of the disk into errors for the user.
+
+    Args:
+        resume: What the same command does next, such as "the same command resumes from the last checkpoint".
+        also: Exceptions beside Ray's that mean a failed actor.
+        reached: Called after a failed actor; says how far the work had come, such as " after step 12 was saved".
+
+    Raises:
+        RunError: In place of RayError and OSError, and of a ConfigError, which comes too late to refuse anything.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise RunError(str(error)) from error
+    except (RayError, *also) as error:
+        message = f"{str(error).strip()}\nAn actor failed{reached()}. Its log is in {LOGS}; {resume}."
+        raise RunError(message) from error
+    except OSError as error:
+        raise RunError(f"{error}. Is the disk full? Once that is mended, {resume}.") from error

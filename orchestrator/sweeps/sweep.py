@@ -37,11 +37,11 @@ from orchestrator.sweeps.optuna_search import PointSearch
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import OVER, Best, Ledger, State, SweepOutcome, Trial, Trunk
-from orchestrator.sweeps.trial import TrialRunner, tags_of
+from orchestrator.sweeps.trial import TRIAL_PATIENCE_S, TrialRunner, tags_of
 from orchestrator.tracking.parent_run import SweepTracker
 from orchestrator.tracking.tracker import deliver_leftovers, without_password
 from orchestrator.training.preparation import prepare
-from orchestrator.training.run import MAY_CHANGE, TRIAL_PATIENCE_S
+from orchestrator.training.run import MAY_CHANGE
 from orchestrator.training.stopping import handling_stops
 
 LOOK_EVERY_S = 2.0

@@ -25,8 +25,11 @@ from orchestrator.storage.journal import saved_run_id
 from orchestrator.sweeps.plan import Member, Plan
 from orchestrator.sweeps.results import objective
 from orchestrator.terminal import RunProgress
-from orchestrator.training.context import SweepRole
+from orchestrator.training.context import RunContext
 from orchestrator.training.run import train
+
+TRIAL_PATIENCE_S = 60.0
+"""How long a trial waits for the process of a killed sweep to release its folder."""
 
 NO_VALUE = -1e9
 """What Tune is told where the metric is not defined: schedulers and searchers need a number, and nothing is worse."""
@@ -78,20 +81,21 @@ class TrialRunner:
                 }
             )
 
-        role = SweepRole(
+        context = RunContext(
             tags=tags_of(member, self.plan, self.tags),
             bundles=bundles_for(member.config, self.nodes),
             is_trunk=member.is_trunk,
             trunk=self._trunk_folder(member),
             report=report,
+            lock_patience_s=TRIAL_PATIENCE_S,
         )
-        if role.trunk is not None and not (folder / "checkpoints").exists():
-            self._note_branch(folder, role.trunk, member)
+        if context.trunk is not None and not (folder / "checkpoints").exists():
+            self._note_branch(folder, context.trunk, member)
         with (folder / "log.txt").open("a") as log:
             console = Console(file=log, width=160, highlight=False)
             try:
                 outcome = train(
-                    member.config, RunProgress(member.name, member.config.run.steps, 0, console), role
+                    member.config, RunProgress(member.name, member.config.run.steps, 0, console), context
                 )
             except LaserError as error:
                 if isinstance(error, PoolError) or isinstance(error.__cause__, RayError | OSError):

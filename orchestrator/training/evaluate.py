@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float32
 
 from orchestrator.algorithm import metrics
 from orchestrator.algorithm.voting import majority_vote
-from orchestrator.data.prompts import PromptSet
 from orchestrator.messages.requests import GroupRequest
-from orchestrator.pools.collect import Batch, Group, collect
-from orchestrator.pools.pool import Pool
+from orchestrator.pools.collect import Batch, Group, save_samples
+from orchestrator.training.session import Session
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,43 @@ class Evaluation:
         return {name: float(value) for name, value in asdict(self).items()}
 
 
-def evaluate(
-    rollouts: Pool,
-    verifiers: Pool,
-    prompts: PromptSet,
-    samples_per_problem: int,
-    temperature: float,
-    seed: int,
-) -> Batch:
-    """Sample and verify `samples_per_problem` solutions of every problem."""
+def evaluate(session: Session) -> dict[str, float] | None:
+    """Evaluate the session's model on the held-out problems, and record the figures; None without such problems."""
+    problems, name = session.prepared.eval, session.prepared.eval_name
+    if problems is None:
+        return None
+    settings = session.config.evaluation
+    samples = settings.samples_per_problem
     groups = [
         Group(
-            prompts.problems[index],
+            problems.problems[index],
             GroupRequest(
-                prompts.token_ids(index), samples_per_problem, seed + index * samples_per_problem, temperature
+                problems.token_ids(index), samples, EVALUATION_SEED + index * samples, settings.temperature
             ),
         )
-        for index in range(len(prompts))
+        for index in range(len(problems))
     ]
-    return collect(rollouts, verifiers, groups)[0]
+    batch = session.collect(groups)
+    # As a service will score it: from the model and its one c_ref alone.
+    scores = session.scores(batch, session.constant_reference(batch))
+    evaluation = summarise(batch, scores)
+    figure = None
+    if scores is not None and batch.scored.any():
+        figure = score_figure(
+            scores[batch.scored], batch.rewards[batch.scored] > 0, f"{name}, step {session.step}"
+        )
+    save_samples(session.config.folder / "evaluations" / f"{name}-{session.step:06d}.parquet", batch, scores)
+    table = sampled_solutions(batch, scores, session.config.tracking.sampled_solutions)
+    session.tracker.log_evaluation(name, session.step, evaluation.metrics(), table, figure)
+    session.say(describe(f"step {session.step} on {name}", evaluation))
+    if 0 < session.step < session.config.run.steps:
+        session.context.report(session.step, evaluation.metrics())
+    return evaluation.metrics()
+
+
+def is_evaluated(session: Session) -> bool:
+    """Whether the journal holds an evaluation of the last finished step."""
+    return (session.prepared.eval_name, session.step) in session.tracker.journal.evaluations
 
 
 def summarise(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> Evaluation:

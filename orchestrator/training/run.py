@@ -10,24 +10,22 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.verification import load_verifier
-from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import connect, planned_nodes
 from orchestrator.config.schema import changed_settings, dump_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError, RunStopped
-from orchestrator.pools.failures import LOGS
-from orchestrator.storage.checkpoints import Checkpoints, TrainingState
+from orchestrator.pools.failures import translated_failures
+from orchestrator.storage.checkpoints import Checkpoints
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.terminal import RunProgress
-from orchestrator.training.context import SweepRole
+from orchestrator.training.context import RunContext, standalone
 from orchestrator.training.preparation import Prepared, prepare
 from orchestrator.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
-    from orchestrator.pools.training import Pools
-    from orchestrator.training.loop import Trainer
+    from orchestrator.training.session import Session
 
 MAY_CHANGE = (
     "run.dir", "run.remote", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints",
@@ -38,9 +36,6 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what it learns."""
 
-TRIAL_PATIENCE_S = 60.0
-"""How long a trial waits for the process of a killed sweep to let go of its folder."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -50,166 +45,174 @@ class Outcome:
     already_finished: bool
 
 
-def train(config: RunConfig, progress: RunProgress | None = None, role: SweepRole | None = None) -> Outcome:
-    """Train, or go on training, the run that `config` names.
+def train(
+    config: RunConfig, progress: RunProgress | None = None, context: RunContext | None = None
+) -> Outcome:
+    """Start the run that `config` names, or resume it.
 
     Args:
         progress: Where the run is shown; the terminal unless given.
-        role: What the run is to the sweep that it belongs to.
+        context: The sweep that the run belongs to; none unless given.
 
     Raises:
-        ConfigError, DataError: Before anything is started.
-        RunError: The run had started and cannot go on; the same call continues from its last checkpoint.
+        ConfigError, DataError: Before anything starts.
+        RunError: The run had started and failed; the same call resumes from its last checkpoint.
     """
+    context = context or standalone()
     checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
-    _refuse_other_settings(config)
     remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
+    _refuse_other_settings(config)
     if remote is not None:
         _fetch_newer(config, checkpoints, remote)
-    newest = checkpoints.newest()
-    if newest and (summary := _summary_of_finished(config, newest[1])):
-        from orchestrator.tracking.tracker import deliver_leftovers
-
-        with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
-            say = progress.say_plainly if progress else print
-            deliver_leftovers(config, say, role.tags if role else {}, finished=True)
-            if remote is not None:
-                remote.upload_records(config.folder)
-        return Outcome(summary, already_finished=True)
-    if newest and newest[1].num_ranks != config.learning.num_ranks:
-        raise ConfigError(
-            f"learning.num_ranks={config.learning.num_ranks}, but {newest[0]} was written by {newest[1].num_ranks} rank(s), and ZeRO-3 "
-            "checkpoints load at that number only: use it, or start another run.name from this run's export/"
-        )
-    load_verifier(config.verification.verifier)
-    prepared = prepare(config)
-    if role is None:
-        bundles_for(config, planned_nodes())
-
+    finished = _finished_summary(config, checkpoints) is not None
+    prepared = None if finished else _prepare(config, context, checkpoints)
     config.folder.mkdir(parents=True, exist_ok=True)
-    with claimed(config.folder, TRIAL_PATIENCE_S if role else 0.0):
-        outcome = _train(config, checkpoints, newest, prepared, progress, role)
+    with claimed(config.folder, context.lock_patience_s):
+        # The process that held the folder may have trained on, or finished.
+        if (summary := _finished_summary(config, checkpoints)) is not None:
+            _deliver(config, progress, context)
+            outcome = Outcome(summary, already_finished=True)
+        else:
+            assert prepared is not None  # a finished run stays finished
+            _refuse_other_rank_count(config, checkpoints)
+            summary = _start_or_resume(config, checkpoints, prepared, progress, context)
+            outcome = Outcome(summary, already_finished=False)
         if remote is not None:
             remote.upload_records(config.folder)
             if not (config.folder / "export" / "config.json").exists():  # rank 0 was on another node
-                remote.fetch(f"{place_of(outcome.summary['steps'])}/export", config.folder / "export")
+                remote.fetch(f"{place_of(summary['steps'])}/export", config.folder / "export")
         return outcome
 
 
-def _train(
+def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> Prepared:
+    """Refuse what can be refused before anything starts, and load what the run reads."""
+    _refuse_other_rank_count(config, checkpoints)
+    load_verifier(config.verification.verifier)
+    prepared = prepare(config)
+    context.place(config, planned_nodes)
+    return prepared
+
+
+def _start_or_resume(
     config: RunConfig,
     checkpoints: Checkpoints,
-    newest: tuple[Path, TrainingState] | None,
     prepared: Prepared,
     progress: RunProgress | None,
-    role: SweepRole | None,
-) -> Outcome:
+    context: RunContext,
+) -> dict[str, Any]:
+    """Train to the last step with trackers, terminal and pools around. The caller holds the folder."""
     # Seconds of imports that no refusal has to wait for.
-    from orchestrator.pools.training import Pools
     from orchestrator.tracking.tracker import Tracker
-    from orchestrator.training.live_metrics import LiveMetrics
-    from orchestrator.training.loop import Trainer
 
+    newest = checkpoints.newest()
     progress = progress or RunProgress(config.run.name, config.run.steps, newest[1].step if newest else 0)
     if newest:
         checkpoints.link_export()
     else:
         _forget_other_attempt(config)
-    tracker = Tracker(config, progress.say_plainly, role.tags if role else {})
-    for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
-        if problems is not None and problems.dropped:
-            progress.say(
-                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and were left out"
-            )
-    pools: Pools | None = None
+    tracker = Tracker(config, progress.say_plainly, context.tags)
     ending: Ending = "FAILED"
+    failures = translated_failures(
+        "the same command resumes from the last checkpoint",
+        reached=lambda: f" after step {_last_step(checkpoints)} was saved",
+    )
     try:
-        write_atomically(config.folder / "config.yaml", dump_config(config))
-        with progress:
-            progress.say(
-                "starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)"
-            )
-            nodes = connect()
-            stop = Stop(progress.say)
-            with stop.on_signals() if role is None else contextlib.nullcontext():
-                with stop.interruptible():
-                    bundles = role.bundles if role else bundles_for(config, nodes)
-                    pools = Pools(config, prepared.tokens, bundles, in_trial=role is not None)
-                with LiveMetrics(config, pools) as live:
-                    trainer = Trainer(config, prepared, pools, tracker, progress, live, stop, role)
-                    trainer.rewind()
-                    summary = _run_to_the_end(trainer, pools, progress)
-            ending = "FINISHED"
+        with failures, progress:
+            write_atomically(config.folder / "config.yaml", dump_config(config))
+            _show_dropped(prepared, progress)
+            summary = _train_on_pools(config, prepared, tracker, progress, context)
+        ending = "FINISHED"
+        return summary
     except StopRequested:
         ending = "KILLED"
-        saved = _last_step(checkpoints)
         raise RunStopped(
-            f"stopped as asked; step {saved} of {config.run.steps} is saved, and the same command continues"
+            f"stopped as asked; step {_last_step(checkpoints)} of {config.run.steps} is saved, and the same command resumes from it"
         ) from None
-    except (KeyboardInterrupt, SystemExit):  # asked before the run could be, or more than once
+    except (KeyboardInterrupt, SystemExit):  # before the run could take a stop, or the second signal
         ending = "KILLED"
         raise
-    except ConfigError as error:
-        raise RunError(str(error)) from error
-    except RayError as error:
-        raise RunError(
-            f"{str(error).strip()}\nAn actor failed after step {_last_step(checkpoints)} was saved. Its log is in {LOGS}; the same "
-            "command continues from the last checkpoint."
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"{error}. Mend that (is the disk full?); the same command continues from the last checkpoint."
-        ) from error
     finally:
-        try:
-            if pools is not None:
-                pools.stop()
-        finally:
-            with contextlib.ExitStack() as first_failure:
-                if ending != "FINISHED":
-                    first_failure.enter_context(
-                        contextlib.suppress(RunError)
-                    )  # of two failures, the first is to be told
-                tracker.finish(ending)
-    return Outcome(summary, already_finished=False)
+        with contextlib.ExitStack() as first_failure:
+            if ending != "FINISHED":
+                first_failure.enter_context(contextlib.suppress(RunError))  # report the first failure only
+            tracker.finish(ending)
 
 
-def _run_to_the_end(trainer: "Trainer", pools: "Pools", progress: RunProgress) -> dict[str, Any]:
-    """Train; when a learner rank dies, or what it was to learn from, replace the ranks and go back to the newest checkpoint.
+def _train_on_pools(
+    config: RunConfig, prepared: Prepared, tracker: Any, progress: RunProgress, context: RunContext
+) -> dict[str, Any]:
+    """Start the pools, train, stop the pools."""
+    from orchestrator.pools.training import Pools
+    from orchestrator.training.live_metrics import LiveMetrics
+    from orchestrator.training.session import Session
 
-    The other pools mend themselves.
-    """
+    progress.say(
+        "starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)"
+    )
+    nodes = connect()
+    stop = Stop(progress.say)
+    with contextlib.ExitStack() as stack:
+        if not context.in_trial:
+            stack.enter_context(stop.on_signals())
+        with stop.interruptible():
+            pools = Pools(config, prepared.tokens, context.place(config, lambda: nodes), context.in_trial)
+            stack.callback(pools.stop)
+        live = stack.enter_context(LiveMetrics(config, pools))
+        session = Session(config, prepared, pools, tracker, progress, live, stop, context)
+        session.rewind()
+        return _train_through_failures(session)
+
+
+def _train_through_failures(session: "Session") -> dict[str, Any]:
+    """Train. Restart all ranks when one dies or when its trajectories are lost; the other pools restart their own workers."""
+    from orchestrator.training.loop import train as train_to_the_last_step
+
     failure: RayError | None = None
     while True:
         try:
             if failure is not None:
-                with trainer.stop.interruptible():  # there is nothing to save
-                    pools.restart_learners(failure)
-                    trainer.rewind()
-            return trainer.run()
+                with session.stop.interruptible():  # nothing is unsaved
+                    session.pools.restart_learners(failure)
+                    session.rewind()
+            return train_to_the_last_step(session)
         except (RayActorError, ObjectLostError) as error:
             failure = error
-            what = (
+            cause = (
                 "a learner rank died"
                 if isinstance(error, RayActorError)
-                else "a node died with what was needed"
+                else "a node died with the ranks' input"
             )
-            progress.say(f"{what} after step {trainer.step}: starting the ranks again")
+            session.say(f"{cause} after step {session.step}: restarting the ranks")
+
+
+def _deliver(config: RunConfig, progress: RunProgress | None, context: RunContext) -> None:
+    """Send what a finished run could not deliver to MLflow."""
+    from orchestrator.tracking.tracker import deliver_leftovers
+
+    deliver_leftovers(config, progress.say_plainly if progress else print, context.tags, finished=True)
+
+
+def _show_dropped(prepared: Prepared, progress: RunProgress) -> None:
+    for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
+        if problems is not None and problems.dropped:
+            progress.say(
+                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and are left out"
+            )
 
 
 def _forget_other_attempt(config: RunConfig) -> None:
-    """Delete what an attempt has logged that ended before its first checkpoint, unless it had these very settings."""
+    """Delete the log of an attempt that ended before its first checkpoint, unless it had these very settings."""
     saved = config.folder / "config.yaml"
     if not saved.exists():
         return
-    with contextlib.suppress(ConfigError):  # the attempt was another version's
+    with contextlib.suppress(ConfigError):  # another version wrote the settings
         if not changed_settings(saved, config):
             return
     forget(config.folder)
 
 
 def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
-    """Bring the run's folder to the newest checkpoint of `run.remote`, if that is newer: ranks fetch their shards themselves.
+    """Fetch the newest checkpoint of `run.remote` if it is newer than the folder's. Ranks fetch their shards themselves.
 
     Raises:
         ConfigError: It cannot be read or written, or holds a run with other settings.
@@ -241,17 +244,28 @@ def _last_step(checkpoints: Checkpoints) -> int:
     return newest[1].step if newest else 0
 
 
-def _summary_of_finished(config: RunConfig, state: TrainingState) -> dict[str, Any] | None:
+def _finished_summary(config: RunConfig, checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The summary of a run that has reached its last step; None for any other."""
     path = config.folder / "summary.json"
-    if state.step < config.run.steps or not path.exists():
+    if _last_step(checkpoints) < config.run.steps or checkpoints.newest() is None or not path.exists():
         return None
     summary = json.loads(path.read_text())
     return summary if summary["steps"] >= config.run.steps else None
 
 
+def _refuse_other_rank_count(config: RunConfig, checkpoints: Checkpoints) -> None:
+    newest = checkpoints.newest()
+    if newest and newest[1].num_ranks != config.learning.num_ranks:
+        raise ConfigError(
+            f"learning.num_ranks={config.learning.num_ranks}, but {newest[0]} was written by "
+            f"{newest[1].num_ranks} rank(s), and ZeRO-3 checkpoints load at that number only: use it, or start "
+            "another run.name from this run's export/"
+        )
+
+
 def _refuse_other_settings(config: RunConfig) -> None:
     """A run's folder belongs to one set of settings: others would train something that no configuration describes."""
-    path: Path = config.folder / "config.yaml"
+    path = config.folder / "config.yaml"
     if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
         return
     _refuse_changed(str(config.folder), path, config)

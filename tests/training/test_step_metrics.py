@@ -11,8 +11,8 @@ from orchestrator.messages.batches import StepSums
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.collect import CollectTimes, Group, to_batch
-from orchestrator.training.loop import step_metrics
+from orchestrator.pools.collect import Group, to_batch
+from orchestrator.training.step_metrics import step_metrics
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def batch():
 
 
 def metrics_of(batch, sums, step_s=8.0):
-    return step_metrics(batch, None, sums, CollectTimes(rollout=2.0, verify=0.5), step_s, restarts=0)
+    seconds = {"rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": step_s}
+    return step_metrics(3, batch, None, sums, seconds)
 
 
 def test_throughput_counts_the_whole_step(batch):
@@ -42,6 +43,11 @@ def test_throughput_counts_the_whole_step(batch):
     assert metrics["throughput/rollout_tokens_per_s"] == 40 / 2
     assert metrics["throughput/learning_tokens_per_s"] == 40 / 1
     assert (metrics["time/step"], metrics["time/learn"]) == (8, 1)
+
+
+def test_staleness_counts_from_the_weights_that_the_step_learns_from(batch):
+    """Step 3 updates version 2; the samples are of version 0."""
+    assert metrics_of(batch, [StepSums(tokens=40, compared_tokens=40, seconds=1.0)])["rollout/staleness"] == 2
 
 
 def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):

@@ -1,0 +1,280 @@
+"""What one training run holds: its pools, its place in the order of problems, its scores and its records.
+
+The loop asks the session for batches and hands it results. A stop interrupts generation only: everything else
+runs to its end.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from ray.exceptions import ObjectLostError
+
+from orchestrator.algorithm.micro_batches import plan_micro_batches
+from orchestrator.algorithm.self_reward import self_reward_score
+from orchestrator.config.training import RunConfig
+from orchestrator.data.prompts import PromptOrder
+from orchestrator.messages.batches import StepSums, TrainBatch
+from orchestrator.messages.requests import GroupRequest
+from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
+from orchestrator.pools.training import Pools
+from orchestrator.storage.checkpoints import TrainingState
+from orchestrator.terminal import RunProgress
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.training.context import RunContext
+from orchestrator.training.live_metrics import LiveMetrics
+from orchestrator.training.preparation import Prepared
+from orchestrator.training.saving import Saver, trunk_end
+from orchestrator.training.stopping import Stop, StopRequested
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds that the parts of a step take, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Time what runs here as `part`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - started
+
+
+class Session:
+    """A run between its start, or its newest checkpoint, and its last step."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        prepared: Prepared,
+        pools: Pools,
+        tracker: Tracker,
+        progress: RunProgress,
+        live: LiveMetrics,
+        stop: Stop,
+        context: RunContext,
+    ) -> None:
+        self.config = config
+        self.prepared = prepared
+        self.pools = pools
+        self.tracker = tracker
+        self.progress = progress
+        self.live = live
+        self.stop = stop
+        self.context = context
+        self.has_score = config.self_reward.token is not None and not context.is_trunk
+        self.saver = Saver(config, prepared.tokens, pools, self.has_score)
+        self.clock = Clock()
+        self.order = PromptOrder(len(prepared.train), config.run.seed)
+        self.next_problems = self.order.state_dict()
+        """The order's state after the last finished step."""
+        self.step = 0
+        """The last finished step."""
+        self.at_start = True
+        """No step is done and nothing is measured yet."""
+        self.c_ref: float | None = None
+        self.base: dict[str, float] | None = None
+        """Figures of the initial model."""
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+
+    def say(self, message: str) -> None:
+        """Show a line that stays; rich markup counts."""
+        self.progress.say(message)
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, in all sessions of the run."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    # --- where the run stands
+
+    def rewind(self) -> None:
+        """Go to the run's newest checkpoint, else to the end of its trunk, else to the first step."""
+        trunk = self.context.trunk
+        if newest := self.saver.newest():
+            self._restore(*newest)
+            self.say(f"continuing from {newest[0]}")
+        elif trunk is not None:
+            folder, state = trunk_end(trunk, self.config.loss.reasoning_warmup_steps)
+            self._restore(folder, replace(state, seconds=0.0))
+            self.say(f"branching from {folder}")
+        else:
+            self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
+            self.step, self.at_start = 0, True
+            self.next_problems = self.order.state_dict()
+
+    def _restore(self, folder: Path, state: TrainingState) -> None:
+        self.saver.load(folder, state)
+        self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
+        self.next_problems = self.order.state_dict()
+        self.step, self.c_ref, self.base = state.step, state.c_ref, state.base
+        self.seconds_before, self.started = state.seconds, time.monotonic()
+        self.at_start = False
+
+    def steps(self) -> range:
+        """The steps that are left."""
+        return range(self.step + 1, self.config.run.steps + 1)
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the schedule evaluates after the last finished step. The end of the run has its own."""
+        every = self.config.run.eval_every
+        return every > 0 and self.step % every == 0 and 0 < self.step < self.config.run.steps
+
+    # --- one step
+
+    def next_prompts(self, step: int) -> list[Group]:
+        """The step's problems, as groups to generate. Each sample has its own seed, a function of the step alone:
+        a step is the same on any engine and after any resume."""
+        rollout, prompts = self.config.rollout, self.prepared.train
+        groups = []
+        for position, index in enumerate(self.order.next(rollout.prompts_per_step)):
+            number = (step * rollout.prompts_per_step + position) * rollout.samples_per_prompt
+            seed = (self.config.run.seed << 32) + number
+            request = GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)
+            groups.append(Group(prompts.problems[index], request))
+        return groups
+
+    def collect(self, groups: Sequence[Group]) -> Batch:
+        """Sample and verify groups, and read each score's log pi(z_c) in the same generation.
+
+        Raises:
+            StopRequested: Someone asked the run to stop.
+        """
+        batch, times = self.generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
+        self.clock.seconds |= {"rollout": times.rollout, "verify": times.verify}
+        self.live.checked(batch.verdicts)
+        return batch
+
+    def generate(self, work: Callable[[], T]) -> T:
+        """Do `work` on the engines. A stop interrupts it.
+
+        Raises:
+            StopRequested: Someone asked the run to stop.
+        """
+        with self.stop.interruptible():
+            pass  # raise before the hand-over to the engines, which is slow
+        self.pools.turn_to_engines()
+        with self.stop.interruptible():
+            return work()
+
+    def reference_logprobs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
+        """log pi_ref(z_c | x, y, EOS) of each sample: c_ref for all, or the reference model's own with
+        `loss.c_ref: exact` (NaN where unfinished); 0 when self-rewarding is off."""
+        if self.config.loss.c_ref != "exact" or self.config.self_reward.token is None:
+            return self.constant_reference(batch)
+        learning = self.config.learning
+        plan = plan_micro_batches(
+            batch.total_lengths.tolist(), learning.num_ranks, learning.tokens_per_micro_batch
+        )
+        refs = [group.trajectories for group in batch.groups]
+        samples = self.config.rollout.samples_per_prompt
+        by_rank = self.pools.on_all_ranks("reference_z_logprobs", refs, plan, samples)
+        found = {index: value for rank in by_rank for index, value in rank.items()}
+        return np.array([found.get(index, math.nan) for index in range(len(batch.rewards))], np.float32)
+
+    def constant_reference(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
+        """c_ref for each sample, as evaluation and service use it; 0 when self-rewarding is off."""
+        return np.full(len(batch.rewards), self.c_ref or 0.0, np.float32)
+
+    def scores(
+        self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]
+    ) -> Float32[np.ndarray, "samples"] | None:
+        """Self-reward of each sample under the policy that generated it: NaN where unfinished. None without a score."""
+        if not self.has_score:
+            return None
+        z_logprobs, reference = torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref)
+        return self_reward_score(z_logprobs, reference, self.config.loss.beta_v).numpy()
+
+    def learn(self, batch: TrainBatch) -> list[StepSums]:
+        """One policy update by all ranks: their sums."""
+        return self.pools.learn(batch)
+
+    def publish(self, step: int) -> None:
+        """Bring every engine to the learner's weights, as version `step`."""
+        self.pools.publish(step)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Step `step` is done: journal and MLflow, the terminal and the live metrics get its metrics."""
+        self.step, self.next_problems = step, self.order.state_dict()
+        metrics = {
+            **metrics,
+            "pool/restarts": float(self.pools.restarts),
+            "sync/bytes": float(self.pools.published_bytes),
+        }
+        self.tracker.log_step(step, metrics)
+        self.progress.step(step, metrics)
+        self.live.step(step, metrics)
+
+    def keep(
+        self,
+        batch: Batch,
+        scores: Float32[np.ndarray, "samples"] | None,
+        advantages: Float32[np.ndarray, "samples"],
+    ) -> None:
+        """Write the step's rollouts and checkpoint, where they are due."""
+        run = self.config.run
+        if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
+            path = self.config.folder / "rollouts" / f"step-{self.step:06d}.parquet"
+            try:
+                save_rollouts(path, batch, scores, advantages)
+            except ObjectLostError:
+                self.say(f"{path} is not written: a node died with its samples")
+        if (run.save_every and self.step % run.save_every == 0) or self.step == run.steps:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step."""
+        self.saver.save(
+            TrainingState(
+                step=self.step,
+                num_ranks=self.config.learning.num_ranks,
+                prompt_order=dict(self.next_problems),
+                c_ref=self.c_ref,
+                mlflow_run_id=self.tracker.run_id,
+                seconds=self.seconds,
+                base=self.base,
+            )
+        )
+
+    @contextlib.contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Write a checkpoint of the last finished step before a stop leaves this context."""
+        try:
+            yield
+        except StopRequested:
+            newest = self.saver.newest()
+            if self.step > (newest[1].step if newest else 0):
+                self.save()
+            raise
+
+    def summary(self, trained: dict[str, float] | None) -> dict[str, Any]:
+        """The run's result, JSON-ready: figures of the initial and of the trained model, null where not defined."""
+        return {
+            "base": _json_figures(self.base),
+            "trained": _json_figures(trained),
+            "problems": len(self.prepared.eval) if self.prepared.eval else 0,
+            "samples_per_problem": self.config.evaluation.samples_per_problem,
+            "c_ref": self.c_ref,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "mlflow_run_id": self.tracker.run_id,
+        }
+
+
+def _json_figures(figures: dict[str, float] | None) -> dict[str, float | None] | None:
+    """JSON has no NaN: a figure that the samples do not define is null."""
+    if figures is None:
+        return None
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

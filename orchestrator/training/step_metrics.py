@@ -1,0 +1,95 @@
+"""The metrics of one training step, from what the driver knows of the batch and what the ranks summed up."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from orchestrator.algorithm.metrics import self_verification
+from orchestrator.messages.batches import StepSums
+from orchestrator.messages.verdicts import Status
+from orchestrator.pools.collect import Batch
+
+
+def step_metrics(
+    step: int,
+    batch: Batch,
+    scores: Float32[np.ndarray, "samples"] | None,
+    sums: Sequence[StepSums],
+    seconds: Mapping[str, float],
+) -> dict[str, float]:
+    """Metrics by their MLflow names. One that the batch does not define is NaN.
+
+    Args:
+        step: Counts from 1; the ranks learned from weights of version `step - 1`.
+        scores: Self-reward of each sample, NaN where unfinished; None while the run has no score.
+        sums: One a rank.
+        seconds: Of the step's parts: `rollout`, `verify`, `sync` and the whole `step`.
+    """
+    tokens = sum(rank.tokens for rank in sums)
+    learning_s = max(rank.seconds for rank in sums)
+    return (
+        _batch_metrics(batch)
+        | {"rollout/staleness": float((step - 1 - batch.versions).mean())}
+        | _loss_metrics(sums, tokens)
+        | {
+            "time/rollout": seconds["rollout"],
+            "time/verify": seconds["verify"],
+            "time/learn": learning_s,
+            "time/sync": seconds["sync"],
+            "time/step": seconds["step"],
+            "throughput/samples_per_s": len(batch.rewards) / seconds["step"],
+            "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds["step"],
+            "throughput/rollout_tokens_per_s": float(batch.lengths.sum()) / seconds["rollout"],
+            "throughput/learning_tokens_per_s": tokens / learning_s,
+        }
+        | ({} if scores is None else _score_metrics(batch, scores, sums))
+    )
+
+
+def _batch_metrics(batch: Batch) -> dict[str, float]:
+    return {
+        "train/accuracy": batch.accuracy,
+        "train/response_tokens": float(batch.lengths.mean()),
+        "train/finished_share": float(batch.finished.mean()),
+        "verify/timeouts": float(batch.count(Status.TIMEOUT)),
+        "verify/errors": float(batch.count(Status.ERROR)),
+    }
+
+
+def _loss_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
+    compared_tokens = sum(rank.compared_tokens for rank in sums)
+    return {
+        "loss/policy": sum(rank.policy_loss for rank in sums),
+        "loss/total": sum(rank.total_loss for rank in sums),
+        "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
+        "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
+        "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / compared_tokens,
+        "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
+        "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
+        "policy/grad_norm": sums[0].grad_norm,
+        "policy/kl": sum(rank.kl for rank in sums),  # 0 without a reference model
+    }
+
+
+def _score_metrics(
+    batch: Batch, scores: Float32[np.ndarray, "samples"], sums: Sequence[StepSums]
+) -> dict[str, float]:
+    correct: Bool[np.ndarray, samples] = batch.rewards > 0
+    agreement = self_verification(
+        scores[batch.verified], correct[batch.verified], batch.finished[batch.verified]
+    )
+    return {
+        "loss/self_reward": sum(rank.self_reward_loss for rank in sums),
+        "self_reward/f1": agreement.f1,
+        "self_reward/accuracy_correct": agreement.accuracy_correct,
+        "self_reward/accuracy_wrong": agreement.accuracy_wrong,
+        "self_reward/score_correct": _mean(scores[batch.scored & correct]),
+        "self_reward/score_wrong": _mean(scores[batch.scored & ~correct]),
+        "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
+    }
+
+
+def _mean(values: Float32[np.ndarray, "values"]) -> float:
+    return float(values.mean()) if len(values) else math.nan
