@@ -1,4 +1,7 @@
-"""The `laser` command: a thin layer that reads arguments, calls the library, and turns its errors into messages.
+"""The `laser` command: it reads arguments, calls the library, and turns its errors into messages.
+
+`COMMANDS` is the whole command line. Handlers import what they need when they run, so that `laser --help` and
+refusals are quick: torch, Ray and vLLM take seconds to import.
 
 Exit status: 0 done, 2 refused before anything was started, 1 failed while running.
 """
@@ -6,74 +9,49 @@ Exit status: 0 done, 2 refused before anything was started, 1 failed while runni
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import LaserError, RunError
 
 if TYPE_CHECKING:
+    from orchestrator.config.training import RunConfig
     from orchestrator.jobs.client import Cluster
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+    """Run one command and return its exit status."""
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    # argparse takes all settings from one place; they may stand on both sides of an option.
+    # Settings may stand on both sides of an option; argparse takes only the first ones.
     if any(setting.startswith("-") for setting in rest) or (rest and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
     try:
-        return options.command(options)
-    except RunError as error:
-        print(f"laser {options.name}: {error}", file=sys.stderr)
-        return 1
+        return options.command.run(options)
     except LaserError as error:
         print(f"laser {options.name}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     except KeyboardInterrupt:
-        print(
-            f"\nlaser {options.name}: interrupted; the same command continues from the last checkpoint",
-            file=sys.stderr,
-        )
+        advice = f" {options.command.after_interrupt}" if options.command.after_interrupt else ""
+        print(f"\nlaser {options.name}: interrupted.{advice}", file=sys.stderr)
         return 1
 
 
 def _train(options: argparse.Namespace) -> int:
-    from orchestrator.config.training import RunConfig, load_config
-
-    config = load_config(options.config, options.overrides, RunConfig)
+    config = _run_config(options)
     from orchestrator.training.run import train
 
     outcome = train(config)
     if outcome.already_finished:
-        print(
-            f"{config.folder} is finished: {outcome.summary['steps']} steps. Raise run.steps to go on, or choose another run.name."
-        )
+        steps = outcome.summary["steps"]
+        print(f"{config.folder} is finished after {steps} steps: raise run.steps, or choose another run.name")
     from orchestrator.tracking.address import tracking_uri
     from orchestrator.training.show import show_summary
 
     show_summary(outcome.summary, config.folder, tracking_uri(config.tracking.uri, config.run.dir))
-    return 0
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from orchestrator.config.training import RunConfig, load_config
-
-    config = load_config(options.config, options.overrides, RunConfig)
-    from orchestrator.training.replay import replay
-
-    replayed = replay(config, Path(options.rollouts))
-    sums = replayed.sums
-    print(
-        f"step {replayed.step}: {replayed.samples} samples, {sums.tokens} tokens, under {config.model.path}"
-    )
-    print(
-        f"  loss/total {sums.total_loss:.6f}  loss/policy {sums.policy_loss:.6f}  loss/self_reward {sums.self_reward_loss:.6f}"
-    )
-    print(
-        f"  gradient norm {replayed.grad_norm:.6f}  largest |engine - learner| log-prob {sums.mismatch_max:.6f}"
-    )
     return 0
 
 
@@ -86,9 +64,8 @@ def _sft(options: argparse.Namespace) -> int:
 
     outcome = train(config)
     state = "is finished" if outcome.already_finished else "done"
-    print(
-        f"{config.folder} {state}: loss {outcome.summary['loss']:.3f}. Start training with model.path={config.folder / 'export'}"
-    )
+    loss, export = outcome.summary["loss"], config.folder / "export"
+    print(f"{config.folder} {state}: loss {loss:.3f}. Start training with model.path={export}")
     return 0
 
 
@@ -108,25 +85,54 @@ def _sweep(options: argparse.Namespace) -> int:
     from orchestrator.tracking.address import tracking_command, tracking_uri
 
     outcome = sweep(config)
-    show_outcome(
-        outcome,
-        list(config.space),
-        tracking_command(tracking_uri(base.tracking.uri, base.run.dir), outcome.folder),
-    )
+    curves = tracking_command(tracking_uri(base.tracking.uri, base.run.dir), outcome.folder)
+    show_outcome(outcome, list(config.space), curves)
     if not outcome.failed:
         return 0
-    print(
-        f"laser sweep: {len(outcome.failed)} of {len(outcome.trials)} trials failed; the same command tries them again",
-        file=sys.stderr,
-    )
+    failed = f"{len(outcome.failed)} of {len(outcome.trials)} trials failed"
+    print(f"laser sweep: {failed}. Run the same command again to retry them.", file=sys.stderr)
     return 1
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from orchestrator.evaluation.run import evaluate, load_eval
+    from orchestrator.evaluation.show import show_results
+    from orchestrator.tracking.address import tracking_command, tracking_uri
+
+    given = {
+        "model": options.model,
+        "data": options.data,
+        "samples": options.samples,
+        "folder": options.output,
+    }
+    config = load_eval(options.config, _without_none(given), options.overrides)
+    results = evaluate(config)
+    show_results(results)
+    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir), results.folder)}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from orchestrator.config.serving import serve_config
+
+    given = {
+        "host": options.host,
+        "port": options.port,
+        "keys_file": options.keys_file,
+        "follow": options.follow or None,
+    }
+    config = serve_config(options.model, _without_none(given), options.overrides)
+    from orchestrator.serving.launch import Service
+
+    Service(config).run()
+    return 0
 
 
 def _submit(options: argparse.Namespace) -> int:
     from orchestrator.jobs.submission import submit
 
     cluster, job_id = submit(
-        Path(options.config),
+        options.config,
         options.overrides,
         options.address,
         options.storage,
@@ -177,10 +183,8 @@ def _follow(options: argparse.Namespace, cluster: "Cluster", job_id: str) -> int
     try:
         follow(cluster, cluster.job(job_id))
     except KeyboardInterrupt:
-        print(
-            "\n".join([f"\nlaser {options.name}: {job_id} goes on without us", *commands(cluster, job_id)]),
-            file=sys.stderr,
-        )
+        lines = [f"\nlaser {options.name}: {job_id} keeps running on the cluster", *commands(cluster, job_id)]
+        print("\n".join(lines), file=sys.stderr)
         return 1
     return 0
 
@@ -199,50 +203,26 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from orchestrator.config.serving import serve_config
-
-    given = {
-        "host": options.host,
-        "port": options.port,
-        "keys_file": options.keys_file,
-        "follow": options.follow or None,
-    }
-    config = serve_config(
-        options.model, {key: value for key, value in given.items() if value is not None}, options.overrides
-    )
-    from orchestrator.serving.launch import Service
-
-    Service(config).run()
-    return 0
-
-
-def _eval(options: argparse.Namespace) -> int:
-    from orchestrator.evaluation.run import evaluate, load_eval
-    from orchestrator.evaluation.show import show_results
-    from orchestrator.tracking.address import tracking_command, tracking_uri
-
-    given = {
-        "model": options.model,
-        "data": options.data,
-        "samples": options.samples,
-        "folder": options.output,
-    }
-    settings = {key: value for key, value in given.items() if value is not None}
-    config = load_eval(None if options.config is None else Path(options.config), settings, options.overrides)
-    results = evaluate(config)
-    show_results(results)
-    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir), results.folder)}")
-    return 0
-
-
 def _check(options: argparse.Namespace) -> int:
-    from orchestrator.config.training import RunConfig, load_config
-
-    config = load_config(options.config, options.overrides, RunConfig)
+    config = _run_config(options)
     from orchestrator.planning.check import check
 
     check(config, strict=options.strict, measured=options.measured)
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    config = _run_config(options)
+    from orchestrator.training.replay import replay
+
+    found = replay(config, options.rollouts)
+    sums = found.sums
+    print(
+        f"step {found.step}: {found.samples} samples, {sums.tokens} tokens, under {config.model.path}\n"
+        f"  loss/total {sums.total_loss:.6f}  loss/policy {sums.policy_loss:.6f}  "
+        f"loss/self_reward {sums.self_reward_loss:.6f}\n"
+        f"  gradient norm {found.grad_norm:.6f}  largest |engine - learner| log-prob {sums.mismatch_max:.6f}"
+    )
     return 0
 
 
@@ -252,180 +232,170 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if doctor() else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _run_config(options: argparse.Namespace) -> "RunConfig":
+    from orchestrator.config.training import load_config
+
+    return load_config(options.config, options.overrides)
+
+
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if value is not None}
+
+
+class Argument:
+    """An argument of a command, as `argparse` takes it: names or flags, and options such as `help`."""
+
+    def __init__(self, *names: str, **options: Any) -> None:
+        self.names = names
+        self.options = options
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command or, under `jobs`, a subcommand."""
+
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    """Its handler; returns the exit status."""
+    help: str | None
+    """None hides the command from `laser --help`."""
+    arguments: tuple[Argument, ...] = ()
+    subcommands: tuple["Command", ...] = ()
+    after_interrupt: str = ""
+    """Advice after Ctrl-C."""
+
+
+def _overrides(what: str) -> Argument:
+    values = (
+        "a value is YAML; `key=` is the empty text where a setting may be empty, such as the instruction, "
+        "else null"
+    )
+    return Argument("overrides", metavar="key=value", nargs="*", help=f"{what}; {values}")
+
+
+# A table is easier to read with an argument a line.
+# fmt: off
+CONFIG = Argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
+ADDRESS = Argument("--address", metavar="URL",
+                   help="dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)")
+JOB = Argument("job", metavar="ID", help="id of a job, or the name of a run, which means its newest job")
+
+COMMANDS = (
+    # Ray runs this one for a submitted job.
+    Command("job", _job, None),
+    Command("train", _train, "train a run; the same command again resumes it", (
+        CONFIG,
+        _overrides("settings that replace the file's, such as loss.alpha=0.5"),
+    ), after_interrupt="Run the same command again to resume from the last checkpoint."),
+    Command("sft", _sft, "cold start: train on worked solutions before reinforcement learning", (
+        CONFIG,
+        _overrides("settings that replace the file's, such as run.steps=500"),
+    )),
+    Command("sweep", _sweep,
+        "train the points of a search space and find the best; the same command again resumes it", (
+        Argument("config", metavar="SWEEP",
+                 help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml"),
+        _overrides("such as concurrency=1 or settings.run.steps=50"),
+        Argument("--plan", action="store_true", help="list the runs that would be trained, and stop"),
+    ), after_interrupt="Run the same command again to resume the sweep."),
+    Command("submit", _submit,
+        "train, sweep or evaluate on a Ray cluster, as the file asks, and follow the job", (
+        Argument("config", metavar="CONFIG", type=Path,
+                 help="YAML configuration of a run, a sweep or an evaluation"),
+        _overrides("settings that replace the file's"),
+        ADDRESS,
+        Argument("--storage", metavar="PATH", default="~/laser",
+                 help="folder on the cluster for results and inputs (~/laser)"),
+        Argument("--detach", action="store_true", help="return when the job is queued"),
+        Argument("--no-placement-check", action="store_true",
+                 help="submit even if the cluster's present nodes have no room for the job"),
+    )),
+    Command("jobs", _jobs_list,
+        "list, follow and stop the jobs that were submitted to a Ray cluster", subcommands=(
+        Command("list", _jobs_list, "all jobs, the newest first", (ADDRESS,)),
+        Command("logs", _jobs_logs, "print the log of a job", (
+            ADDRESS,
+            Argument("-f", "--follow", action="store_true", help="keep printing until the job ends"),
+            JOB,
+        )),
+        Command("status", _jobs_status, "the settings and the state of a job", (ADDRESS, JOB)),
+        Command("stop", _jobs_stop,
+                "end a job with a checkpoint; submitting it again resumes from there", (ADDRESS, JOB)),
+    )),
+    Command("report", _report, "compare runs or show a sweep as one HTML page", (
+        Argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/"),
+        Argument("-o", "--output", metavar="FILE", default="report.html",
+                 help="the page to write (report.html)"),
+        Argument("--title", help="its title; the runs' names unless given"),
+    )),
+    Command("serve", _serve,
+        "serve models over HTTP: OpenAI's chat completions with self-rewards, scores of given solutions", (
+        Argument("--model", metavar="[NAME=]MODEL", action="append", required=True,
+                 help="a folder or hub name, a run, a checkpoint or models:/NAME@ALIAS; repeatable"),
+        Argument("--host",
+                 help="address to listen on (127.0.0.1); any that others can reach needs an API key"),
+        Argument("--port", type=int, help="port to listen on (8000)"),
+        Argument("--keys-file", metavar="FILE", help="API keys, one a line; LASER_API_KEY holds a key too"),
+        Argument("--follow", action="store_true",
+                 help="serve new weights as they appear: a run's exports, or an alias' version"),
+        _overrides("settings, such as engine.replicas=2 or limits.queued=16"),
+    )),
+    Command("eval", _eval,
+        "accuracy, self-verification F1, votes and adaptive sampling; the same command again resumes it", (
+        Argument("--model", metavar="M",
+                 help="a Hugging Face folder or name, a run, checkpoint or sweep, or models:/NAME@ALIAS"),
+        Argument("--data", metavar="D", action="append",
+                 help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench; D:16 draws 16"),
+        Argument("--samples", metavar="FILE",
+                 help="check and score the samples.jsonl of an earlier evaluation again"),
+        Argument("--config", metavar="CONFIG", type=Path,
+                 help="YAML file of settings that options and overrides replace"),
+        Argument("-o", "--output", metavar="FOLDER",
+                 help="folder of the results (runs/evaluations/MODEL-SETS)"),
+        _overrides("settings, such as rollout.num_engines=2 or seed=1"),
+    ), after_interrupt="Run the same command again to draw the samples that are missing."),
+    Command("check", _check,
+        "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement", (
+        Argument("--strict", action="store_true",
+                 help="also refuse what cannot be checked or does not fit on this machine"),
+        Argument("--measured", metavar="RUN", type=Path,
+                 help="size the pools by the times of this run's folder"),
+        CONFIG,
+        _overrides("settings that replace the file's"),
+    )),
+    Command("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts", (
+        Argument("rollouts", metavar="ROLLOUTS", type=Path, help="a run's rollouts/step-NNNNNN.parquet"),
+        Argument("config", metavar="CONFIG",
+                 help="YAML configuration; model.path is the model that is looked at"),
+        _overrides("settings that replace the file's, such as loss.beta_v=0.2"),
+    )),
+    Command("doctor", _doctor, "report what this machine has and lacks, and the command that mends it"),
+)
+# fmt: on
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `COMMANDS`. Its options have `command`, and `name`: `jobs` for `laser jobs logs`."""
     parser = argparse.ArgumentParser(
         prog="laser", description="LaSeR: reinforcement learning with last-token self-rewarding, on Ray."
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    # What Ray runs for a submitted job. Without a help text, `laser --help` does not list it.
-    commands.add_parser("job").set_defaults(command=_job, name="job")
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        command.set_defaults(command=run, name=name)
-        return command
-
-    train = add("train", _train, "train a run; the same command again resumes it")
-    train.add_argument(
-        "config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml"
-    )
-    _add_overrides(train, "settings that replace the file's, such as loss.alpha=0.5")
-
-    sft = add("sft", _sft, "cold start: train on worked solutions before reinforcement learning")
-    sft.add_argument("config", metavar="CONFIG", help="YAML configuration")
-    _add_overrides(sft, "settings that replace the file's, such as run.steps=500")
-
-    sweep = add(
-        "sweep",
-        _sweep,
-        "train the points of a search space and find the best; the same command again continues",
-    )
-    sweep.add_argument(
-        "config", metavar="SWEEP", help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml"
-    )
-    _add_overrides(sweep, "such as concurrency=1 or settings.run.steps=50")
-
-    sweep.add_argument("--plan", action="store_true", help="list what would be trained, and stop")
-
-    _add_jobs(add)
-
-    report = add("report", _report, "compare runs or show a sweep as one HTML page")
-    report.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/"
-    )
-    report.add_argument(
-        "-o", "--output", metavar="FILE", default="report.html", help="the page to write (report.html)"
-    )
-    report.add_argument("--title", help="its title; the runs' names unless given")
-
-    serve = add(
-        "serve",
-        _serve,
-        "serve models over HTTP: OpenAI's chat completions with self-rewards, and scores of given solutions",
-    )
-    model_help = "a folder or hub name, a run, a checkpoint, or models:/NAME@ALIAS; again for more models"
-    serve.add_argument("--model", metavar="[NAME=]MODEL", action="append", required=True, help=model_help)
-    serve.add_argument(
-        "--host", help="address to listen on (127.0.0.1); any that others can reach needs an API key"
-    )
-    serve.add_argument("--port", type=int, help="port to listen on (8000)")
-    serve.add_argument(
-        "--keys-file", metavar="FILE", help="API keys, one a line; LASER_API_KEY holds a key too"
-    )
-    serve.add_argument(
-        "--follow",
-        action="store_true",
-        help="serve new weights as they appear: a run's exports, or what an alias names",
-    )
-    _add_overrides(serve, "settings, such as engine.replicas=2 or limits.queued=16")
-
-    evaluation = add(
-        "eval",
-        _eval,
-        "accuracy, self-verification F1, votes and adaptive sampling; the same command again continues",
-    )
-    evaluation.add_argument(
-        "--model",
-        metavar="M",
-        help="a Hugging Face folder or name, a run, checkpoint or sweep, or models:/NAME@ALIAS",
-    )
-    evaluation.add_argument(
-        "--data",
-        metavar="D",
-        action="append",
-        help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench; D:16 draws 16",
-    )
-    evaluation.add_argument(
-        "--samples", metavar="FILE", help="check and score the samples.jsonl of an earlier evaluation again"
-    )
-    evaluation.add_argument(
-        "--config", metavar="CONFIG", help="YAML file of settings that options and overrides replace"
-    )
-    evaluation.add_argument(
-        "-o", "--output", metavar="FOLDER", help="where results go (runs/evaluations/MODEL-SETS)"
-    )
-    _add_overrides(evaluation, "settings, such as rollout.num_engines=2 or seed=1")
-
-    check = add(
-        "check",
-        _check,
-        "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement",
-    )
-    check.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse also what cannot be checked or does not fit on this machine",
-    )
-    check.add_argument(
-        "--measured", metavar="RUN", type=Path, help="size the pools by the times of this run's folder"
-    )
-    check.add_argument("config", metavar="CONFIG", help="YAML configuration")
-    _add_overrides(check, "settings that replace the file's")
-
-    replay = add("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts")
-    replay.add_argument("rollouts", metavar="ROLLOUTS", help="a run's rollouts/step-NNNNNN.parquet")
-    replay.add_argument(
-        "config", metavar="CONFIG", help="YAML configuration; model.path is the model that is looked at"
-    )
-    _add_overrides(replay, "settings that replace the file's, such as loss.beta_v=0.2")
-
-    add("doctor", _doctor, "what this machine has, what is missing, and the command that mends it")
+    _add_commands(parser, COMMANDS)
     return parser
 
 
-def _add_overrides(command: argparse.ArgumentParser, what: str) -> None:
-    values = "a value is YAML; `key=` is the empty text where a setting may be empty, such as the instruction, else null"
-    command.add_argument("overrides", metavar="key=value", nargs="*", help=f"{what}; {values}")
-
-
-def _add_jobs(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """What goes on on a cluster."""
-    address_help = "dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
-    submit = add(
-        "submit",
-        _submit,
-        "train, sweep or evaluate on a Ray cluster, whatever the file is for, and follow it",
-    )
-    submit.add_argument(
-        "config", metavar="CONFIG", help="YAML configuration of a run, a sweep or an evaluation"
-    )
-    _add_overrides(submit, "settings that replace the file's")
-    submit.add_argument("--address", metavar="URL", help=address_help)
-    submit.add_argument(
-        "--storage",
-        metavar="PATH",
-        default="~/laser",
-        help="folder on the cluster for results and inputs (~/laser)",
-    )
-    submit.add_argument("--detach", action="store_true", help="return when the job is queued")
-    submit.add_argument(
-        "--no-placement-check",
-        action="store_true",
-        help="submit also what the nodes that are there could not hold",
-    )
-
-    jobs = add("jobs", _jobs_list, "list, follow and stop what was submitted to a Ray cluster")
-    orders = jobs.add_subparsers(metavar="COMMAND", required=True)
-
-    def add_order(
-        name: str, run: Callable[[argparse.Namespace], int], help_text: str
-    ) -> argparse.ArgumentParser:
-        order = orders.add_parser(name, help=help_text, description=help_text)
-        order.set_defaults(command=run)
-        order.add_argument("--address", metavar="URL", help=address_help)
-        return order
-
-    job_help = "id of a job, or the name of a run, which means its newest job"
-    add_order("list", _jobs_list, "all jobs, the newest first")
-    logs = add_order("logs", _jobs_logs, "what a job has written")
-    logs.add_argument("-f", "--follow", action="store_true", help="and writes, until it ends")
-    logs.add_argument("job", metavar="ID", help=job_help)
-    add_order("status", _jobs_status, "what a job is and where it stands").add_argument(
-        "job", metavar="ID", help=job_help
-    )
-    add_order(
-        "stop", _jobs_stop, "end a job with a checkpoint, from which submitting it again continues"
-    ).add_argument("job", metavar="ID", help=job_help)
+def _add_commands(
+    parser: argparse.ArgumentParser, commands: Sequence[Command], parent: Command | None = None
+) -> None:
+    group = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in commands:
+        # argparse lists a command without the argument `help` nowhere.
+        texts: dict[str, Any] = {"help": command.help, "description": command.help} if command.help else {}
+        own = group.add_parser(command.name, **texts)
+        own.set_defaults(command=command, name=(parent or command).name)
+        for argument in command.arguments:
+            own.add_argument(*argument.names, **argument.options)
+        if command.subcommands:
+            _add_commands(own, command.subcommands, command)
 
 
 if __name__ == "__main__":

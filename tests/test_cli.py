@@ -1,7 +1,12 @@
-"""Bad input to `laser train`, as a user meets it: exit status 2, one message, and nothing started."""
+"""The command line: its commands and how quickly they answer, and bad input to `laser train`.
+
+A refusal has exit status 2 and one message, and starts nothing.
+"""
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 
@@ -11,7 +16,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orchestrator.cli import main
+from orchestrator.cli import COMMANDS, main
 
 TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 PROBLEMS = [{"problem": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
@@ -147,7 +152,7 @@ def test_more_cpus_than_there_are(refused_here):
 
 def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
     code = (
-        "import sys; from orchestrator.cli import main; status = main(['train', 'config.yaml', sys.argv[1]]);"
+        "import sys; from orchestrator.cli import COMMANDS, main; status = main(['train', 'config.yaml', sys.argv[1]]);"
         "print(status, *sorted({'torch', 'ray', 'transformers', 'vllm', 'deepspeed', 'mlflow'} & set(sys.modules)))"
     )
 
@@ -159,3 +164,54 @@ def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
 
     assert imported("loss.alpha=-1") == ["2"]
     assert imported("data.train=nowhere.jsonl") == ["2", "ray"]
+
+
+def cpu_seconds(folder, *arguments):
+    """CPU time of the command, which other work on the machine stretches less than its duration; the least of three."""
+
+    def once():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+        subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=120)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return min(once() for _ in range(3))
+
+
+def test_help_and_refusals_are_quick(work_folder):
+    assert cpu_seconds(work_folder, "--help") < 0.2
+    assert cpu_seconds(work_folder, "train", "config.yaml", "loss.alpha=-1") < 2
+
+
+def test_every_command_but_that_of_jobs_is_listed_with_its_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    listed = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert listed == [command.name for command in COMMANDS if command.help is not None]
+    assert [command.name for command in COMMANDS if command.help is None] == ["job"]
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(work_folder, monkeypatch, capsys):
+    monkeypatch.chdir(work_folder)
+    assert main(["check", "config.yaml", "loss.alpha=-1", "--strict", "loss.tau=2"]) == 2
+    assert "2 settings refused" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["check", "config.yaml", "--no-such-option"], ["doctor", "a=1"]])
+def test_unknown_arguments_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_a_command_says_how_to_resume(work_folder, monkeypatch, capsys):
+    def interrupted(_):  # stands in for the signal
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(work_folder)
+    monkeypatch.setattr("orchestrator.training.run.train", interrupted)
+    assert main(["train", "config.yaml"]) == 1
+    assert capsys.readouterr().err == (
+        "\nlaser train: interrupted. Run the same command again to resume from the last checkpoint.\n"
+    )

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from ray.serve.schema import ServeDeploySchema
 
-from orchestrator.cli import _parser
+from orchestrator.cli import make_parser
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.serving import IngressConfig, ReplicaConfig
@@ -234,7 +234,7 @@ def test_the_commands_of_the_docs_are_accepted_and_their_runs_fit_where_they_say
     node = {"CPU": 64.0, "GPU": 8.0}
     gpus = []
     for line in re.findall(r"^\.venv/bin/laser (.*)$", text, re.MULTILINE):
-        options = _parser().parse_args(shlex.split(line, comments=True))
+        options = make_parser().parse_args(shlex.split(line, comments=True))
         if options.name not in ("submit", "train", "check"):
             continue
         config = load_config(ROOT / options.config, options.overrides)
