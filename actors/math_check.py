@@ -39,6 +39,15 @@ def boxed_answers(text: str) -> list[str | None]:
     return answers
 
 
+def only_answer(response: str) -> str | None:
+    r"""The answer of a response that has exactly one \boxed{}, complete and not empty; None for any other response.
+
+    Only such a response has a vote.
+    """
+    boxes = boxed_answers(response)
+    return boxes[0] or None if len(boxes) == 1 else None
+
+
 def verify_math(response: str, reference: str) -> Verdict:
     r"""The paper's reward: the only \boxed{} of the response against the reference, by math-verify.
 

@@ -5,7 +5,6 @@ answer. `VerificationWorker` is what the verification pool runs as a Ray actor; 
 because every worker's child process imports it.
 """
 
-import re
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -14,20 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, load_function
-from actors.math_check import DEFAULT_VERIFIER, Verifier, _last, boxed_answers, equal_answers
+from actors.math_check import DEFAULT_VERIFIER, Verifier, _last, boxed_answers
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
+from actors.pooling import AnswerComparer, AnswerPool
 from orchestrator.messages.verdicts import Status, Verdict
 
 
 def load_verifier(import_path: str) -> Verifier:
     """The verifier at `package.module:function`; raises ConfigError that names what cannot be found there."""
     return load_function(import_path)
-
-
-_INTEGER = re.compile(r"([+-]?)0*([0-9]+)")
-
-_PATIENCE = 2
-"""Timed-out comparisons of one answer after which it is compared no more: one that hangs, hangs with every other."""
 
 
 class VerificationWorker:
@@ -39,8 +33,7 @@ class VerificationWorker:
     def __init__(self, verifier: str = DEFAULT_VERIFIER, timeout_s: float = 10.0, cache_size: int = 20_000):
         """Starts the child and waits for its imports; raises ConfigError when the verifier cannot be imported."""
         self._executor = DeadlineExecutor(verifier, timeout_s, warm_up=(r"\boxed{\frac12}", "0.5"))
-        self._timeout_s = timeout_s
-        self._comparer: DeadlineExecutor | None = None  # a second child, only where answers are pooled
+        self._comparer = AnswerComparer(timeout_s)
         # verify_math reads nothing but the boxes, so responses that box the same share a check; another verifier may
         # read everything.
         self._key: Callable[[str], Any] = (
@@ -80,33 +73,16 @@ class VerificationWorker:
             return verdicts
 
     def pool_answers(self, answers: list[str]) -> list[int]:
-        """The class of each answer to one problem: equal answers share one. Classes count from 0 in the order in which they appear.
+        """The class of each answer to one problem: equal answers share one, numbered from 0 in order of appearance.
 
-        Answers are compared with the first, in sorted order, of each class found so far, so that classes depend neither on the order of
-        the samples nor on equality being transitive. A comparison that times out or fails means "not equal" and is counted.
+        A comparison that times out or fails means "not equal" and is counted.
         """
         with self._lock:
-            classes: dict[str, int] = {}
-            firsts: list[str] = []
-            timeouts: Counter[str] = Counter()
-            for answer in sorted(set(answers), key=lambda answer: (len(answer), answer)):
-                found = next(
-                    (number for number, first in enumerate(firsts) if self._equal(first, answer, timeouts)),
-                    None,
-                )
-                if found is None:
-                    found = len(firsts)
-                    firsts.append(answer)
-                classes[answer] = found
-            order = {
-                number: position
-                for position, number in enumerate(dict.fromkeys(classes[answer] for answer in answers))
-            }
-            return [order[classes[answer]] for answer in answers]
+            return AnswerPool(self._comparer).classes(answers)
 
     def pooling_stats(self) -> dict[str, int]:
         """Counts of `pool_answers` since the start: `comparisons` run, and those that had a `timeout` or an `error`."""
-        return {name: self._counts[f"pooling_{name}"] for name in ("comparisons", "timeout", "error")}
+        return {name: self._comparer.counts[name] for name in ("comparisons", "timeout", "error")}
 
     def stats(self) -> dict[str, int]:
         """Counts since the start: responses by status, `checks` run, `cache_hits`, and `restarts` of the child."""
@@ -118,30 +94,7 @@ class VerificationWorker:
 
     def close(self) -> None:
         self._executor.close()
-        if self._comparer is not None:
-            self._comparer.close()
-
-    def _equal(self, first: str, second: str, timeouts: Counter[str]) -> bool:
-        """Whether two answers that are not the same text are equal; `timeouts` counts those of each answer."""
-        one, other = _INTEGER.fullmatch(first), _INTEGER.fullmatch(second)
-        if one and other:  # most answers, and no need of math-verify
-            return one[2] == other[2] and (one[2] == "0" or (one[1] == "-") == (other[1] == "-"))
-        if max(timeouts[first], timeouts[second]) >= _PATIENCE:
-            return False
-        self._comparer = self._comparer or DeadlineExecutor(
-            f"{equal_answers.__module__}:{equal_answers.__name__}",
-            self._timeout_s,
-            warm_up=(r"\frac12", "0.5"),
-        )
-        self._counts["pooling_comparisons"] += 1
-        try:
-            return self._comparer.call(first, second)
-        except DeadlineExceeded:
-            self._counts["pooling_timeout"] += 1
-            timeouts.update((first, second))
-        except (ChildDied, CallFailed):
-            self._counts["pooling_error"] += 1
-        return False
+        self._comparer.close()
 
     def _check(self, text: str, reference: str) -> Verdict:
         self._counts["checks"] += 1

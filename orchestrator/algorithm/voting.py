@@ -92,6 +92,26 @@ def vote_weights(scores: Float[np.ndarray, "samples"]) -> Float[np.ndarray, "sam
     return np.clip(np.nan_to_num(np.asarray(scores, np.float64), nan=0.0), 0, 1)
 
 
+def answer_classes(answers: Sequence[str], equal: Callable[[str, str], bool]) -> list[int]:
+    """The class of each answer to one problem: equal answers share one, numbered from 0 in order of appearance.
+
+    Each answer, the shortest first and then in order of the text, is compared with the first answer of every class found
+    so far. Classes therefore depend neither on the order of the samples nor on `equal` being transitive. `equal` is not
+    asked about equal texts.
+    """
+    found: dict[str, int] = {}
+    firsts: list[str] = []
+    for answer in sorted(set(answers), key=lambda answer: (len(answer), answer)):
+        known = (number for number, first in enumerate(firsts) if equal(first, answer))
+        found[answer] = next(known, len(firsts))
+        if found[answer] == len(firsts):
+            firsts.append(answer)
+    appearance = {
+        number: place for place, number in enumerate(dict.fromkeys(found[answer] for answer in answers))
+    }
+    return [appearance[found[answer]] for answer in answers]
+
+
 def majority_vote(answers: Sequence[int], weights: Sequence[float] | None = None) -> int | None:
     """The answer with the largest sum of weights (1 each by default); None when every answer is -1.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.math_check import DEFAULT_VERIFIER, boxed_answers, verify_math
+from actors.math_check import DEFAULT_VERIFIER, boxed_answers, only_answer, verify_math
 from actors.verification import VerificationWorker, load_verifier
 from orchestrator.errors import ConfigError
 from orchestrator.messages.verdicts import Status, Verdict
@@ -261,3 +261,22 @@ def test_the_cache_is_bounded_and_forgets_the_least_recently_used():
         for response in ("a", "b", "a", "c", "a", "b"):  # c drops b
             verification.verify([response], [True], "a")
         assert verification.stats()["checks"] == 4
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"so \boxed{12}", "12"),
+        (r"\boxed{\frac{1}{2}} is it", r"\frac{1}{2}"),
+        ("none", None),
+        (r"\boxed{}", None),
+        (r"\boxed{12", None),
+        (r"\boxed{12} \boxed{12}", None),
+        (r"\boxed{12} and \boxed{", None),
+        (r"\boxed{} and \boxed{12}", None),
+    ],
+)
+def test_a_response_has_a_vote_when_it_has_exactly_one_complete_box_that_is_not_empty(response, answer):
+    assert only_answer(response) == answer
+    verdict = verify_math(response, "12")
+    assert (verdict.status in (Status.CORRECT, Status.WRONG)) == (answer is not None), "as in an evaluation"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.algorithm import voting
 from orchestrator.algorithm.voting import (
     Samples,
+    answer_classes,
     best_of_k,
     maj_at_k,
     majority_vote,
@@ -258,3 +259,27 @@ def test_without_scores_there_is_no_weighted_vote():
     for figure in (weighted_maj_at_k, best_of_k):
         with pytest.raises(ValueError, match="the samples have no scores"):
             figure([problem([0], [1])], 1)
+
+
+class TestAnswerClasses:
+    def test_equal_answers_share_a_class_numbered_by_appearance(self):
+        asked = []
+
+        def equal(first, second):
+            asked.append((first, second))
+            return float(first) == float(second)
+
+        assert answer_classes(["3", "0.5", ".5", "3", "3.0"], equal) == [0, 1, 1, 0, 0]
+        assert len(asked) == len(set(asked)), "no pair is compared twice"
+        assert all(first != second for first, second in asked), "equal texts need no comparison"
+        assert answer_classes([], equal) == []
+
+    @given(st.permutations(["a", "b", "cc", "dd", "ee", "b"]))
+    def test_classes_do_not_depend_on_the_order_of_samples(self, answers):
+        """Also where equality is not transitive: b is equal to both a and cc, which differ."""
+        pairs = {("a", "b"), ("b", "cc"), ("dd", "ee")}
+        found = answer_classes(answers, lambda first, second: (first, second) in pairs)
+        together = {}
+        for answer, number in zip(answers, found, strict=True):
+            together.setdefault(number, set()).add(answer)
+        assert sorted(map(sorted, together.values())) == [["a", "b"], ["cc"], ["dd", "ee"]]

@@ -1,0 +1,125 @@
+"""Which answers to one problem are equal, by math-verify in a child process that a deadline can kill.
+
+In: the texts of answers. Out: a class for each, by one rule for evaluations, training and the service. Imports no Ray.
+"""
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor
+from actors.math_check import equal_answers
+from orchestrator.algorithm.voting import answer_classes
+
+_INTEGER = re.compile(r"([+-]?)0*([0-9]+)")
+
+_PATIENCE = 2
+"""Comparisons of one answer that may time out. An answer that hangs twice hangs with every other answer too."""
+
+
+class AnswerComparer:
+    """Compares two answers in a child process, which the first comparison starts. Safe to call from several threads.
+
+    Args:
+        timeout_s: Seconds that a comparison may take.
+        start: Starts the child process. After a failure, such as a machine too busy to start it in time, the next
+            comparison tries again.
+
+    Attributes:
+        counts: `comparisons` run, and those that ended in a `timeout` or an `error`.
+    """
+
+    def __init__(self, timeout_s: float = 10.0, start: Callable[[], DeadlineExecutor] | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._start = start or partial(_start, timeout_s)
+        self._child: DeadlineExecutor | None = None
+        self._lock = threading.Lock()
+
+    def equal(self, first: str, second: str) -> bool:
+        """Whether math-verify takes one answer for the other.
+
+        Raises:
+            DeadlineExceeded: The comparison took longer than `timeout_s`.
+            ChildDied: The child process died during the comparison.
+            CallFailed: math-verify raised.
+            ConfigError: The child process did not start.
+        """
+        with self._lock:
+            self._child = child = self._child or self._start()
+        self.counts["comparisons"] += 1
+        try:
+            return bool(child.call(first, second))
+        except DeadlineExceeded:
+            self.counts["timeout"] += 1
+            raise
+        except (ChildDied, CallFailed):
+            self.counts["error"] += 1
+            raise
+
+    def close(self) -> None:
+        """Kill the child process."""
+        with self._lock:
+            if self._child is not None:
+                self._child.close()
+
+
+class PoolingAbandoned(Exception):
+    """`AnswerPool.abandon` was called while the answers were compared."""
+
+
+class AnswerPool:
+    """The answers to one problem; equal ones share a class.
+
+    A pool remembers its comparisons, so that only new pairs are compared when answers are added.
+    """
+
+    def __init__(self, comparer: AnswerComparer) -> None:
+        self.comparer = comparer
+        self._equal: dict[tuple[str, str], bool] = {}
+        self._timeouts: Counter[str] = Counter()
+        self._abandoned = False
+
+    def classes(self, answers: Sequence[str]) -> list[int]:
+        """The class of each answer, as `answer_classes` numbers them.
+
+        A comparison that times out or fails means "not equal".
+
+        Raises:
+            ConfigError: The comparer's child process did not start.
+            PoolingAbandoned: Another thread called `abandon`.
+        """
+        return answer_classes(answers, self._compare)
+
+    def abandon(self) -> None:
+        """End a call of `classes` in another thread before its next comparison."""
+        self._abandoned = True
+
+    def _compare(self, first: str, second: str) -> bool:
+        if self._abandoned:
+            raise PoolingAbandoned
+        pair = (first, second)
+        if pair not in self._equal:
+            self._equal[pair] = self._ask(pair)
+        return self._equal[pair]
+
+    def _ask(self, pair: tuple[str, str]) -> bool:
+        first, second = pair
+        one, other = _INTEGER.fullmatch(first), _INTEGER.fullmatch(second)
+        if one and other:  # Most answers are integers, which need no math-verify.
+            return one[2] == other[2] and (one[2] == "0" or (one[1] == "-") == (other[1] == "-"))
+        if max(self._timeouts[first], self._timeouts[second]) >= _PATIENCE:
+            return False
+        try:
+            return self.comparer.equal(first, second)
+        except DeadlineExceeded:
+            self._timeouts.update(pair)
+        except (ChildDied, CallFailed):
+            pass
+        return False
+
+
+def _start(timeout_s: float) -> DeadlineExecutor:
+    function = f"{equal_answers.__module__}:{equal_answers.__name__}"
+    return DeadlineExecutor(function, timeout_s, warm_up=(r"\frac12", "0.5"))
