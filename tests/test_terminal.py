@@ -11,7 +11,7 @@ from orchestrator.training.show import SUMMARY_ROWS, show_summary
 
 FIGURES = dict.fromkeys(SUMMARY_ROWS, 0.25)
 SUMMARY = {"base": FIGURES, "trained": FIGURES | {"accuracy": 0.5, "auroc": None}, "problems": 300, "samples_per_problem": 8,
-           "steps": 200, "seconds": 301.4}  # fmt: skip
+           "steps": 200, "seconds": 301.4, "c_ref": -21.0}  # fmt: skip
 
 
 @pytest.fixture
@@ -52,6 +52,17 @@ def test_curves_are_where_the_server_is_and_a_password_is_not_printed(console, u
     text = console.export_text()
     assert line in text
     assert "secret" not in text
+
+
+def test_the_advice_fits_the_run(console):
+    show_summary(SUMMARY | {"c_ref": None}, Path("runs/plain"), "sqlite:///runs/mlflow.db", console)
+    text = console.export_text(clear=True)
+    assert "report runs/plain" in text
+    assert "serve" not in text, "a run without self-reward has no score to serve"
+    show_summary(SUMMARY, Path("runs/scored"), "sqlite:///runs/mlflow.db", console)
+    text = console.export_text()
+    assert "serve --model runs/scored" in text
+    assert "experiments/" not in text, "recipes exist in a checkout only"
 
 
 def test_commands_can_be_typed_without_activating_the_environment(tmp_path, monkeypatch):

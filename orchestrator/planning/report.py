@@ -7,7 +7,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import ModelTokens
 from orchestrator.planning.memory import MemoryPlan, ModelSize
 from orchestrator.planning.sizing import Sizing
-from orchestrator.training.preparation import Prepared
+from orchestrator.training.preparation import PreparedRun
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 SHORT_PROMPT_TOKENS = 40
@@ -20,7 +20,7 @@ class Inputs:
     """What of a run's model and data is here. `absent` says for each key what is not."""
 
     tokens: ModelTokens | None
-    prepared: Prepared | None
+    prepared: PreparedRun | None
     absent: dict[str, str]
 
 

@@ -24,7 +24,7 @@ from orchestrator.planning.report import (
     placement,
 )
 from orchestrator.planning.sizing import Sizing
-from orchestrator.training.preparation import Prepared
+from orchestrator.training.preparation import PreparedRun
 
 
 def show(report: Report, console: Console) -> None:
@@ -115,7 +115,7 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
     return _pairs(rows)
 
 
-def _show_prompt(prepared: Prepared, config: RunConfig, console: Console) -> None:
+def _show_prompt(prepared: PreparedRun, config: RunConfig, console: Console) -> None:
     """The first training problem as the model will see it, decoded from its token ids."""
     tokenizer = prepared.tokens.tokenizer
     ids = render_prompt(tokenizer, prepared.train.problems[0].text, config.data.instruction)
@@ -128,7 +128,7 @@ def _show_prompt(prepared: Prepared, config: RunConfig, console: Console) -> Non
         console.print(Padding(Text(f"ids {' '.join(map(str, ids))}", style="dim"), (0, 0, 0, 4)))
 
 
-def _batch_table(batch: BatchPlan, prepared: Prepared | None, config: RunConfig) -> Table:
+def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConfig) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""c_ref, the constant that stands for log pi_ref(z_c | x, y): measured, compared with a given one, and checked.
+"""c_ref, the constant in place of log pi_ref(z_c | x, y): measure it, compare it, check it.
 
 Source: LaSeR (arXiv 2510.14943), where c_ref is the mean over solutions of the initial model.
 """
@@ -42,7 +42,8 @@ def measure_c_ref(session: Session) -> float | None:
         return found.c_ref
     if abs(loss.c_ref - found.c_ref) > C_REF_TOLERANCE / loss.beta_v:
         session.say(
-            f"[yellow]warning[/yellow] loss.c_ref={loss.c_ref:g}, but {measured}: scores will be off; set loss.c_ref=calibrate"
+            f"[yellow]warning[/yellow] loss.c_ref={loss.c_ref:g}, but {measured}: "
+            "scores will be off; set loss.c_ref=calibrate"
         )
     return loss.c_ref
 

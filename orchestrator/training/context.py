@@ -1,4 +1,7 @@
-"""What surrounds a run: nothing, or the sweep whose trial or trunk it is. Always there, so that no code asks whether it is."""
+"""What surrounds a run: nothing, or the sweep whose trial or trunk it is.
+
+Every run has a context, so that no code asks whether a run belongs to a sweep.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +17,7 @@ class RunContext:
     """Made by a sweep for each of its trials and trunks; `standalone()` for every other run."""
 
     in_trial: bool = True
-    """The run is a Ray Tune trial: the trial's placement group is the run's, and the sweep takes the signals."""
+    """A Ray Tune trial: its placement group is the run's, and the sweep takes the signals."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the MLflow run, its parent's id among them."""
     bundles: Bundles | None = None

@@ -1,7 +1,8 @@
-"""A run's metrics while it goes on, for Prometheus: what MLflow gets of a step, and what the pools do meanwhile.
+"""A running run's metrics for Prometheus: the metrics of each step, and the state of the pools.
 
-In: the metrics and verdicts of steps, and the pools, looked at every few seconds. Out: `ray.util.metrics` of this process; every Ray node
-has a page of its processes' metrics, on which `laser_step` of the table below is `ray_laser_step`. Dashboards and rules: dashboards/.
+In: the metrics and verdicts of steps, and the pools, sampled every few seconds. Out: `ray.util.metrics` of
+this process. Every Ray node serves a page with the metrics of its processes; there `laser_step` is
+`ray_laser_step`. Boards and alerts: dashboards/.
 """
 
 import math
@@ -12,17 +13,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from ray.util import metrics as ray_metrics
 
 from orchestrator.config.training import RunConfig
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.pool import Pool, PoolStats
+from orchestrator.pools.pool import PoolStats
+from orchestrator.pools.training import Pools
 
 SAMPLE_EVERY_S = 5.0
-"""Ray drops a gauge that was not set for two of its reports, which are 10 s apart."""
-CHECK_SECONDS = [
+"""Ray reports every 10 s and drops a gauge that two reports in a row did not set."""
+CHECK_SECONDS = (
     0.001,
     0.0025,
     0.005,
@@ -39,20 +41,25 @@ CHECK_SECONDS = [
     15.0,
     30.0,
     60.0,
-]
+)
+"""Upper bounds of the buckets of `laser_check_seconds`."""
 
 
-class LivePools(Protocol):
-    """What is looked at of a run's pools."""
+class Counter(ray_metrics.Counter):
+    """A counter that is exported before it counts: Prometheus' `increase` misses a series' first value."""
 
-    rollouts: Pool
-    verifiers: Pool
-    learner_restarts: int
+    def export(self, tags: dict[str, str]) -> None:
+        """Export the present value."""
+        self._record(0.0, tags)  # `inc` refuses 0
+
+
+Gauge = ray_metrics.Gauge
+Histogram = ray_metrics.Histogram
 
 
 @dataclass(frozen=True)
 class LiveMetric:
-    """One metric. Beside `tags` it has the tag `run`, the run's name.
+    """One metric. It has the tag `run`, the run's name, and those of `tags`.
 
     `of_step` maps keys of a step's metrics to the value of the metric's tag, "" where it has none.
     """
@@ -63,59 +70,127 @@ class LiveMetric:
     tags: tuple[str, ...] = ()
     of_step: Mapping[str, str] = field(default_factory=dict)
 
+    def register(self) -> ray_metrics.Metric:
+        """The metric in this process's registry."""
+        tag_keys = ("run", *self.tags)
+        if self.kind is Histogram:
+            return Histogram(self.name, self.about, list(CHECK_SECONDS), tag_keys)
+        return self.kind(self.name, self.about, tag_keys=tag_keys)
 
-class Counter(ray_metrics.Counter):
-    """A counter that can be shown before it counts: Prometheus' `increase` does not see a series' first value."""
-
-    def show(self, tags: dict[str, str]) -> None:
-        self._record(0.0, tags)
-
-
-class Histogram(ray_metrics.Histogram):
-    """Seconds of a check."""
-
-    def __init__(self, name: str, about: str, tag_keys: tuple[str, ...]) -> None:
-        super().__init__(name, about, CHECK_SECONDS, tag_keys)
-
-
-Gauge = ray_metrics.Gauge
 
 METRICS = {
     metric.name: metric
     for metric in (
-        LiveMetric("laser_planned_steps", Gauge, "The number of the run's last step"),
-        LiveMetric("laser_step", Gauge, "The step that was finished last", of_step={"step": ""}),
-        LiveMetric("laser_steps_total", Counter, "Steps finished, those done again after an accident included"),
-        LiveMetric("laser_last_step_timestamp_seconds", Gauge, "Unix time of the end of the last step; before the first, of the start"),
+        LiveMetric("laser_planned_steps", Gauge, "Number of the run's last step"),
+        LiveMetric("laser_step", Gauge, "The last finished step", of_step={"step": ""}),
         LiveMetric(
-            "laser_step_phase_seconds", Gauge, "Parts of the last step: rollout, verify, learn, sync, other", ("phase",),
-            {"time/rollout": "rollout", "time/verify": "verify", "time/learn": "learn", "time/sync": "sync", "time/other": "other"},
+            "laser_steps_total", Counter, "Finished steps; steps repeated after a failure count again"
         ),
-        LiveMetric("laser_samples_per_second", Gauge, "Samples a second of the last step", of_step={"throughput/samples_per_s": ""}),
         LiveMetric(
-            "laser_pool_tokens_per_second", Gauge, "Response tokens a second that a pool made or learnt while it worked", ("pool",),
+            "laser_last_step_timestamp_seconds",
+            Gauge,
+            "Unix time at the end of the last step; before the first step, at the start",
+        ),
+        LiveMetric(
+            "laser_step_phase_seconds",
+            Gauge,
+            "Parts of the last step: rollout, verify, learn, sync, other",
+            ("phase",),
+            {
+                "time/rollout": "rollout",
+                "time/verify": "verify",
+                "time/learn": "learn",
+                "time/sync": "sync",
+                "time/other": "other",
+            },
+        ),
+        LiveMetric(
+            "laser_samples_per_second",
+            Gauge,
+            "Samples a second of the last step",
+            of_step={"throughput/samples_per_s": ""},
+        ),
+        LiveMetric(
+            "laser_pool_tokens_per_second",
+            Gauge,
+            "Response tokens a second while the pool works",
+            ("pool",),
             {"throughput/rollout_tokens_per_s": "rollout", "throughput/learning_tokens_per_s": "learning"},
         ),
-        LiveMetric("laser_pool_queue_tasks", Gauge, "Tasks (groups) that no worker of the pool has room for", ("pool",)),
-        LiveMetric("laser_pool_queue_age_seconds", Gauge, "Age of the oldest queued task; 0 without any", ("pool",)),
-        LiveMetric("laser_pool_in_flight_tasks", Gauge, "Tasks (groups) that workers of the pool have", ("pool",)),
-        LiveMetric("laser_pool_workers", Gauge, "Workers by state: starting, stale (weights missing), ready", ("pool", "state")),
+        LiveMetric(
+            "laser_pool_queue_tasks", Gauge, "Queued tasks (groups), for which no worker has room", ("pool",)
+        ),
+        LiveMetric(
+            "laser_pool_queue_age_seconds",
+            Gauge,
+            "Age of the oldest queued task; 0 when none waits",
+            ("pool",),
+        ),
+        LiveMetric("laser_pool_in_flight_tasks", Gauge, "Tasks (groups) that workers run", ("pool",)),
+        LiveMetric(
+            "laser_pool_workers",
+            Gauge,
+            "Workers by state: starting, stale (old weights), ready",
+            ("pool", "state"),
+        ),
         LiveMetric("laser_pool_restarts_total", Counter, "Workers replaced after they died", ("pool",)),
-        LiveMetric("laser_batch_staleness_steps", Gauge, "Mean age of the last batch's weights", of_step={"rollout/staleness": ""}),
-        LiveMetric("laser_weight_sync_seconds", Gauge, "Last publication of weights to the engines", of_step={"time/sync": ""}),
-        LiveMetric("laser_weight_sync_bytes", Gauge, "Size of the weights that each engine reads", of_step={"sync/bytes": ""}),
+        LiveMetric(
+            "laser_batch_staleness_steps",
+            Gauge,
+            "Mean age of the last batch's weights",
+            of_step={"rollout/staleness": ""},
+        ),
+        LiveMetric(
+            "laser_weight_sync_seconds", Gauge, "Duration of the last weight sync", of_step={"time/sync": ""}
+        ),
+        LiveMetric(
+            "laser_weight_sync_bytes",
+            Gauge,
+            "Bytes of weights that each engine reads",
+            of_step={"sync/bytes": ""},
+        ),
         LiveMetric("laser_check_seconds", Histogram, "Seconds of a check, by its status", ("status",)),
-        LiveMetric("laser_deadline_kills_total", Counter, "Checks that were killed at verification.timeout_s"),
-        LiveMetric("laser_accuracy_ratio", Gauge, "Correct share of the last batch's checked samples", of_step={"train/accuracy": ""}),
-        LiveMetric("laser_self_verification_f1_ratio", Gauge, "F1 of score > 0.5 against the verifier", of_step={"self_reward/f1": ""}),
-        LiveMetric("laser_score_correct", Gauge, "Mean score of correct solutions", of_step={"self_reward/score_correct": ""}),
-        LiveMetric("laser_score_wrong", Gauge, "Mean score of wrong solutions", of_step={"self_reward/score_wrong": ""}),
-        LiveMetric("laser_grad_norm", Gauge, "Norm of the gradient, before clipping", of_step={"policy/grad_norm": ""}),
-        LiveMetric("laser_mismatch_nats", Gauge, "Largest gap of a log-prob, engine to learner", of_step={"policy/mismatch_max": ""}),
+        LiveMetric("laser_deadline_kills_total", Counter, "Checks killed at verification.timeout_s"),
+        LiveMetric(
+            "laser_accuracy_ratio",
+            Gauge,
+            "Share of correct samples among the last batch's checked ones",
+            of_step={"train/accuracy": ""},
+        ),
+        LiveMetric(
+            "laser_self_verification_f1_ratio",
+            Gauge,
+            "F1 of score > 0.5 against the verifier",
+            of_step={"self_reward/f1": ""},
+        ),
+        LiveMetric(
+            "laser_score_correct",
+            Gauge,
+            "Mean score of correct solutions",
+            of_step={"self_reward/score_correct": ""},
+        ),
+        LiveMetric(
+            "laser_score_wrong",
+            Gauge,
+            "Mean score of wrong solutions",
+            of_step={"self_reward/score_wrong": ""},
+        ),
+        LiveMetric(
+            "laser_grad_norm",
+            Gauge,
+            "Norm of the gradient, before clipping",
+            of_step={"policy/grad_norm": ""},
+        ),
+        LiveMetric(
+            "laser_mismatch_nats",
+            Gauge,
+            "Largest difference between an engine's and the learner's log-prob",
+            of_step={"policy/mismatch_max": ""},
+        ),
         LiveMetric("laser_run_disk_free_ratio", Gauge, "Free share of the disk of run.dir"),
     )
-}  # fmt: skip
-"""Every metric by its name, which has a unit unless it counts: a board, a rule and docs/monitoring.md name no other."""
+}
+"""Every metric by its name. Boards, alerts and docs/monitoring.md name no other."""
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A metric's name and tags."""
@@ -126,13 +201,16 @@ def _key(name: str, **tags: str) -> Key:
 
 
 class LiveMetrics:
-    """Shows a run while the context lasts; afterwards its gauges vanish, which tells a run that has ended from one that hangs."""
+    """Exports a run's metrics inside its context.
 
-    def __init__(self, config: RunConfig, pools: LivePools) -> None:
-        self._run, self._folder, self._pools = config.run.name, config.folder, pools
-        self._metrics: dict[str, Any] = {
-            m.name: m.kind(m.name, m.about, tag_keys=("run", *m.tags)) for m in METRICS.values()
-        }
+    Afterwards the gauges vanish. That distinguishes a finished run from a hanging one.
+    """
+
+    def __init__(self, config: RunConfig, pools: Pools) -> None:
+        self._run = config.run.name
+        self._folder = config.folder
+        self._pools = pools
+        self._metrics: dict[str, Any] = {metric.name: metric.register() for metric in METRICS.values()}
         self._gauges = {
             _key("laser_planned_steps"): float(config.run.steps),
             _key("laser_last_step_timestamp_seconds"): time.time(),
@@ -143,9 +221,9 @@ class LiveMetrics:
 
     def __enter__(self) -> Self:
         for name in ("laser_steps_total", "laser_deadline_kills_total"):
-            self._metrics[name].show(self._tags())
+            self._metrics[name].export(self._tags())
         for pool in self._restarts:
-            self._metrics["laser_pool_restarts_total"].show(self._tags(pool=pool))
+            self._metrics["laser_pool_restarts_total"].export(self._tags(pool=pool))
         self._sampler.start()
         return self
 
@@ -156,7 +234,7 @@ class LiveMetrics:
         self._sampler.join()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step `step` is done, with these metrics; one that a step does not define keeps the value of the step before."""
+        """Export the metrics of a finished step. A metric that the step does not define keeps its value."""
         self._gauges = (
             self._gauges | of_step(step, metrics) | {_key("laser_last_step_timestamp_seconds"): time.time()}
         )
@@ -164,7 +242,7 @@ class LiveMetrics:
         self._metrics["laser_steps_total"].inc(1, self._tags())
 
     def checked(self, verdicts: Iterable[Verdict]) -> None:
-        """Count the checks that were run for these verdicts."""
+        """Count the checks behind these verdicts; verdicts that share a check have no seconds."""
         for verdict in verdicts:
             if verdict.seconds is not None:
                 self._metrics["laser_check_seconds"].observe(
@@ -187,11 +265,10 @@ class LiveMetrics:
             stats = pool.stats()
             values |= of_pool(pool.name, stats)
             restarts[pool.name] = stats.restarts
-        with suppress(OSError):  # a disk that cannot be asked ends no run
+        with suppress(OSError):  # an unreadable disk must not end the run
             disk = shutil.disk_usage(self._folder)
-            values[_key("laser_run_disk_free_ratio")] = disk.free / (
-                disk.used + disk.free
-            )  # as `df` counts: without what root keeps
+            # As `df` counts: without the blocks reserved for root.
+            values[_key("laser_run_disk_free_ratio")] = disk.free / (disk.used + disk.free)
         self._show(values)
         for name, count in restarts.items():
             if count > self._restarts[name]:
@@ -209,7 +286,7 @@ class LiveMetrics:
 
 
 def of_step(step: int, metrics: Mapping[str, float]) -> dict[Key, float]:
-    """The gauges of a finished step. A figure that is NaN, as the mean score of no sample, is left out."""
+    """The gauges of a finished step, without figures that are NaN, such as the mean score of no sample."""
     phases = sum(metrics[f"time/{phase}"] for phase in ("rollout", "verify", "learn", "sync"))
     known = {**metrics, "step": float(step), "time/other": max(0.0, metrics["time/step"] - phases)}
     return {

@@ -1,19 +1,20 @@
 """The LaSeR training loop: algorithm 1 of the paper (arXiv 2510.14943), over three pools of actors.
 
-One step, with x a problem, y a solution, r_v the verifier's reward and z_c a token that the model uses for nothing else:
+One step (x is a problem, y a solution, r_v the verifier's reward, z_c a token that the model never uses):
 
-    1. engines sample y ~ pi(. | x), verifiers check r_v, and one more decode step reads log pi(z_c | x, y, EOS)
+    1. engines sample y ~ pi(. | x), verifiers check r_v; one more decode step reads log pi(z_c | x, y, EOS)
     2. log pi_ref(z_c | x, y, EOS) is c_ref, measured once on the initial model
     3. score = beta_v * (log pi(z_c | x, y, EOS) - c_ref)
     4. A = (1 - tau) * A_v + tau * A_s, the group-normalised rewards and scores
     5. ranks minimise L_policy(A) + alpha * mean(w * (score - r_v)^2) over the finished solutions
     6. engines get the new weights
 
-GRPO is this loop without 2, 3 and the right half of 4 and 5. It differs from the authors' code in four points
-(docs/method.md): the mix reads the score at z_c and not at the next row's first token; an unfinished solution has
-no score and no share in the mix; the pad token need not be EOS; a reference model runs only where it is asked for.
+GRPO is this loop without 2 and 3, and with alpha and tau 0. The authors' code differs in four points
+(docs/method.md): its mix reads the score at the next row's first token and not at z_c; an unfinished solution
+gets a positive self-advantage; the pad token must be EOS; a reference model runs in each step.
 
-The driver holds refs and one number a sample. Tokens and weights go from pool to pool through Ray's object store.
+The driver holds refs and one number a sample. Tokens and weights go from pool to pool through Ray's object
+store.
 """
 
 from typing import Any
@@ -31,7 +32,8 @@ def train(session: Session) -> dict[str, Any]:
     Raises:
         StopRequested: Someone asked the run to stop; a checkpoint of its last finished step is written.
         RunError: The method's assumption does not hold, or a checkpoint cannot be written.
-        RayActorError, ObjectLostError: A rank died, or data died with its node: rewind the session and call again.
+        RayActorError, ObjectLostError: A rank died, or data died with its node. Rewind the session and call
+            again.
     """
     config, clock = session.config, session.clock
     with session.saved_when_stopped():
@@ -54,7 +56,7 @@ def train(session: Session) -> dict[str, Any]:
 
 
 def _start(session: Session) -> None:
-    """Bring the engines to the session's weights; measure the initial model, or make up an evaluation that is due."""
+    """Bring the engines to the session's weights. Measure the initial model, or make up a due evaluation."""
     session.publish(session.step)
     with session.stop.interruptible():
         session.pools.wait_ready()

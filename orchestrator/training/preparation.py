@@ -1,6 +1,7 @@
-"""What a run needs before anything starts: its tokenizer, token ids and problems, checked.
+"""A run's tokenizer, token ids and problems, loaded and checked before anything starts.
 
-In: a configuration. Out: `Prepared`, or a `ConfigError` or `DataError` that says what to mend. Starts neither Ray nor an engine.
+In: a configuration. Out: `PreparedRun`, or a `ConfigError` or `DataError` that says what to correct. Starts
+neither Ray nor an engine.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from orchestrator.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
+    """What a run reads before it starts its pools."""
+
     tokens: ModelTokens
     train: PromptSet
     eval: PromptSet | None
@@ -22,11 +25,11 @@ class Prepared:
     """Name of the held-out set in metrics: its file's stem."""
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Load and check everything that a run of `config` reads before it starts its pools.
+def prepare(config: RunConfig) -> PreparedRun:
+    """Load and check what a run of `config` reads before it starts its pools.
 
     Raises:
-        ConfigError, DataError: As `load_tokens` and `load_problems`; also when z_c is one of the EOS tokens.
+        ConfigError, DataError: As `load_tokens` and `load_problems`; or z_c is one of the EOS tokens.
     """
     data = config.data
     problems = load_problems(data.train, data.problem_field, data.answer_field)
@@ -36,7 +39,8 @@ def prepare(config: RunConfig) -> Prepared:
     tokens = load_tokens(config.model.path, config.self_reward.token)
     if tokens.z_token in tokens.eos_tokens:
         raise ConfigError(
-            f"self_reward.token: {config.self_reward.token!r} is one of the model's EOS tokens; choose one that it never uses"
+            f"self_reward.token: {config.self_reward.token!r} is one of the model's EOS tokens; "
+            "choose a token that the model never uses"
         )
     check_round_trip(tokens.tokenizer, [problem.text for problem in problems[:100]])
 
@@ -49,7 +53,8 @@ def prepare(config: RunConfig) -> Prepared:
         )
     if len(train) < config.rollout.prompts_per_step:
         raise ConfigError(
-            f"rollout.prompts_per_step={config.rollout.prompts_per_step}, but {data.train} holds only {len(train)} problems of at most "
+            f"rollout.prompts_per_step={config.rollout.prompts_per_step}, but {data.train} holds "
+            f"only {len(train)} problems of at most "
             f"{limit} tokens: use at most that many a step"
         )
-    return Prepared(tokens, train, held_out, Path(data.eval).stem if data.eval else "")
+    return PreparedRun(tokens, train, held_out, Path(data.eval).stem if data.eval else "")

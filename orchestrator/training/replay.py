@@ -1,7 +1,8 @@
-"""Replay a stored step: the losses and the gradient norm that a model and a configuration give on rollouts kept as parquet.
+"""Replay a stored step: losses and gradients of a model on rollouts that a run kept as parquet.
 
-In: a rollout file of a run and a configuration, whose `model.path` may be any checkpoint's `export`. Out: the sums of the step,
-without an optimiser step. For looking into a step, or at what another alpha or beta_v would have made of it.
+In: a rollout file and a configuration, whose `model.path` may be any checkpoint's `export`. Out: the sums of
+the step, without an optimiser step. It shows what happened in a step, and what another alpha or beta_v would
+do.
 """
 
 import json
@@ -53,12 +54,13 @@ def load_batch(path: Path) -> tuple[Batch, int]:
     """The batch of a rollout file, its trajectories put into the object store, and its step.
 
     Raises:
-        DataError: There is no such file, or it is none that a run wrote.
+        DataError: There is no such file, or no run wrote it.
     """
     name = re.fullmatch(r"step-(\d+)\.parquet", path.name)
     if name is None or not path.is_file():
         raise DataError(
-            f"{path}: no rollout file; a run keeps them as rollouts/step-NNNNNN.parquet (run.save_rollouts_every)"
+            f"{path}: is no rollout file; a run writes them as rollouts/step-NNNNNN.parquet "
+            "(run.save_rollouts_every)"
         )
     packed, table = read_groups(path)
     rows = table.select(["group", "problem_id", "problem", "reference", "status", "answer"]).to_pylist()
@@ -124,11 +126,12 @@ def _c_ref(config: RunConfig, path: Path) -> float:
         return config.loss.c_ref
     if config.loss.c_ref == "exact":
         raise ConfigError(
-            "loss.c_ref=exact needs a reference model, which replay does not run: give a number, or use calibrate"
+            "loss.c_ref=exact needs a reference model, which replay does not run: set a number or calibrate"
         )
     card = path.parent.parent / "export" / "self_reward.json"
     if not card.exists():
         raise ConfigError(
-            f"loss.c_ref={config.loss.c_ref}, and {card} is not there to take it from: give a number, loss.c_ref=-18.5"
+            f"loss.c_ref={config.loss.c_ref}: {card}, which holds the measured value, does not "
+            "exist; set a number, such as loss.c_ref=-18.5"
         )
     return float(json.loads(card.read_text())["c_ref"])

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its summary: prepare, claim its folder, start or resume, train, clean up."""
+"""A training run from its configuration to its summary: prepare, claim the folder, train, clean up."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
-from orchestrator.training.preparation import Prepared, prepare
+from orchestrator.training.preparation import PreparedRun, prepare
 from orchestrator.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ MAY_CHANGE = (
     "verification.resources", "verification.timeout_s", "learning.cpus_per_rank", "learning.resources",
     "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
 )  # fmt: skip
-"""Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what it learns."""
+"""Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what
+it learns.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def train(
         return outcome
 
 
-def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> Prepared:
+def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> PreparedRun:
     """Refuse what can be refused before anything starts, and load what the run reads."""
     _refuse_other_rank_count(config, checkpoints)
     load_verifier(config.verification.verifier)
@@ -96,7 +98,7 @@ def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -
 def _start_or_resume(
     config: RunConfig,
     checkpoints: Checkpoints,
-    prepared: Prepared,
+    prepared: PreparedRun,
     progress: RunProgress | None,
     context: RunContext,
 ) -> dict[str, Any]:
@@ -126,7 +128,8 @@ def _start_or_resume(
     except StopRequested:
         ending = "KILLED"
         raise RunStopped(
-            f"stopped as asked; step {_last_step(checkpoints)} of {config.run.steps} is saved, and the same command resumes from it"
+            f"stopped as asked; step {_last_step(checkpoints)} of {config.run.steps} is saved, "
+            "and the same command resumes from it"
         ) from None
     except (KeyboardInterrupt, SystemExit):  # before the run could take a stop, or the second signal
         ending = "KILLED"
@@ -139,7 +142,7 @@ def _start_or_resume(
 
 
 def _train_on_pools(
-    config: RunConfig, prepared: Prepared, tracker: Any, progress: RunProgress, context: RunContext
+    config: RunConfig, prepared: PreparedRun, tracker: Any, progress: RunProgress, context: RunContext
 ) -> dict[str, Any]:
     """Start the pools, train, stop the pools."""
     from orchestrator.pools.training import Pools
@@ -164,7 +167,10 @@ def _train_on_pools(
 
 
 def _train_through_failures(session: "Session") -> dict[str, Any]:
-    """Train. Restart all ranks when one dies or when its trajectories are lost; the other pools restart their own workers."""
+    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind.
+
+    The other pools restart their own workers.
+    """
     from orchestrator.training.loop import train as train_to_the_last_step
 
     failure: RayError | None = None
@@ -192,16 +198,17 @@ def _deliver(config: RunConfig, progress: RunProgress | None, context: RunContex
     deliver_leftovers(config, progress.say_plainly if progress else print, context.tags, finished=True)
 
 
-def _show_dropped(prepared: Prepared, progress: RunProgress) -> None:
+def _show_dropped(prepared: PreparedRun, progress: RunProgress) -> None:
     for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
         if problems is not None and problems.dropped:
             progress.say(
-                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens and are left out"
+                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens "
+                "and are left out"
             )
 
 
 def _forget_other_attempt(config: RunConfig) -> None:
-    """Delete the log of an attempt that ended before its first checkpoint, unless it had these very settings."""
+    """Delete the log of an attempt that ended before its first checkpoint, if it had other settings."""
     saved = config.folder / "config.yaml"
     if not saved.exists():
         return
@@ -212,7 +219,9 @@ def _forget_other_attempt(config: RunConfig) -> None:
 
 
 def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
-    """Fetch the newest checkpoint of `run.remote` if it is newer than the folder's. Ranks fetch their shards themselves.
+    """Fetch the newest checkpoint of `run.remote` if it is newer than the folder's.
+
+    The ranks fetch their own shards later.
 
     Raises:
         ConfigError: It cannot be read or written, or holds a run with other settings.
@@ -258,13 +267,13 @@ def _refuse_other_rank_count(config: RunConfig, checkpoints: Checkpoints) -> Non
     if newest and newest[1].num_ranks != config.learning.num_ranks:
         raise ConfigError(
             f"learning.num_ranks={config.learning.num_ranks}, but {newest[0]} was written by "
-            f"{newest[1].num_ranks} rank(s), and ZeRO-3 checkpoints load at that number only: use it, or start "
-            "another run.name from this run's export/"
+            f"{newest[1].num_ranks} rank(s), and ZeRO-3 checkpoints load at that number only: use it, or "
+            "start another run.name from this run's export/"
         )
 
 
 def _refuse_other_settings(config: RunConfig) -> None:
-    """A run's folder belongs to one set of settings: others would train something that no configuration describes."""
+    """Refuse a folder whose run has other settings: no configuration would describe what comes out."""
     path = config.folder / "config.yaml"
     if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
         return

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the learner's shards, the exported weights with their self-reward card, and `run.remote`."""
+"""A run's checkpoints: the learner's shards, the exported weights with their card, and `run.remote`."""
 
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ class Saver:
         self.checkpoints.save(state, partial(self._write, state), upload)
 
     def load(self, folder: Path, state: TrainingState) -> None:
-        """Restore the learner's shards from a checkpoint, here or, where they are not here, from `run.remote`.
+        """Restore the learner's shards from a checkpoint; from `run.remote` where the folder lacks them.
 
         Raises:
             RunError: A rank cannot have its shard.
@@ -101,6 +101,7 @@ def trunk_end(trunk: Path, step: int) -> tuple[Path, TrainingState]:
     end = Checkpoints(trunk, keep=1).newest()
     if end is None or end[1].step != step:
         raise RunError(
-            f"{trunk}: holds no checkpoint of step {step} to branch from; delete the folder, and the sweep trains the trunk again"
+            f"{trunk}: holds no checkpoint of step {step} to branch from; delete the folder, "
+            "and the sweep trains the trunk again"
         )
     return end

@@ -30,7 +30,7 @@ from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
 from orchestrator.training.live_metrics import LiveMetrics
-from orchestrator.training.preparation import Prepared
+from orchestrator.training.preparation import PreparedRun
 from orchestrator.training.saving import Saver, trunk_end
 from orchestrator.training.stopping import Stop, StopRequested
 
@@ -57,7 +57,7 @@ class Session:
     def __init__(
         self,
         config: RunConfig,
-        prepared: Prepared,
+        prepared: PreparedRun,
         pools: Pools,
         tracker: Tracker,
         progress: RunProgress,
@@ -135,8 +135,11 @@ class Session:
     # --- one step
 
     def next_prompts(self, step: int) -> list[Group]:
-        """The step's problems, as groups to generate. Each sample has its own seed, a function of the step alone:
-        a step is the same on any engine and after any resume."""
+        """The step's problems, as groups to generate.
+
+        Each sample has its own seed, a function of step and position. So a step has the same samples on any
+        engine and after any resume.
+        """
         rollout, prompts = self.config.rollout, self.prepared.train
         groups = []
         for position, index in enumerate(self.order.next(rollout.prompts_per_step)):
@@ -191,7 +194,10 @@ class Session:
     def scores(
         self, batch: Batch, c_ref: Float32[np.ndarray, "samples"]
     ) -> Float32[np.ndarray, "samples"] | None:
-        """Self-reward of each sample under the policy that generated it: NaN where unfinished. None without a score."""
+        """Self-reward of each sample under the policy that generated it; None if the run has no score.
+
+        NaN where a sample is unfinished.
+        """
         if not self.has_score:
             return None
         z_logprobs, reference = torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref)
@@ -260,7 +266,7 @@ class Session:
             raise
 
     def summary(self, trained: dict[str, float] | None) -> dict[str, Any]:
-        """The run's result, JSON-ready: figures of the initial and of the trained model, null where not defined."""
+        """The run's result, JSON-ready: figures of the initial and of the trained model."""
         return {
             "base": _json_figures(self.base),
             "trained": _json_figures(trained),

@@ -25,13 +25,12 @@ SUMMARY_ROWS = {
 def show_summary(
     summary: Mapping[str, Any], folder: Path, tracking_uri: str, console: Console | None = None
 ) -> None:
-    """The table base model against trained model, where the results are, and what to do next."""
+    """Show the base model against the trained model, where the results are, and what to do next."""
     console = console or Console(highlight=False)
     if summary["base"] and summary["trained"]:
         k = summary["samples_per_problem"]
-        table = Table(
-            title=f"{summary['problems']} held-out problems x {k} samples, {summary['steps']} steps, {clock(summary['seconds'])}"
-        )
+        samples = f"{summary['problems']} held-out problems x {k} samples"
+        table = Table(title=f"{samples}, {summary['steps']} steps, {clock(summary['seconds'])}")
         for name in ("", "base", "trained", "change"):
             table.add_column(name, justify="left" if not name else "right")
         for key, label in SUMMARY_ROWS.items():
@@ -41,10 +40,13 @@ def show_summary(
                 label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else ""
             )
         console.print(table)
-    check = f"{program('laser')} check experiments/qwen2.5-7b.yaml"
-    for line in (
-        f"results   {folder}/summary.json   model and its score   {folder}/export",
+    laser = program("laser")
+    lines = [
+        f"results   {folder}/summary.json   model {folder}/export",
         f"curves    {tracking_command(tracking_uri, folder)}",
-        f"next      {check}   explains a recipe for one node of 8 GPUs",
-    ):
+        f"next      {laser} report {folder}   shows the run as one page",
+    ]
+    if summary["c_ref"] is not None:
+        lines.append(f"          {laser} serve --model {folder}   serves the model with its score")
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False)

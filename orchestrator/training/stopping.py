@@ -1,7 +1,6 @@
 """A clean stop: SIGTERM (a job that is stopped, a scheduler) or Ctrl-C ends a run with a checkpoint.
 
-A signal interrupts only what may be given up, which is waiting for samples; anything else comes to its end first. A second signal ends
-the process at once.
+A signal interrupts only the wait for samples; other work finishes first. A second signal stops at once.
 """
 
 import contextlib
@@ -13,9 +12,9 @@ from types import FrameType
 
 @contextlib.contextmanager
 def handling_stops(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have `handler` take SIGTERM and Ctrl-C. To be entered after `ray.init`, which sets a handler of its own for SIGTERM.
+    """Let `handler` take SIGTERM and Ctrl-C. Enter it after `ray.init`, which sets its own for SIGTERM.
 
-    Outside the main thread signals are the caller's.
+    Only the main thread can install handlers: in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,14 +28,14 @@ def handling_stops(handler: Callable[[int, FrameType | None], None]) -> Iterator
 
 
 class StopRequested(KeyboardInterrupt):
-    """The run was asked to stop. No `Exception`, so that nothing on its way takes it for a failure."""
+    """Someone asked the run to stop. Not an `Exception`, so that no handler takes it for a failure."""
 
 
 class Stop:
-    """Whether a run was asked to stop.
+    """Remembers whether someone asked the run to stop.
 
     Args:
-        say: Told of the first signal.
+        say: Shows the message that answers the first signal.
     """
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
@@ -46,19 +45,23 @@ class Stop:
         self._interruptible = False
 
     def on_signals(self) -> contextlib.AbstractContextManager[None]:
-        """Take the signals, as `handling_stops` does."""
+        """Handle SIGTERM and Ctrl-C, as `handling_stops` does."""
         return handling_stops(self._handle)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """What runs here may be given up at any point. Raises StopRequested, at its start too."""
+        """Let a stop interrupt this block at any point.
+
+        Raises:
+            StopRequested: Someone asked for a stop before the block or in it.
+        """
         self._interruptible = True
         try:
             if self.requested:
                 raise StopRequested
             yield
         except KeyboardInterrupt:
-            # Ray, where it waits, makes a plain KeyboardInterrupt of whatever a signal handler raises.
+            # While Ray waits, it turns any exception of a signal handler into a plain KeyboardInterrupt.
             if self.requested and not self._at_once:
                 raise StopRequested from None
             raise
@@ -70,8 +73,9 @@ class Stop:
             self._at_once = True
             raise KeyboardInterrupt
         self.requested = True
-        # It may come in the middle of a line that is being printed; or Ctrl-C has ended the `tee` that took what is said (rich exits then).
+        # The signal may interrupt a line that is being printed. Or Ctrl-C has ended the `tee` behind a pipe,
+        # and rich exits.
         with contextlib.suppress(RuntimeError, OSError, SystemExit):
-            self.say("stopping with a checkpoint; once more stops at once")
+            self.say("stopping after a checkpoint; a second signal stops at once")
         if self._interruptible:
             raise StopRequested

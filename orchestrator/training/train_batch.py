@@ -1,6 +1,6 @@
-"""From a verified batch to what the learner trains on: advantages, class weights and the plan of micro-batches.
+"""From a verified batch to the learner's input: advantages, class weights and the plan of micro-batches.
 
-In: per-sample scalars of a rollout batch. Out: a `TrainBatch`. Used by the loop, and by the replay of a stored step.
+In: one number a sample of each kind. Out: a `TrainBatch`. The loop and the replay of a stored step use it.
 """
 
 import numpy as np
@@ -17,14 +17,15 @@ from orchestrator.pools.collect import Batch
 
 
 def schedule(config: RunConfig) -> Schedule:
+    """When the self-reward loss and the advantage mix join."""
     return Schedule(config.loss.reasoning_warmup_steps, config.loss.self_reward_warmup_steps)
 
 
 def estimate_advantages(
     config: RunConfig, batch: Batch, scores: Float32[np.ndarray, "samples"] | None, step: int
 ) -> Float32[np.ndarray, "samples"]:
-    """GRPO's advantages, mixed with the self-rewarding ones where the schedule has come to that."""
-    # A sample whose check failed is a group of its own, which has advantage 0: it is neither rewarded nor punished.
+    """GRPO's advantages, mixed with the self-rewarding ones once the schedule has reached the mix."""
+    # A sample whose check failed forms a group alone, whose advantage is 0: nothing rewards or punishes it.
     alone = np.where(batch.verified, batch.group, len(batch.groups) + np.arange(len(batch.group)))
     group = torch.from_numpy(alone.astype(np.int64))
     advantages = group_advantages(torch.from_numpy(batch.rewards), group)

@@ -27,7 +27,7 @@ def test_only_what_may_be_given_up_is_interrupted(number) -> None:
         with pytest.raises(StopRequested), stop.interruptible():
             done.append("the next step's samples")
     assert done == ["a step's learning, to its end"]
-    assert said == ["stopping with a checkpoint; once more stops at once"]
+    assert said == ["stopping after a checkpoint; a second signal stops at once"]
 
 
 def test_waiting_for_samples_is_given_up_at_once() -> None:
