@@ -1,7 +1,7 @@
 """Adaptive sampling: draw solutions of a problem until its vote is settled or the budget is spent.
 
-In: answers with their self-rewards, one by one (`AdaptiveVote`, for a service), or stored samples (`accuracy_against_tokens`, which
-replays them in random orders). Out: the winning answer, and what it took.
+`AdaptiveVote` takes answers and self-rewards one by one, for a service. `accuracy_against_tokens` replays
+stored samples in random orders. Both give the vote's result and its cost in samples and tokens.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import betainc
 
 from orchestrator.algorithm.voting import (
-    Samples,
+    ProblemSamples,
     fair_winner,
     majority_vote,
     pooled_votes,
@@ -22,22 +22,19 @@ from orchestrator.algorithm.voting import (
 )
 
 CONFIDENCES = (0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95, 0.99)
-"""Below 0.75 one sample with a high score can be enough: P(p > 1/2) is 0.75 after a single whole vote."""
+"""Below 0.75 one high score can end the sampling: P(p > 1/2) is 0.75 after a single vote of weight 1."""
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """When to stop: at `confidence` that the leading answer beats the second, never before `min_samples` nor after `max_samples`.
+    """When to stop: at `confidence` that the leading answer beats the second one.
 
-    `weighted` votes are scores clipped to [0, 1], plain ones 1 a sample; the Beta criterion reads their sums as counts (see
-    `settled`), so that samples the model doubts settle less. Log-odds of the scores as evidence were tried instead, on 54
-    simulated settings (3 distributions of accuracy, 3 of wrong answers, 6 of scores; at most 16 samples, 16 counted where not
-    reached). To reach Maj@8's accuracy, plain votes took 7.3 samples on average, sums of scores 4.4, and log-odds 4.5 after an
-    ideal calibration on labelled samples; without one they missed it in 27 settings. For weighted Maj@8's accuracy calibrated
-    log-odds were ahead, 5.6 against 6.4; weighted Maj@16's, less 0.003, they missed in 9 settings, and sums, which need no
-    labels, in none.
+    It never stops before `min_samples`, and always at `max_samples`. A `weighted` rule counts scores clipped
+    to [0, 1], a plain one 1 for each sample; the Beta criterion reads the sums as counts (see `settled`).
+    docs/evaluation.md compares this with log-odds of the scores as evidence.
 
-    Raises ValueError unless 0.5 < confidence <= 1 and 1 <= min_samples <= max_samples.
+    Raises:
+        ValueError: Not 0.5 < confidence <= 1, or not 1 <= min_samples <= max_samples.
     """
 
     confidence: float
@@ -48,20 +45,27 @@ class StopRule:
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence <= 1:
             raise ValueError(
-                f"confidence is {self.confidence}; it must be above 0.5, which a tie has, and at most 1"
+                f"confidence is {self.confidence}; "
+                "it must be above 0.5, which is the confidence of a tie, and at most 1"
             )
         if not 1 <= self.min_samples <= self.max_samples:
             raise ValueError(
-                f"min_samples is {self.min_samples} and max_samples {self.max_samples}; 1 <= min_samples <= max_samples"
+                f"min_samples is {self.min_samples} and max_samples {self.max_samples}; "
+                "1 <= min_samples <= max_samples must hold"
             )
 
 
 def settled(votes_by_class: Sequence[float], samples: int, rule: StopRule) -> bool:
-    """Whether to stop after `samples` samples with these sums of votes; samples without an answer count, and vote for none.
+    """Whether to stop after `samples` samples with these sums of votes.
 
-    With v1, v2 the two largest sums, stop when P(p > 1/2) for p ~ Beta(v1 + 1, v2 + 1), the chance that the leader's share of
-    the two is the larger one, reaches `rule.confidence`; and when the samples that remain, at most one vote each, cannot change
-    the winner. Source: Adaptive-Consistency, Aggarwal et al. (arXiv 2305.11860), the Beta stopping criterion.
+    Let v1 and v2 be the two largest sums, and p ~ Beta(v1 + 1, v2 + 1) the leader's share of the two. Stop
+    when P(p > 1/2) reaches `rule.confidence`, or when the remaining samples, with at most one vote each,
+    cannot change the winner. Source: the Beta stopping criterion of Adaptive-Consistency, Aggarwal et al.
+    (arXiv 2305.11860).
+
+    Args:
+        votes_by_class: Sum of votes of each answer.
+        samples: All samples drawn so far, those without a vote included.
     """
     first, second = sorted([*votes_by_class, 0.0, 0.0], reverse=True)[:2]
     return bool(
@@ -73,7 +77,12 @@ def settled(votes_by_class: Sequence[float], samples: int, rule: StopRule) -> bo
 
 @dataclass
 class AdaptiveVote:
-    """The vote on one problem while its samples arrive."""
+    """The vote on one problem while its samples arrive.
+
+    Attributes:
+        samples: Samples so far.
+        tokens: Their response tokens.
+    """
 
     rule: StopRule
     samples: int = 0
@@ -82,7 +91,13 @@ class AdaptiveVote:
     _weights: list[float] = field(default_factory=list)
 
     def add(self, answer: int, score: float, tokens: int) -> None:
-        """Count a sample: the class of its answer (-1 for none), its self-reward (NaN when unfinished), and what it took."""
+        """Count a sample.
+
+        Args:
+            answer: Class of its answer; -1 for no vote.
+            score: Its self-reward; NaN when unfinished.
+            tokens: Its response tokens.
+        """
         self.samples += 1
         self.tokens += tokens
         self._answers.append(answer)
@@ -90,64 +105,78 @@ class AdaptiveVote:
 
     @property
     def votes(self) -> dict[int, float]:
-        """Sum of votes of each answer so far, in the order in which answers came."""
+        """Sum of votes of each answer so far, in the order in which the answers were first seen."""
         return pooled_votes(self._answers, self._weights)
 
     @property
     def settled(self) -> bool:
-        """True when no further sample should be drawn."""
+        """Whether to draw no further sample."""
         return settled(list(self.votes.values()), self.samples, self.rule)
 
     @property
     def winner(self) -> int | None:
-        """The leading answer, of tied ones the first that came; None while there is no answer."""
+        """The winner so far (see `majority_vote`); None while there is no vote."""
         return majority_vote(self._answers, self._weights)
 
 
 @dataclass(frozen=True)
 class CostPoint:
-    """What a rule reaches and takes: means over problems, each the mean over the same random orders of its samples."""
+    """Accuracy and cost of a rule: means over problems, and for each over the same orders of its samples."""
 
     rule: str
-    """majority or weighted (a fixed number of samples), adaptive (weighted votes) or adaptive majority."""
+    """majority or weighted (a fixed number of samples), adaptive (weighted votes), or adaptive majority."""
     parameter: float
-    """k of a fixed number, confidence of an adaptive rule."""
+    """The number of samples of a fixed rule, the confidence of an adaptive one."""
     accuracy: float
     standard_error: float
     """Of the accuracy, over problems; NaN for a single problem."""
     tokens: float
-    """A problem."""
+    """Response tokens per problem."""
     samples: float
-    """A problem."""
+    """Samples per problem."""
     accuracy_by_problem: Float[np.ndarray, "problems"] = field(compare=False, repr=False)
     tokens_by_problem: Float[np.ndarray, "problems"] = field(compare=False, repr=False)
-    """Rules see the same orders: `metrics.paired_difference` of two rules' values tells whether they differ."""
+    """All rules see the same orders, so `metrics.paired_difference` compares two rules."""
 
 
 def accuracy_against_tokens(
-    problems: Sequence[Samples], rules: Sequence[StopRule] | None = None, seed: int = 0, draws: int = 100
+    problems: Sequence[ProblemSamples],
+    rules: Sequence[StopRule] | None = None,
+    seed: int = 0,
+    draws: int = 100,
 ) -> list[CostPoint]:
-    """Replay stored samples in `draws` random orders a problem: the plain and the weighted vote over the first k, and each stop rule.
+    """Replay stored samples in random orders, under votes over the first k samples and under stop rules.
 
-    k goes over the powers of two up to the fewest samples of any problem, which is also the budget of the default rules
-    (`CONFIDENCES`, from the first sample on). A vote's tie is shared among the tied answers. Without scores there are no
-    weighted votes, and the default rules are plain. Raises ValueError without problems or tokens, when some problems have
-    scores and others none, or when a rule is weighted without scores or draws more samples than there are.
+    The votes are plain and, where there are scores, weighted; k takes the powers of two up to the fewest
+    samples of any problem. Tied answers share the win.
+
+    Args:
+        rules: Stop rules; unless given, `CONFIDENCES` from the first sample on, with that number of samples
+        as budget,
+            weighted where there are scores.
+        draws: Orders of each problem.
+
+    Raises:
+        ValueError: There are no problems or no tokens, some problems have scores and others none, or a rule
+        is
+            weighted without scores or draws more samples than there are.
     """
     if not problems or any(samples.tokens is None for samples in problems):
         raise ValueError(
-            f"accuracy against tokens needs problems with the tokens of their samples; there are {len(problems)} problems"
+            "accuracy against tokens needs problems with the tokens of their samples; "
+            f"there are {len(problems)} problems"
         )
     scored = problems[0].scores is not None
     if any((samples.scores is not None) != scored for samples in problems):
-        raise ValueError("some problems have scores and others none: give all the same, or split them")
+        raise ValueError("some problems have scores and others none: replay the two kinds separately")
     fewest = min(len(samples) for samples in problems)
     if rules is None:
         rules = [StopRule(confidence, 1, fewest, weighted=scored) for confidence in CONFIDENCES]
     for rule in rules:
         if rule.max_samples > fewest or (rule.weighted and not scored):
             raise ValueError(
-                f"{rule} needs {rule.max_samples} samples a problem and scores where weighted; a problem has {fewest}"
+                f"{rule} needs {rule.max_samples} samples a problem, and scores where weighted; "
+                f"a problem has {fewest}"
             )
 
     fixed = [("majority", k) for k in powers_of_two(fewest)] + [
@@ -160,7 +189,7 @@ def accuracy_against_tokens(
     replayed = np.empty((3, len(named), len(problems)))
     rng = np.random.default_rng(seed)
     for number, samples in enumerate(problems):
-        # Only the first `fewest` of an order can be drawn by any rule.
+        # No rule draws more than the first `fewest` samples of an order.
         orders = rng.permuted(np.tile(np.arange(len(samples)), (draws, 1)), axis=1)[:, :fewest]
         replays = {
             weighted: _Replay.of(samples, orders, weighted)
@@ -182,7 +211,9 @@ class _Replay:
     tokens: Int[np.ndarray, "draws samples"]
 
     @classmethod
-    def of(cls, samples: Samples, orders: Int[np.ndarray, "draws samples"], weighted: bool) -> "_Replay":
+    def of(
+        cls, samples: ProblemSamples, orders: Int[np.ndarray, "draws samples"], weighted: bool
+    ) -> "_Replay":
         members, correctness = samples.classes()
         weights = samples.weights if weighted else np.ones(len(samples))
         votes = (members * weights[:, None])[orders].cumsum(axis=1)
@@ -198,13 +229,13 @@ class _Replay:
         )
 
     def stops(self, rule: StopRule) -> Int[np.ndarray, "draws"]:
-        """Samples that the rule draws in each order."""
+        """Number of samples that the rule draws in each order."""
         return 1 + _settled(self.confidence, self.lead, np.arange(1, self.lead.shape[1] + 1), rule).argmax(
             axis=1
         )
 
     def after(self, samples: Int[np.ndarray, "draws"]) -> tuple[float, float, float]:
-        """Mean correctness, tokens and samples of stopping each order there."""
+        """Mean correctness, tokens and samples when each order stops after its number of samples."""
         last = (np.arange(len(samples)), samples - 1)
         return float(self.right[last].mean()), float(self.tokens[last].mean()), float(samples.mean())
 
@@ -213,7 +244,7 @@ def _confidence(
     first: Float[np.ndarray, "*shape"], second: Float[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
     """P(p > 1/2) under Beta(first + 1, second + 1)."""
-    # 1 - I_1/2(a, b) = I_1/2(b, a), which loses no digits near 1.
+    # I_1/2(b, a) = 1 - I_1/2(a, b), without the loss of digits near 1.
     return betainc(second + 1, first + 1, 0.5)
 
 

@@ -1,7 +1,11 @@
-"""What k of a problem's n samples are worth: pass@k, votes plain (Maj@k) and weighted by self-reward, and best-of-k by self-reward.
+"""The vote, and what k samples of a problem are worth: pass@k, Maj@k, weighted Maj@k and best-of-k.
 
-In: the `Samples` of each problem. Out: an `Estimate`, the mean over problems of the expectation over all subsets of k samples, so
-that nothing depends on the order in which samples came.
+This is the only vote: training, `laser eval` and the service call it. `majority_vote` decides one vote as the
+service answers it. The figures at k take `ProblemSamples` and give an `Estimate`: the mean over problems of
+the expectation over all subsets of k samples, which does not depend on the order of the samples.
+
+A tie goes to the answer that was seen first in a single vote, and is shared equally in a figure. Over random
+orders of the samples the two agree on average for answers that tie with equally many samples.
 """
 
 import math
@@ -13,22 +17,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 EXACT_SUBSETS = 10_000
-"""A vote is taken over all subsets of a problem up to this number of them, and over a draw of them beyond."""
+"""A figure takes all subsets of a problem's samples up to this number, and draws subsets beyond it."""
 TIE = 1e-9
-"""Sums of weights that are nearer than this are a tie: floating-point sums depend on the order of their terms."""
+"""Sums of weights that differ by less are a tie: a floating-point sum depends on the order of its terms."""
 
 
 @dataclass(frozen=True)
-class Samples:
-    """The sampled solutions of one problem. Raises ValueError when there is none, when lengths differ, or on an answer below -1."""
+class ProblemSamples:
+    """The sampled solutions of one problem.
+
+    Raises:
+        ValueError: There is no sample, the columns have different lengths, or an answer is below -1.
+    """
 
     answers: Int[np.ndarray, "samples"]
-    """Class of the answer: equal answers share a number from 0 on, -1 is no answer."""
+    """Class of the answer: equal answers share a number from 0 on; -1 has no vote."""
     correct: Bool[np.ndarray, "samples"]
     scores: Float[np.ndarray, "samples"] | None = None
-    """Self-rewards, unclipped; NaN where unfinished. None for a model without self-reward."""
+    """Self-rewards, unclipped; NaN where unfinished. None without self-rewards."""
     tokens: Int[np.ndarray, "samples"] | None = None
-    """Tokens that each sample took."""
+    """Response tokens of each sample."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in vars(self).items() if column is not None}
@@ -36,7 +44,7 @@ class Samples:
             raise ValueError(f"the samples of a problem need columns of one length above 0, not {lengths}")
         if np.min(self.answers) < -1:
             raise ValueError(
-                f"an answer's class is {np.min(self.answers)}: number them from 0 on, and give -1 to no answer"
+                f"an answer's class is {np.min(self.answers)}: count classes from 0, and use -1 for no vote"
             )
 
     def __len__(self) -> int:
@@ -44,27 +52,34 @@ class Samples:
 
     @property
     def weights(self) -> Float[np.ndarray, "samples"]:
-        """Votes of the weighted vote: scores clipped to [0, 1], 0 where unfinished. Raises ValueError without scores."""
+        """Weights of the weighted vote: scores clipped to [0, 1], 0 where unfinished.
+
+        Raises:
+            ValueError: There are no scores.
+        """
         return vote_weights(self._scores)
 
     @property
     def by_score(self) -> Float[np.ndarray, "samples"]:
-        """Scores to rank by, -inf where unfinished. Raises ValueError without scores."""
+        """Scores to rank by, -inf where unfinished.
+
+        Raises:
+            ValueError: There are no scores.
+        """
         return np.where(np.isnan(self._scores), -np.inf, self._scores)
 
     @property
     def _scores(self) -> Float[np.ndarray, "samples"]:
         if self.scores is None:
-            raise ValueError(
-                "the samples have no scores: leave weighted votes and best-of-k out for a model without self-reward"
-            )
+            raise ValueError("the samples have no scores, so there is no weighted vote and no best-of-k")
         return np.asarray(self.scores, np.float64)
 
     def classes(self) -> tuple[Bool[np.ndarray, "samples classes"], Float[np.ndarray, "classes"]]:
-        """Which sample gives which answer, and the share of each answer's samples that the verifier calls correct.
+        """Which sample gives which answer, and the share of each answer's samples that are correct.
 
-        Pooled answers are equal, so that their verdicts should agree and the share be 0 or 1. Where they do not (a format that
-        one check could read and another could not), an answer that wins counts by the share.
+        Answers of one class are equal, so their verdicts should agree and the share should be 0 or 1.
+        Verdicts differ when the verifier reads only one of two notations. Then an answer that wins counts by
+        the share.
         """
         named, index = np.unique(self.answers, return_inverse=True)
         members = (index[:, None] == np.arange(len(named)))[:, named >= 0]
@@ -73,31 +88,32 @@ class Samples:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems."""
+    """A figure: the mean over problems."""
 
     value: float
     standard_error: float
-    """Of the random draw of subsets alone: 0 where all subsets were taken."""
+    """Error of the random draw of subsets alone; 0 where all subsets were taken."""
     by_problem: Float[np.ndarray, "problems"] = field(compare=False, repr=False)
-    """The values that `value` is the mean of: what `metrics.bootstrap_interval` and `metrics.paired_difference` take."""
+    """The values whose mean is `value`, for `bootstrap_interval` and `paired_difference`."""
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4 and so on up to n: the k of a table."""
+    """1, 2, 4 and so on up to n."""
     return [1 << power for power in range(n.bit_length())]
 
 
 def vote_weights(scores: Float[np.ndarray, "samples"]) -> Float[np.ndarray, "samples"]:
-    """Scores clipped to [0, 1], and 0 for NaN, an unfinished sample. Source: LaSeR (arXiv 2510.14943), RM@K."""
+    """Scores clipped to [0, 1]; 0 for NaN, an unfinished sample. Source: RM@K of LaSeR (arXiv 2510.14943)."""
     return np.clip(np.nan_to_num(np.asarray(scores, np.float64), nan=0.0), 0, 1)
 
 
 def answer_classes(answers: Sequence[str], equal: Callable[[str, str], bool]) -> list[int]:
-    """The class of each answer to one problem: equal answers share one, numbered from 0 in order of appearance.
+    """The class of each answer to one problem: equal answers share one, numbered from 0 in order of
+    appearance.
 
-    Each answer, the shortest first and then in order of the text, is compared with the first answer of every class found
-    so far. Classes therefore depend neither on the order of the samples nor on `equal` being transitive. `equal` is not
-    asked about equal texts.
+    Each answer, the shortest first and then in order of the text, is compared with the first answer of every
+    class found so far. Classes therefore depend neither on the order of the samples nor on `equal` being
+    transitive. `equal` is not asked about equal texts.
     """
     found: dict[str, int] = {}
     firsts: list[str] = []
@@ -113,19 +129,29 @@ def answer_classes(answers: Sequence[str], equal: Callable[[str, str], bool]) ->
 
 
 def majority_vote(answers: Sequence[int], weights: Sequence[float] | None = None) -> int | None:
-    """The answer with the largest sum of weights (1 each by default); None when every answer is -1.
+    """The winner of one vote: the answer class with the largest sum of weights.
 
-    A tie, also one of all weights 0, goes to the answer seen first. Raises ValueError when the lengths differ or an answer's
-    weight is negative or NaN.
+    A tie goes to the answer that was seen first, also when all weights are 0.
+
+    Args:
+        answers: Class of each sample's answer, from 0 on; -1 has no vote.
+        weights: Weight of each sample, at least 0 (see `vote_weights`); 1 each unless given.
+
+    Returns:
+        The winning class; None when no sample has a vote.
+
+    Raises:
+        ValueError: The lengths differ, or the weight of an answer is negative or NaN.
     """
     votes = pooled_votes(answers, [1.0] * len(answers) if weights is None else weights)
     return next((answer for answer, vote in votes.items() if vote > max(votes.values()) - TIE), None)
 
 
 def pooled_votes(answers: Sequence[int], weights: Sequence[float]) -> dict[int, float]:
-    """Sum of weights of each answer, in the order in which answers were first seen; -1 is no answer and left out.
+    """Sum of weights of each answer class, in the order in which the classes were first seen; -1 is left out.
 
-    Raises ValueError when the lengths differ or an answer's weight is negative or NaN.
+    Raises:
+        ValueError: The lengths differ, or the weight of an answer is negative or NaN.
     """
     pools: dict[int, list[float]] = {}
     for sample, (answer, weight) in enumerate(zip(answers, weights, strict=True)):
@@ -133,7 +159,8 @@ def pooled_votes(answers: Sequence[int], weights: Sequence[float]) -> dict[int, 
             continue
         if not weight >= 0:
             raise ValueError(
-                f"the weight of sample {sample} is {weight}: clip scores to [0, 1], and give unfinished samples 0"
+                f"the weight of sample {sample} is {weight}: "
+                "clip scores to [0, 1], and use 0 for unfinished samples"
             )
         pools.setdefault(answer, []).append(weight)
     return {answer: math.fsum(pool) for answer, pool in pools.items()}
@@ -144,9 +171,14 @@ def fair_winner(
     present: Bool[np.ndarray, "*draws classes"],
     correctness: Float[np.ndarray, "classes"],
 ) -> Float[np.ndarray, "*draws"]:
-    """Expected correctness of a vote's winner under a fair choice among tied answers; 0 where no answer is present.
+    """Expected correctness of a vote's winner when tied answers share the win; 0 where no answer is present.
 
-    No vote is negative, so that the answers that are present tie where all votes are 0.
+    Where all votes are 0, all present answers tie.
+
+    Args:
+        votes: Sum of weights of each class, at least 0.
+        present: Whether any sample gives that class.
+        correctness: Share of the samples of each class that are correct.
     """
     if not len(correctness):
         return np.zeros(votes.shape[:-1])
@@ -154,48 +186,61 @@ def fair_winner(
     return winners @ correctness / np.maximum(winners.sum(axis=-1), 1)
 
 
-def pass_at_k(problems: Sequence[Samples], k: int) -> Estimate:
+def pass_at_k(problems: Sequence[ProblemSamples], k: int) -> Estimate:
     """Chance that k samples of a problem contain a correct one, exactly.
 
-    Raises ValueError without problems, or unless k is from 1 to the samples of every problem. Source: Chen et al.
-    (arXiv 2107.03374), equation 1.
+    Source: Chen et al. (arXiv 2107.03374), equation 1.
+
+    Raises:
+        ValueError: There are no problems, or k is not from 1 to the samples of every problem.
     """
     _check_k(problems, k)
     wrong = [(len(samples), len(samples) - int(np.sum(samples.correct))) for samples in problems]
     return _exact([1 - math.comb(n_wrong, k) / math.comb(n, k) for n, n_wrong in wrong])
 
 
-def best_of_k(problems: Sequence[Samples], k: int) -> Estimate:
-    """Chance that the highest scored of k samples of a problem is correct, exactly; one without a scored sample counts as wrong.
+def best_of_k(problems: Sequence[ProblemSamples], k: int) -> Estimate:
+    """Chance that the highest scored of k samples of a problem is correct, exactly.
 
-    Equal scores share. Raises ValueError without problems or scores, or unless k is from 1 to the samples of every problem.
+    Equal scores share. A subset without a scored sample counts as wrong.
+
+    Raises:
+        ValueError: There are no problems or no scores, or k is not from 1 to the samples of every problem.
     """
     _check_k(problems, k)
     return _exact([_best_of_k(samples, k) for samples in problems])
 
 
-def maj_at_k(problems: Sequence[Samples], k: int, seed: int = 0, draws: int = 4_000) -> Estimate:
+def maj_at_k(problems: Sequence[ProblemSamples], k: int, seed: int = 0, draws: int = 4_000) -> Estimate:
     """Accuracy of the most frequent answer among k samples of a problem.
 
-    Tied answers share; a subset without any answer counts as wrong. All subsets are taken where they are at most
-    `EXACT_SUBSETS`, else `draws` of them, which depend on `seed`, k and the number of samples alone: plain and weighted votes
-    see the same subsets. Raises ValueError without problems, or unless k is from 1 to the samples of every problem.
+    Tied answers share. A subset without any vote counts as wrong. All subsets are taken where there are at
+    most `EXACT_SUBSETS`, else `draws` of them. The draw depends on `seed`, k and the number of samples alone:
+    plain and weighted votes see the same subsets.
+
+    Raises:
+        ValueError: There are no problems, or k is not from 1 to the samples of every problem.
     """
     return _vote_at_k(problems, k, lambda samples: np.ones(len(samples)), seed, draws)
 
 
-def weighted_maj_at_k(problems: Sequence[Samples], k: int, seed: int = 0, draws: int = 4_000) -> Estimate:
-    """As `maj_at_k`, for the answer with the largest sum of scores, clipped to [0, 1] and 0 where unfinished (RM@K of LaSeR).
+def weighted_maj_at_k(
+    problems: Sequence[ProblemSamples], k: int, seed: int = 0, draws: int = 4_000
+) -> Estimate:
+    """As `maj_at_k`, for the answer with the largest sum of `vote_weights`: RM@K of LaSeR (arXiv 2510.14943).
 
-    Where all of a subset's weights are 0, all its answers tie. Raises ValueError without scores, and as `maj_at_k`.
+    Where all weights of a subset are 0, all its answers tie.
+
+    Raises:
+        ValueError: There are no scores; and as `maj_at_k`.
     """
     return _vote_at_k(problems, k, lambda samples: samples.weights, seed, draws)
 
 
 def _vote_at_k(
-    problems: Sequence[Samples],
+    problems: Sequence[ProblemSamples],
     k: int,
-    weights: Callable[[Samples], Float[np.ndarray, "samples"]],
+    weights: Callable[[ProblemSamples], Float[np.ndarray, "samples"]],
     seed: int,
     draws: int,
 ) -> Estimate:
@@ -213,7 +258,7 @@ def _vote_at_k(
             by_problem[index] = right.mean()
             by_subset += right
         if math.comb(n, k) > EXACT_SUBSETS:
-            # Problems of one size share their subsets, so that the draw's error is that of the sum over them.
+            # Problems of one size share their subsets, so the error of the draw is that of their sum.
             variance += by_subset.var(ddof=1) / len(subsets)
     return Estimate(float(by_problem.mean()), math.sqrt(variance) / len(problems), by_problem)
 
@@ -229,8 +274,8 @@ def _subsets(n: int, k: int, seed: int, draws: int) -> Float[np.ndarray, "subset
     return subsets
 
 
-def _best_of_k(samples: Samples, k: int) -> float:
-    """Sum over scores of (chance that a subset's highest is that score) * (share of correct ones among the samples with it)."""
+def _best_of_k(samples: ProblemSamples, k: int) -> float:
+    """Sum over scores of P(it is a subset's highest) * (share of correct samples among those with it)."""
     n = len(samples)
     levels, level_of = np.unique(samples.by_score, return_inverse=True)
     size = np.bincount(level_of)
@@ -247,9 +292,10 @@ def _exact(by_problem: list[float]) -> Estimate:
     return Estimate(float(np.mean(by_problem)), 0.0, np.array(by_problem))
 
 
-def _check_k(problems: Sequence[Samples], k: int) -> None:
+def _check_k(problems: Sequence[ProblemSamples], k: int) -> None:
     fewest = min((len(samples) for samples in problems), default=0)
     if not 1 <= k <= fewest:
         raise ValueError(
-            f"k is {k}; it must be from 1 to {fewest}, the fewest samples of any of the {len(problems)} problems"
+            f"k is {k}; it must be from 1 to {fewest}, "
+            f"the fewest samples of any of the {len(problems)} problems"
         )

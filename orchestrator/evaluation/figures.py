@@ -16,7 +16,7 @@ from jaxtyping import Float
 from orchestrator.algorithm import metrics
 from orchestrator.algorithm.adaptive import CostPoint, accuracy_against_tokens
 from orchestrator.algorithm.voting import (
-    Samples,
+    ProblemSamples,
     best_of_k,
     maj_at_k,
     pass_at_k,
@@ -230,8 +230,8 @@ def _quality(groups: Sequence[Sequence[Sample]], scored: bool) -> tuple[dict[str
     return dict(zip(QUALITY, figures, strict=True)), mixed
 
 
-def _votes(group: Sequence[Sample], scored: bool) -> Samples:
-    return Samples(
+def _votes(group: Sequence[Sample], scored: bool) -> ProblemSamples:
+    return ProblemSamples(
         answers=np.array([-1 if sample.answer_class is None else sample.answer_class for sample in group]),
         correct=np.array([sample.correct for sample in group]),
         scores=np.array([sample.score for sample in group]) if scored else None,
@@ -239,7 +239,7 @@ def _votes(group: Sequence[Sample], scored: bool) -> Samples:
     )
 
 
-def _at_k(problems: Sequence[Samples], k: int, scored: bool) -> AtK:
+def _at_k(problems: Sequence[ProblemSamples], k: int, scored: bool) -> AtK:
     majority = maj_at_k(problems, k)
     weighted = weighted_maj_at_k(problems, k) if scored else None
     return AtK(

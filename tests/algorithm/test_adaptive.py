@@ -14,19 +14,20 @@ from orchestrator.algorithm.adaptive import (
     settled,
 )
 from orchestrator.algorithm.metrics import paired_difference
-from orchestrator.algorithm.voting import Samples, maj_at_k, weighted_maj_at_k
+from orchestrator.algorithm.voting import ProblemSamples, maj_at_k, weighted_maj_at_k
 
 NAN = math.nan
 
 
 def simulated(rng, count, n=16):
-    """Problems of mixed difficulty: class 0 is right, wrong answers are spread, scores overlap, wrong samples are longer."""
+    """Problems of mixed difficulty: class 0 is right, wrong answers are spread, scores overlap, wrong samples
+    are longer."""
     problems = []
     for share in rng.beta(1, 1, count):
         right = rng.random(n) < share
         answers = np.where(right, 0, rng.integers(1, 6, n))
         scores = np.where(right, rng.beta(3, 2, n), rng.beta(2, 3, n))
-        problems.append(Samples(answers, right, scores, np.where(right, 20, 30)))
+        problems.append(ProblemSamples(answers, right, scores, np.where(right, 20, 30)))
     return problems
 
 
@@ -103,14 +104,17 @@ def test_a_plain_rule_counts_samples():
 
 
 def test_replay_by_hand():
-    """Two samples, right (score 1, 10 tokens) and wrong (score 0.2, 30 tokens), in either order; the rule stops on a first vote of 1."""
-    samples = Samples(np.array([0, 1]), np.array([True, False]), np.array([1.0, 0.2]), np.array([10, 30]))
+    """Right (score 1, 10 tokens) and wrong (score 0.2, 30 tokens); the rule stops on a first vote of 1."""
+    samples = ProblemSamples(
+        np.array([0, 1]), np.array([True, False]), np.array([1.0, 0.2]), np.array([10, 30])
+    )
     points = accuracy_against_tokens(
         [samples], [StopRule(0.75, 1, 2), StopRule(0.75, 1, 2, weighted=False)], draws=4_000
     )
     by_rule = {(point.rule, point.parameter): point for point in points}
     assert list(by_rule) == [
-        ("majority", 1), ("majority", 2), ("weighted", 1), ("weighted", 2), ("adaptive", 0.75), ("adaptive majority", 0.75),
+        ("majority", 1), ("majority", 2), ("weighted", 1), ("weighted", 2),
+        ("adaptive", 0.75), ("adaptive majority", 0.75),
     ]  # fmt: skip
     near = {"abs": 0.5 * 3.5 / math.sqrt(4_000)}  # of a share of orders; tokens and samples scale it
     one, both, adaptive, plain = (
@@ -120,7 +124,8 @@ def test_replay_by_hand():
     assert one.accuracy == pytest.approx(0.5, **near)
     assert (one.samples, both.samples, both.tokens, both.accuracy) == (1, 2, 40, 0.5)
     assert by_rule["weighted", 2].accuracy == 1
-    # Right first: stops there with 10 tokens. Wrong first, P = 1 - 2^-1.2 = .56: draws the other as well, which wins.
+    # Right first: stops there with 10 tokens. Wrong first, P = 1 - 2^-1.2 = .56: draws the other as well,
+    # which wins.
     assert adaptive.accuracy == 1
     assert adaptive.samples == pytest.approx(1.5, **near)
     assert adaptive.tokens == pytest.approx(25 + 30 * (adaptive.samples - 1.5))
@@ -144,7 +149,9 @@ def test_a_replay_stops_where_the_service_would(answer, score, confidence, fewes
     vote = AdaptiveVote(rule)
     while not vote.settled:
         vote.add(answer, score, 7)
-    point = accuracy_against_tokens([Samples(answers, answers == 0, scores, tokens)], [rule], draws=2)[-1]
+    point = accuracy_against_tokens([ProblemSamples(answers, answers == 0, scores, tokens)], [rule], draws=2)[
+        -1
+    ]
     assert (point.samples, point.tokens, point.accuracy) == (
         vote.samples,
         vote.tokens,
@@ -153,7 +160,8 @@ def test_a_replay_stops_where_the_service_would(answer, score, confidence, fewes
 
 
 def test_a_replay_equals_the_service_over_all_orders():
-    """Accuracy, tokens and samples of the incremental vote, averaged over the 720 orders of six unlike samples."""
+    """Accuracy, tokens and samples of the incremental vote, averaged over the 720 orders of six unlike
+    samples."""
     answers, scores = np.array([0, 1, 0, 2, -1, 1]), np.array([0.9, 0.4, 0.3, 0.75, NAN, 0.15])
     tokens = np.array([10, 20, 30, 40, 50, 60])
     rule = StopRule(0.7, 1, 6)
@@ -165,7 +173,9 @@ def test_a_replay_equals_the_service_over_all_orders():
                 vote.add(int(answers[sample]), float(scores[sample]), int(tokens[sample]))
         outcomes.append((vote.winner == 0, vote.tokens, vote.samples))
     means, errors = np.mean(outcomes, axis=0), np.std(outcomes, axis=0) / math.sqrt(5_000)
-    point = accuracy_against_tokens([Samples(answers, answers == 0, scores, tokens)], [rule], draws=5_000)[-1]
+    point = accuracy_against_tokens(
+        [ProblemSamples(answers, answers == 0, scores, tokens)], [rule], draws=5_000
+    )[-1]
     for value, mean, error in zip((point.accuracy, point.tokens, point.samples), means, errors, strict=True):
         assert abs(value - mean) < 4 * error
 
@@ -198,8 +208,8 @@ def test_the_weighted_rule_reaches_the_plain_votes_accuracy_with_fewer_tokens():
 
 
 def test_errors_are_over_problems():
-    right = Samples(np.array([0, 0]), np.array([True, True]), None, np.array([5, 5]))
-    wrong = Samples(np.array([0, 0]), np.array([False, False]), None, np.array([7, 7]))
+    right = ProblemSamples(np.array([0, 0]), np.array([True, True]), None, np.array([5, 5]))
+    wrong = ProblemSamples(np.array([0, 0]), np.array([False, False]), None, np.array([7, 7]))
     points = accuracy_against_tokens([right, wrong], draws=3)
     # Without scores: plain votes only. Unbiased std of (1, 0) is sqrt(1/2), over sqrt(2) problems.
     assert {point.rule for point in points} == {"majority", "adaptive majority"}
@@ -225,9 +235,12 @@ def test_what_a_replay_needs():
         np.array([1.0, 0.0]),
         np.array([5, 5]),
     )
-    plain, scored = Samples(answers, correct, None, tokens), Samples(answers, correct, scores, tokens)
+    plain, scored = (
+        ProblemSamples(answers, correct, None, tokens),
+        ProblemSamples(answers, correct, scores, tokens),
+    )
     with pytest.raises(ValueError, match="needs problems with the tokens"):
-        accuracy_against_tokens([Samples(answers, correct, scores)])
+        accuracy_against_tokens([ProblemSamples(answers, correct, scores)])
     with pytest.raises(ValueError, match="there are 0 problems"):
         accuracy_against_tokens([])
     with pytest.raises(ValueError, match="some problems have scores and others none"):

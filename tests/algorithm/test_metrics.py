@@ -11,6 +11,7 @@ from orchestrator.algorithm.metrics import (
     auroc_problem_only,
     auroc_within_problem,
     bootstrap_interval,
+    bootstrap_means,
     expected_calibration_error,
     paired_difference,
     self_verification,
@@ -106,7 +107,8 @@ def test_problem_only_takes_named_difficulties():
 
 
 def test_calibration_error_by_hand():
-    # Bin [0.9, 1]: mean score 0.975, accuracy 1/2, two samples. Bin [0, 0.1): score 0 after clipping, accuracy 0.
+    # Bin [0.9, 1]: mean score 0.975, accuracy 1/2, two samples. Bin [0, 0.1): score 0 after clipping,
+    # accuracy 0.
     scores = np.array([0.95, 1.7, -0.4, 0.0])
     correct = np.array([True, False, False, False])
     assert expected_calibration_error(scores, correct) == pytest.approx(0.475 * 2 / 4)
@@ -136,7 +138,8 @@ def test_nan_scores_are_refused():
 
 
 def test_bootstrap_interval_by_hand():
-    # The mean of n draws from {0, 1} is Binomial(n, share) / n. n = 3, share 2/3: P(0) = 1/27 is above 2.5 %, P(1) = 8/27.
+    # The mean of n draws from {0, 1} is Binomial(n, share) / n. n = 3, share 2/3: P(0) = 1/27 is above 2.5 %,
+    # P(1) = 8/27.
     assert bootstrap_interval(np.array([1.0, 1.0, 0.0])) == (0.0, 1.0)
     # One tail of 10 %: P(0) = .037 is below it, P(at most 1/3) = 7/27 above.
     assert bootstrap_interval(np.array([1.0, 1.0, 0.0]), level=0.8) == (pytest.approx(1 / 3), 1.0)
@@ -151,6 +154,16 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
     assert bootstrap_interval(values, draws=50, seed=1) == bootstrap_interval(values, draws=50, seed=1)
     assert bootstrap_interval(values, draws=50, seed=1) != bootstrap_interval(values, draws=50, seed=2)
+
+
+def test_a_weighted_bootstrap_draws_problems_with_all_their_samples():
+    # Problem a: 3 of 3 right; b: 0 of 1. Draws: aa 1, bb 0, and ab or ba 3/4.
+    values, weights = np.array([1.0, 0.0]), np.array([3, 1])
+    means = bootstrap_means(values, 4_000, np.random.default_rng(0), weights)
+    assert set(means) == {0.0, 0.75, 1.0}
+    assert np.mean(means == 0.75) == pytest.approx(0.5, abs=3.5 * 0.5 / math.sqrt(4_000))
+    assert bootstrap_interval(values, level=0.6, weights=weights) == (0.0, 1.0)
+    assert bootstrap_interval(values, level=0.4, weights=weights) == (0.75, 0.75)
 
 
 def test_paired_difference_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.algorithm import voting
 from orchestrator.algorithm.voting import (
-    Samples,
+    ProblemSamples,
     answer_classes,
     best_of_k,
     maj_at_k,
@@ -23,7 +23,7 @@ NAN = math.nan
 
 
 def problem(answers, correct, scores=None):
-    return Samples(
+    return ProblemSamples(
         np.array(answers), np.array(correct, bool), None if scores is None else np.array(scores, np.float32)
     )
 
@@ -36,7 +36,8 @@ def random_problem(rng, n):
 
 @st.composite
 def problems(draw):
-    """A problem of up to 6 samples, with verdicts that may disagree within a class, and a k that it allows."""
+    """A problem of up to 6 samples, with verdicts that may disagree within a class, and a k that it
+    allows."""
     samples = draw(
         st.lists(
             st.tuples(
@@ -129,7 +130,8 @@ def test_pass_at_k_by_hand():
 
 
 def test_majority_at_k_by_hand():
-    # Answers r r w x, r right. Pairs: rr 1; rw, rx (two each) tie, 1/2; wx 0: (1 + 4/2) / 6. Triples: rrw, rrx 1; rwx (two) 1/3.
+    # Answers r r w x, r right. Pairs: rr 1; rw, rx (two each) tie, 1/2; wx 0: (1 + 4/2) / 6. Triples: rrw,
+    # rrx 1; rwx (two) 1/3.
     samples = problem([0, 0, 1, 2], [1, 1, 0, 0])
     assert maj_at_k([samples], 1).value == pytest.approx(1 / 2)
     assert maj_at_k([samples], 2).value == pytest.approx(3 / 6)
@@ -169,7 +171,8 @@ def test_where_verdicts_of_one_answer_disagree_the_share_counts():
 
 
 def test_best_of_k_by_hand():
-    # By score: r .9, w .5, r .1, then one unfinished. Pairs: three hold the first (1), two more the second (0), one is {r .1, cut} (1).
+    # By score: r .9, w .5, r .1, then one unfinished. Pairs: three hold the first (1), two more the second
+    # (0), one is {r .1, cut} (1).
     samples = problem([0, 1, 0, 2], [1, 0, 1, 0], [0.9, 0.5, 0.1, NAN])
     assert best_of_k([samples], 2).value == pytest.approx((3 + 0 + 1) / 6)
     # Scores are not clipped: 1.4 is above 1.2. Equal scores share.
@@ -201,14 +204,14 @@ def test_every_figure_is_the_mean_over_all_subsets(case):
 def test_nothing_depends_on_the_order_of_samples(case, random):
     samples, k = case
     order = random.sample(range(len(samples)), len(samples))
-    shuffled = Samples(samples.answers[order], samples.correct[order], samples.scores[order])
+    shuffled = ProblemSamples(samples.answers[order], samples.correct[order], samples.scores[order])
     for figure in (pass_at_k, best_of_k, maj_at_k, weighted_maj_at_k):
         assert figure([samples], k).value == pytest.approx(figure([shuffled], k).value)
 
 
 def test_sums_that_differ_by_rounding_alone_are_a_tie():
     # 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in float64.
-    samples = Samples(
+    samples = ProblemSamples(
         np.array([0, 0, 0, 1, 1, 1]),
         np.array([1, 1, 1, 0, 0, 0], bool),
         np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]),
@@ -229,7 +232,8 @@ def test_a_draw_agrees_with_all_subsets_within_its_error(vote, monkeypatch):
         assert 0 < drawn.standard_error < 0.02
         assert drawn.value == pytest.approx(drawn.by_problem.mean())
         distances.append((drawn.value - exact.value) / drawn.standard_error)
-    # Standardised by its own error the distance has mean 0 and variance 1: over 40 seeds the mean square lies in 1 +- 3.5 sqrt(2/40).
+    # Standardised by its own error the distance has mean 0 and variance 1: over 40 seeds the mean square lies
+    # in 1 +- 3.5 sqrt(2/40).
     assert abs(np.mean(distances)) < 3.5 / math.sqrt(40)
     assert 0.3 < np.mean(np.square(distances)) < 1.8
     assert vote(sets, 5, seed=1).value == vote(sets, 5, seed=1).value != vote(sets, 5, seed=2).value
