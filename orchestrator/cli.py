@@ -75,12 +75,12 @@ def _sweep(options: argparse.Namespace) -> int:
     config = load_sweep(options.config, options.overrides)
     base = base_config(config)
     if options.plan:
-        from orchestrator.sweeps.plan import Plan
-        from orchestrator.sweeps.progress import show_plan
+        from orchestrator.sweeps.plan import SweepPlan
+        from orchestrator.sweeps.show import show_plan
 
-        show_plan(Plan(config, base))
+        show_plan(SweepPlan(config, base))
         return 0
-    from orchestrator.sweeps.progress import show_outcome
+    from orchestrator.sweeps.show import show_outcome
     from orchestrator.sweeps.sweep import sweep
     from orchestrator.tracking.address import tracking_command, tracking_uri
 

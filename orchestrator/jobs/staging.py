@@ -139,11 +139,11 @@ def _training(config: RunConfig) -> Work:
 
 
 def _sweep(config: SweepConfig) -> Work:
-    from orchestrator.sweeps.plan import Plan  # with MLflow, which takes seconds
+    from orchestrator.sweeps.plan import SweepPlan  # with MLflow, which takes seconds
 
     base = base_config(config)
     # Optuna is yet to propose its trials.
-    runs = [trial.config for trial in Plan(config, base).trials] or [base]
+    runs = [trial.config for trial in SweepPlan(config, base).trials] or [base]
 
     def named(key: str, base_value: str | None) -> list[str | None]:
         """Of the base and of all trials."""

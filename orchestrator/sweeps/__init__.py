@@ -1,1 +1,1 @@
-"""Sweeps: many runs over a search space on Ray Tune, which share what they have in common, and one answer in the end."""
+"""Sweeps: many runs over a search space on Ray Tune, with shared first steps and one best point."""

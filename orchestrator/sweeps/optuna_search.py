@@ -1,7 +1,7 @@
-"""Optuna's TPE for a sweep whose values are proposed and not drawn, through Ray Tune's searcher.
+"""Optuna's TPE for a sweep whose points are proposed, as a searcher of Ray Tune.
 
-In: a plan, and the ledger of earlier calls. Out: a searcher that knows what has been found, proposes first what was cut off, and
-proposes no point twice.
+In: a plan, and the ledger of earlier calls. Out: a searcher that knows the earlier results, proposes
+    interrupted points first, and proposes no point twice.
 """
 
 import json
@@ -14,22 +14,23 @@ from ray.tune.search.optuna import OptunaSearch
 
 from orchestrator.config.sweep import Values
 from orchestrator.errors import ConfigError
-from orchestrator.sweeps.plan import Plan, Point, in_effect, rounded
+from orchestrator.sweeps.plan import SweepPlan
 from orchestrator.sweeps.results import Ledger, State, Trial
+from orchestrator.sweeps.space import Point, in_effect, rounded
 from orchestrator.sweeps.trial import NO_VALUE
 
-PROPOSALS = 200
-"""Proposals that may turn out to be known or impossible points before the space counts as searched through."""
+MAX_PROPOSALS = 200
+"""Known or invalid proposals in a row after which the space counts as exhausted."""
 
 
 class PointSearch(Searcher):
     """Proposes new points of a plan's space.
 
     Attributes:
-        left: Points that it is still to propose.
+        left: Number of points that it has not proposed yet.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+    def __init__(self, plan: SweepPlan, ledger: Ledger) -> None:
         super().__init__(metric="objective", mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sweep = plan.sweep
@@ -59,15 +60,16 @@ class PointSearch(Searcher):
         self.proposed = set(over)
         self.left = max(0, sweep.search.points - len(over))
         self.names: dict[str, str] = {}
-        """Optuna's name of each trial of Tune's."""
+        """Optuna's name of each trial, by Tune's."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        for attempt in range(PROPOSALS):
+        """The next point, as `{"point": ...}`, or `Searcher.FINISHED` when the space is exhausted."""
+        for attempt in range(MAX_PROPOSALS):
             name = f"{trial_id}-{attempt}"
             proposal = self.optuna.suggest(name)
             point = self.point(proposal)
             key = json.dumps(point)
-            if key not in self.proposed and self._is_possible(point):
+            if key not in self.proposed and self._is_valid(point):
                 self.proposed.add(key)
                 self.names[trial_id] = name
                 return {"point": point}
@@ -78,7 +80,7 @@ class PointSearch(Searcher):
         self.optuna.on_trial_complete(self.names[trial_id], result, error)
 
     def point(self, proposal: dict[str, Any]) -> Point:
-        """A proposal as it is trained: rounded, without the keys that are not in effect."""
+        """The point that is trained for a proposal: rounded, without the keys that have no effect."""
         space = self.plan.sweep.space
         return in_effect(
             self.plan.sweep,
@@ -87,12 +89,12 @@ class PointSearch(Searcher):
         )
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is what a sweep goes on with."""
+        """Saves nothing: a sweep resumes from its ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its ledger, not from Tune's state")
+        raise NotImplementedError("a sweep resumes from its ledger, not from Tune's state")
 
-    def _is_possible(self, point: Point) -> bool:
+    def _is_valid(self, point: Point) -> bool:
         try:
             self.plan.trial(point, self.plan.sweep.seeds[0])
         except ConfigError:
@@ -100,7 +102,7 @@ class PointSearch(Searcher):
         return True
 
     def _proposal(self, point: Point) -> dict[str, Any]:
-        """A point as Optuna proposes it: with some value also for a key that was not in effect."""
+        """A point as Optuna proposes it, which has a value for every key, also for one without effect."""
         return {
             key: point.get(key, getattr(values, values.kind)[0])
             for key, values in self.plan.sweep.space.items()
@@ -111,5 +113,5 @@ def _distribution(values: Values) -> BaseDistribution:
     if values.choice is not None:
         return CategoricalDistribution(values.choice)
     bounds = values.uniform or values.log_uniform
-    assert bounds is not None, "a grid is refused with Optuna"
+    assert bounds is not None, "SweepConfig refuses a grid with Optuna"
     return FloatDistribution(*bounds, log=values.log_uniform is not None)

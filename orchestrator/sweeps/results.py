@@ -1,6 +1,7 @@
-"""What has become of a sweep's runs: the ledger that a sweep goes on with after a kill, and its answer in the end.
+"""The state of a sweep's runs: the ledger that a killed sweep resumes from, and the outcome.
 
-`results.json` in the sweep's folder is written anew whenever a run changes its state; the runs' own folders hold the rest.
+The ledger is `results.json` in the sweep's folder, written whenever a run changes its state. The runs' own
+folders hold all else.
 """
 
 import json
@@ -23,7 +24,7 @@ class State(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     PRUNED = "pruned"
-    """Stopped early, because others did better."""
+    """Stopped early, because other trials did better."""
     FAILED = "failed"
 
 
@@ -32,30 +33,30 @@ OVER = (State.FINISHED, State.PRUNED, State.FAILED)
 
 @dataclass
 class Trial:
-    """One trial of a sweep, as far as it has come."""
+    """One trial of a sweep, and its progress."""
 
     name: str
     folder: str
-    """Relative to the sweep's."""
+    """Relative to the sweep's folder."""
     point: dict[str, Any]
     seed: int
     steps: int
     status: State = State.PENDING
     step: int = 0
     objective: float | None = None
-    """The metric at the newest evaluation; None while there is none, or where its figures are not defined."""
+    """The metric at the newest evaluation. None before the first one, and where the metric is not defined."""
     metrics: dict[str, float | None] = field(default_factory=dict)
     """Figures of the newest evaluation."""
     error: str | None = None
     mlflow_run_id: str | None = None
     trunk: str | None = None
     branch_step: int = 0
-    """Steps that its trunk has trained for it."""
+    """The trunk's steps, which the trial did not train itself."""
 
 
 @dataclass
 class Trunk:
-    """The steps that some trials share."""
+    """A run whose steps several trials share, and its progress."""
 
     name: str
     folder: str
@@ -67,19 +68,19 @@ class Trunk:
 
 
 @dataclass(frozen=True)
-class Best:
+class SweepBest:
     """The point with the largest mean metric over its finished seeds."""
 
     point: dict[str, Any]
     objective: float
     seeds: int
     trial: str
-    """Its best single trial, whose weights are registered."""
+    """Name of the point's best trial, whose weights are registered."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """Training steps of a sweep, against those of the same runs without a trunk."""
+class SweepWork:
+    """Training steps of a sweep, and of the same trials without trunks."""
 
     steps_trained: int
     steps_independent: int
@@ -90,7 +91,7 @@ class Work:
 
 
 def objective(metric: Formula, figures: Mapping[str, float | None]) -> float | None:
-    """The metric's value; None where a figure that it uses is not defined, or the formula is not for these figures."""
+    """The metric's value. None where the metric, or a figure that it uses, is not defined."""
     numbers = {name: value for name, value in figures.items() if value is not None and not math.isnan(value)}
     if not metric.names <= set(numbers):
         return None
@@ -108,31 +109,53 @@ class Ledger:
         keys: The searched keys, in the order of the sweep's file.
         metric: The formula to maximise.
         evaluation_set: Name of the held-out set in metrics.
+        planned: Number of trials that the sweep will have at its end.
+
+    Attributes:
+        trials, trunks, members: The runs by name, and the plan's entry of each.
+        before: The runs by kind and name as the file had them when it was read.
+        seconds: Duration of all calls of the sweep.
 
     Raises:
-        ConfigError: `results.json` is there and cannot be read.
+        ConfigError: `results.json` exists and cannot be read.
     """
 
     def __init__(
         self, folder: Path, name: str, keys: Iterable[str], metric: str, evaluation_set: str, planned: int = 0
     ) -> None:
-        self.folder, self.name, self.keys, self.evaluation_set = folder, name, list(keys), evaluation_set
+        self.folder = folder
+        self.name = name
+        self.keys = list(keys)
         self.metric = Formula(metric)
+        self.evaluation_set = evaluation_set
+        self.planned = planned
+        self.path = folder / "results.json"
         self.trials: dict[str, Trial] = {}
         self.trunks: dict[str, Trunk] = {}
+        self.members: dict[str, Member] = {}
         self.seconds = 0.0
-        self.planned = planned
-        """Trials that the sweep is to have in the end."""
-        self.path = folder / "results.json"
         self.before = self._read()
+        self._last_evaluated: dict[str, int] = {}
+        """Step of each trial's newest evaluation in this call."""
+
+    @property
+    def runs(self) -> list[Trial | Trunk]:
+        """The trunks, then the trials."""
+        return [*self.trunks.values(), *self.trials.values()]
+
+    def run_of(self, member: Member) -> Trial | Trunk:
+        """The run of a member, which is added if the ledger does not have it."""
+        known: Mapping[str, Trial | Trunk] = self.trunks if member.is_trunk else self.trials
+        return known.get(member.name) or self.add(member)
 
     def add(self, member: Member) -> Trial | Trunk:
-        """Take in a run of the plan, with what is known of it from before; one that was cut off is pending again."""
+        """Add a run of the plan with its state from earlier calls. An interrupted run is pending again."""
+        self.members[member.name] = member
         folder, steps = f"{'trunks' if member.is_trunk else 'trials'}/{member.name}", member.config.run.steps
         kind: type[Trial | Trunk] = Trunk if member.is_trunk else Trial
         known = self.before["trunks" if member.is_trunk else "trials"].get(member.name, {})
         if not (self.folder / folder / JOURNAL).exists():
-            known = {}  # it has not begun, or its folder was deleted
+            known = {}  # the run has not started, or its folder was deleted
         run: Trial | Trunk
         if member.is_trunk:
             run = self.trunks[member.name] = Trunk(member.name, folder, steps)
@@ -156,27 +179,38 @@ class Ledger:
         return run
 
     def objective(self, figures: Mapping[str, float | None]) -> float | None:
-        """The metric of an evaluation; None where a figure that it uses is not defined."""
+        """The metric of an evaluation. None where the metric, or a figure that it uses, is not defined."""
         return objective(self.metric, figures)
 
-    def evaluated(self, trial: Trial, step: int, figures: Mapping[str, float | None]) -> None:
-        """Take in a trial's evaluation. Figures that are not defined are NaN on the way and None in a summary."""
+    def evaluated(self, trial: Trial, step: int, figures: Mapping[str, float | None]) -> bool:
+        """Record a trial's evaluation.
+
+        Args:
+            figures: A figure that is not defined is NaN during training, and None in a summary.
+
+        Returns:
+            False when it is already the trial's newest evaluation. A resumed trial makes up the evaluation of
+            its checkpoint where that was due, and a finished trial reports its last evaluation again.
+        """
+        is_new = self._last_evaluated.get(trial.name) != step
+        self._last_evaluated[trial.name] = step
         trial.step = step
         trial.metrics = {
             name: None if value is None or math.isnan(value) else value for name, value in figures.items()
         }
         trial.objective = self.objective(trial.metrics)
+        return is_new
 
     def look(self, run: Trial | Trunk) -> None:
-        """Bring a run's step and MLflow run up to what its folder says."""
+        """Update a run's step, branch and MLflow run from its folder."""
         folder = self.folder / run.folder
         if isinstance(run, Trial) and (folder / "branch.json").exists():
             run.branch_step = json.loads((folder / "branch.json").read_text())["step"]
         run.step = max(run.step, last_step(folder), getattr(run, "branch_step", 0))
         run.mlflow_run_id = saved_run_id(folder)
 
-    def best(self) -> Best | None:
-        """The best point: by the mean over its seeds, among the points with the most finished seeds."""
+    def best(self) -> SweepBest | None:
+        """The point with the best mean over its seeds, among the points with the most finished seeds."""
         by_point: dict[str, list[Trial]] = {}
         for trial in self.trials.values():
             if trial.status is State.FINISHED and trial.objective is not None:
@@ -191,17 +225,21 @@ class Ledger:
         }
         key = max(means, key=lambda key: means[key])
         best_trial = max(by_point[key], key=lambda trial: trial.objective or 0.0)
-        return Best(best_trial.point, means[key], most, best_trial.name)
+        return SweepBest(best_trial.point, means[key], most, best_trial.name)
 
-    def work(self) -> Work:
-        """Steps trained so far, and what the trials would have taken alone; one that has trained nothing yet counts nowhere."""
+    def work(self) -> SweepWork:
+        """Steps trained so far, and the steps that the trials would have trained without trunks.
+
+        A trial that has trained no step counts in neither.
+        """
         trained = [trial for trial in self.trials.values() if trial.step > trial.branch_step]
         shared = sum(trial.step - trial.branch_step for trial in trained)
-        return Work(
+        return SweepWork(
             shared + sum(trunk.step for trunk in self.trunks.values()), sum(trial.step for trial in trained)
         )
 
     def save(self) -> None:
+        """Write `results.json`."""
         best, work = self.best(), self.work()
         tree = {
             "name": self.name,
@@ -225,22 +263,24 @@ class Ledger:
             return {kind: {run["name"]: run for run in tree[kind]} for kind in ("trials", "trunks")}
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{self.path}: cannot be read ({error}); delete it: the trials' own folders hold what they have done"
+                f"{self.path}: cannot be read ({error}). Delete it: the trials keep their own progress"
             ) from error
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """What a sweep found."""
+    """The result of a sweep."""
 
     folder: Path
     trials: list[Trial]
-    best: Best | None
-    work: Work
+    best: SweepBest | None
+    work: SweepWork
     model: str | None
-    """The best trial's weights in MLflow's registry, `models:/NAME@best`."""
+    """The best trial's weights in MLflow's registry, `models:/NAME@best`; None when not registered."""
     report: Path | None
+    """None when the report could not be written."""
 
     @property
     def failed(self) -> list[Trial]:
+        """The trials that failed."""
         return [trial for trial in self.trials if trial.status is State.FAILED]

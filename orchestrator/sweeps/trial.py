@@ -1,7 +1,8 @@
-"""A trial as Ray Tune runs it: a thin driver, in an actor without resources of its own, whose pools fill the trial's placement group.
+"""A trial on Ray Tune: a driver in an actor without resources, whose pools fill the placement group.
 
-In: a plan and the run of it that is to be trained. Out: a report to Tune at each evaluation, the last one with `final`; everything
-else is in the run's folder, from which the same call continues. What can only fail again is reported as `refused` and not tried again.
+In: a plan, and the run of it to train. Out: a report to Tune for each evaluation, the last one marked
+    `final`; all else is in the run's folder, from which the same call resumes. A failure that a retry cannot
+    fix is reported as `refused` and is not retried.
 """
 
 import json
@@ -22,31 +23,32 @@ from orchestrator.config.formula import Formula
 from orchestrator.errors import LaserError, PoolError
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import saved_run_id
-from orchestrator.sweeps.plan import Member, Plan
+from orchestrator.sweeps.environment import use_tracking_server
+from orchestrator.sweeps.plan import Member, SweepPlan
 from orchestrator.sweeps.results import objective
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext
 from orchestrator.training.run import train
 
 TRIAL_PATIENCE_S = 60.0
-"""How long a trial waits for the process of a killed sweep to release its folder."""
+"""Seconds that a trial waits for its folder, which the process of a killed sweep may still hold."""
 
 NO_VALUE = -1e9
-"""What Tune is told where the metric is not defined: schedulers and searchers need a number, and nothing is worse."""
+"""Reported to Tune where the metric is not defined: schedulers and searchers need a number."""
 
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Turns what Tune hands to a trial into a run, and trains it."""
+    """Finds the run that Tune's configuration of a trial stands for, and trains it."""
 
-    plan: Plan
+    plan: SweepPlan
     nodes: list[Resources]
-    """The cluster, as the placement group was asked for."""
+    """The cluster for which the placement groups were requested."""
     tags: dict[str, str]
-    """Of every run's MLflow run: its parent and its sweep."""
+    """Tags of every run's MLflow run: its parent and its sweep."""
 
     def member(self, config: Mapping[str, Any]) -> Member:
-        """The run that Tune's `config` means: one of the plan by name, or a point that Optuna proposes."""
+        """The run that `config` stands for: one of the plan, by name, or a point that Optuna proposes."""
         sweep = self.plan.sweep
         if "member" in config:
             return next(
@@ -55,17 +57,16 @@ class TrialRunner:
         return self.plan.trial(config["point"], sweep.seeds[config.get(TRIAL_INDEX, 0)])
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        # The first bundle is the driver's own.
+        """The trial's placement group. Its first bundle is the driver's and empty."""
         return tune.PlacementGroupFactory(
             [{}, *bundles_for(self.member(config).config, self.nodes).all], strategy="PACK"
         )
 
     def __call__(self, config: dict[str, Any]) -> None:
+        """Train a trial in this process, which Tune has started for it."""
         member = self.member(config)
         if member.config.tracking.uri is None:
-            os.environ["MLFLOW_TRACKING_URI"] = (
-                self.plan.tracking_uri
-            )  # the sweep's, on whatever node this is
+            use_tracking_server(self.plan.tracking_uri)
         folder = member.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         metric = Formula(self.plan.sweep.metric)
@@ -90,7 +91,7 @@ class TrialRunner:
             lock_patience_s=TRIAL_PATIENCE_S,
         )
         if context.trunk is not None and not (folder / "checkpoints").exists():
-            self._note_branch(folder, context.trunk, member)
+            self._record_branch(folder, context.trunk, member)
         with (folder / "log.txt").open("a") as log:
             console = Console(file=log, width=160, highlight=False)
             try:
@@ -99,7 +100,7 @@ class TrialRunner:
                 )
             except LaserError as error:
                 if isinstance(error, PoolError) or isinstance(error.__cause__, RayError | OSError):
-                    raise  # an accident: Tune tries again
+                    raise  # Tune retries: a new process or another node may succeed
                 tune.report({"step": 0, "objective": NO_VALUE, "refused": str(error)})
                 return
         report(outcome.summary["steps"], outcome.summary["trained"] or {}, final=True)
@@ -107,7 +108,7 @@ class TrialRunner:
     def _trunk_folder(self, member: Member) -> Path | None:
         return self.plan.folder / "trunks" / member.trunk if member.trunk else None
 
-    def _note_branch(self, folder: Path, trunk: Path, member: Member) -> None:
+    def _record_branch(self, folder: Path, trunk: Path, member: Member) -> None:
         branch = {
             "trunk": os.path.relpath(trunk, folder),
             "step": member.config.loss.reasoning_warmup_steps,
@@ -116,13 +117,13 @@ class TrialRunner:
         write_atomically(folder / "branch.json", json.dumps(branch, indent=2) + "\n")
 
 
-def tags_of(member: Member, plan: Plan, common: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run's MLflow run: its parent, and what it is to the others."""
+def tags_of(member: Member, plan: SweepPlan, common: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run's MLflow run: its parent, its kind and its trunk."""
     tags = {**common, "laser.kind": "trunk" if member.is_trunk else "branch" if member.trunk else "trial"}
     if member.trunk:
         tags |= {
             "laser.trunk": member.trunk,
             "laser.branch_step": str(member.config.loss.reasoning_warmup_steps),
+            "laser.trunk_run_id": saved_run_id(plan.folder / "trunks" / member.trunk) or "not known yet",
         }
-        tags |= {"laser.trunk_run_id": saved_run_id(plan.folder / "trunks" / member.trunk) or "not known yet"}
     return tags

@@ -102,13 +102,11 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     failed = next(trial for trial in results["trials"] if trial["name"] == REFUSED)
     assert failed["error"].startswith("loss.c_ref: ")
     assert f"failed  {REFUSED}: loss.c_ref: " in stdout
-    assert "1 of 5 trials failed; the same command tries them again" in stdout
-    assert "failed and tries again from its last checkpoint: its driver died" in stdout, (
+    assert "1 of 5 trials failed. Run the same command again to retry them." in stdout
+    assert "failed and resumes from its last checkpoint: its driver died" in stdout, (
         "the trial whose driver was killed"
     )
-    assert stdout.count(f"{REFUSED} failed and tries again") == 0, (
-        "what can only fail again is not tried again"
-    )
+    assert stdout.count(f"{REFUSED} failed and resumes") == 0, "what can only fail again is not tried again"
 
     for trial in results["trials"]:
         if trial["status"] == "finished":
@@ -308,7 +306,7 @@ def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.sweeps.sweep.BUSY_AFTER_S", 1.0)
+    monkeypatch.setattr("orchestrator.sweeps.watch.BUSY_AFTER_S", 1.0)
     before = wait_until_free()
 
     class Other:
@@ -320,7 +318,7 @@ def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
     ray.get(other.ping.remote())
     path = write_sweep(tmp_path / "waiting.yaml", task, space={"loss.alpha": {"grid": [0.5, 1.0]}}, wait_s=4)
     with pytest.raises(
-        RunError, match=r"a trial needs 1 CPUs, and the cluster has 0.5 CPUs .* free.*Gave up after 4 s"
+        RunError, match=r"a trial needs 1 CPUs, and the cluster has 0.5 CPUs .* free.*gave up after 4 s"
     ):
         sweep(load_sweep(path))
     assert "waiting: a trial needs 1 CPUs" in capsys.readouterr().out

@@ -10,8 +10,9 @@ from orchestrator.config.schema import flat_settings
 from orchestrator.config.sweep import SweepConfig, Values, base_config, load_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.optuna_search import PointSearch
-from orchestrator.sweeps.plan import Plan, in_effect, member_name, points, rounded
+from orchestrator.sweeps.plan import SweepPlan, member_name
 from orchestrator.sweeps.results import Ledger, State
+from orchestrator.sweeps.space import in_effect, points, rounded
 from orchestrator.sweeps.trial import TrialRunner
 
 
@@ -40,9 +41,9 @@ def load(tmp_path):
 
 @pytest.fixture
 def plan(load):
-    def make(**settings) -> Plan:
+    def make(**settings) -> SweepPlan:
         sweep = load(**settings)
-        return Plan(sweep, base_config(sweep))
+        return SweepPlan(sweep, base_config(sweep))
 
     return make
 
@@ -119,6 +120,16 @@ def test_trials_that_differ_only_after_the_warm_up_share_a_trunk_per_seed(plan):
     alone = flat_settings(shared.trials[1].config)
     different = {key for key, value in flat_settings(trunk.config).items() if value != alone[key]}
     assert different <= {"run.name", "run.dir", "run.steps", "loss.alpha", "loss.beta_v"}
+
+
+def test_trunks_are_planned_once(plan):
+    grid = plan(space={"loss.alpha": {"grid": [0.1, 1.0]}})
+    proposed = plan(
+        space={"loss.alpha": {"uniform": [0, 1]}}, search={"algorithm": "optuna", "points": 4}, seeds=[0, 1]
+    )
+    for made, number in ((grid, 1), (proposed, 2)):
+        assert len(made.trunks) == number
+        assert made.trunks[0] is made.trunks[0], "not built and validated at each access"
 
 
 def test_a_key_that_matters_from_the_first_step_has_a_trunk_for_each_value(plan):
@@ -252,7 +263,7 @@ def test_names_tell_points_apart(plan):
         member_name({"rollout.cpus": 1.0}, 0, ["rollout.cpus", "verification.cpus"])
         == "rollout.cpus-1_seed-0"
     )
-    with pytest.raises(ConfigError, match="two points would be named enforce_eager-True_seed-0"):
+    with pytest.raises(ConfigError, match="two points would both be named enforce_eager-True_seed-0"):
         plan(space={"rollout.engine_args.enforce_eager": {"grid": [True, "True"]}})
 
 

@@ -151,7 +151,7 @@ def test_the_ledger_reads_steps_and_branch_from_the_runs_own_folder(ledger, tmp_
 
 def test_a_ledger_that_cannot_be_read_is_named(ledger, tmp_path):
     (tmp_path / "results.json").write_text('{"trials": [')
-    with pytest.raises(ConfigError, match=r"results.json: cannot be read .*delete it"):
+    with pytest.raises(ConfigError, match=r"results.json: cannot be read .*Delete it"):
         ledger()
 
 
