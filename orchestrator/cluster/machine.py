@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+GIB = 2**30
+
 
 def usable_cpus(root: Path = Path("/")) -> int:
     """CPUs that this process may use: those of its affinity, and no more than its control group's quota, rounded down.

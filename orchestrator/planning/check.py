@@ -1,14 +1,14 @@
-"""`laser check`: explains a configuration without running it, and starts neither Ray nor an engine.
+"""`laser check`: explains a configuration without starting Ray or an engine.
 
-In: a configuration. Out: a `Report` of what its tokens, batches, schedule, memory and placement will be, with warnings; `show` prints
-it. What is absent here (a model or data still to be fetched) or too large for this machine is noted, not refused, unless `strict`.
+In: a configuration. Out: a `Report` of its tokens, batches, schedule, memory and placement, with warnings,
+printed by `show`. A model or data that is absent here, or a run too large for this machine, becomes a note;
+only `strict` refuses.
 """
 
 import math
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -18,13 +18,14 @@ from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
 from orchestrator.algorithm.schedule import Schedule
 from orchestrator.cluster.bundles import bundles_for
+from orchestrator.cluster.machine import GIB
 from orchestrator.cluster.nodes import local_nodes
 from orchestrator.config.training import LossConfig, RunConfig
 from orchestrator.data.problems import load_problems
 from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
 from orchestrator.errors import ConfigError, LaserError
+from orchestrator.planning.hub import hub_answers, local_cache_only
 from orchestrator.planning.memory import (
-    GIB,
     MemoryPlan,
     ModelSize,
     gpu_memory,
@@ -33,79 +34,94 @@ from orchestrator.planning.memory import (
     model_size,
     plan_memory,
 )
-from orchestrator.planning.report import WEIGHT_FILES, BatchPlan, Inputs, Phase, Report
+from orchestrator.planning.report import BatchPlan, Inputs, Phase, PoolShare, Report
 from orchestrator.planning.show import show
-from orchestrator.planning.sizing import Sizing, size
+from orchestrator.planning.sizing import Sizing, size_pools
 from orchestrator.training.preparation import prepare
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+DATA_FILES = (".jsonl", ".json", ".parquet")
 
 
 def check(
     config: RunConfig, strict: bool = False, console: Console | None = None, measured: Path | None = None
 ) -> Report:
-    """Explain `config` on the console; from the run in the folder `measured` also how its pools should be sized.
+    """Explain `config` on the console.
+
+    Args:
+        strict: Refuse what could not be checked or does not fit on this machine.
+        measured: A run's folder; its measured times predict how the pools should be sized.
 
     Raises:
-        ConfigError, DataError: The run would be refused; with `strict` also when something could not be checked or does not fit here.
-            `measured` holds no run, or too short a one.
+        ConfigError, DataError: A run would refuse `config`; `strict` refuses it; `measured` holds no run,
+            or too short a one.
     """
     console = console or Console(highlight=False)
-    sizing = None if measured is None else size(config, measured)
+    sizing = None if measured is None else size_pools(config, measured)
     with console.status("reading the model's files and the problems"):
-        report = examine(config, sizing)
+        report = build_report(config, sizing)
     show(report, console)
     if strict and report.notes:
-        raise ConfigError("--strict refuses what the notes above say:\n  " + "\n  ".join(report.notes))
+        raise ConfigError("--strict refuses what these notes say:\n  " + "\n  ".join(report.notes))
     return report
 
 
-def examine(config: RunConfig, sizing: Sizing | None = None) -> Report:
-    """Work out the report. Raises ConfigError and DataError for settings, model files or data that a run would refuse."""
-    if not (looks_local(config.model.path) and _is_file_name(config.data.train)):
-        _skip_unreachable_hub()
-    inputs = read_inputs(config)
+def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
+    """Everything that can be said about `config` without starting it.
+
+    Where the hub does not answer, its models and data sets are read from the local cache.
+
+    Raises:
+        ConfigError, DataError: A run would refuse these settings, the model's files or the data.
+    """
+    offline = _names_the_hub(config) and not hub_answers()
+    with local_cache_only() if offline else nullcontext():
+        inputs = read_inputs(config)
+        size = None if inputs.tokens is None else model_size(config.model.path)
     load_verifier(config.verification.verifier)
     batch = plan_batch(config)
     phases, warnings = plan_schedule(config)
-    c_ref, c_ref_warnings = explain_c_ref(config.loss) if config.self_reward.token is not None else ([], [])
-    warnings += c_ref_warnings
-    warnings += [] if sizing is None else sizing.warnings
+    c_ref: list[str] = []
+    if config.self_reward.token is not None:
+        c_ref, c_ref_warnings = explain_c_ref(config.loss)
+        warnings += c_ref_warnings
+    if sizing is not None:
+        warnings += sizing.warnings
 
     notes = [f"not checked, {reason}" for reason in inputs.absent.values()]
-    shape = memory = None
-    if inputs.tokens is not None:
-        shape = model_size(config.model.path)
-        memory = plan_memory(config, shape)
-        warnings += check_model(config, inputs.tokens, shape, memory)
+    memory = None
+    if inputs.tokens is not None and size is not None:
+        memory = plan_memory(config, size)
+        warnings += check_model(config, inputs.tokens, size, memory)
         notes += memory_notes(config, memory, machine_memory(), gpu_memory())
-        if looks_local(config.model.path) and not any(
-            any(Path(config.model.path).glob(pattern)) for pattern in WEIGHT_FILES
-        ):
-            notes.append(f"model.path: {config.model.path} holds no weights ({' or '.join(WEIGHT_FILES)})")
+        notes += _weight_notes(config.model.path)
     machine = local_nodes()
     try:
         bundles_for(config, machine)
     except ConfigError as error:
         notes.append(f"on this machine {str(error).splitlines()[0].rstrip(':')}")
     return Report(
-        config,
-        inputs,
-        batch,
-        tuple(phases),
-        tuple(c_ref),
-        shape,
-        memory,
-        machine[0],
-        sizing,
-        tuple(warnings),
-        tuple(notes),
+        config=config,
+        inputs=inputs,
+        batch=batch,
+        phases=tuple(phases),
+        c_ref=tuple(c_ref),
+        size=size,
+        memory=memory,
+        placement=tuple(plan_placement(config)),
+        machine=machine[0],
+        machine_memory=machine_memory(),
+        sizing=sizing,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
     )
 
 
 def read_inputs(config: RunConfig) -> Inputs:
-    """Load and check, as a run does, what is here of its model and data.
+    """Load and check, as a run does, what is present of the model and data.
 
     Raises:
-        ConfigError, DataError: Something is here and a run would refuse it.
+        ConfigError, DataError: Something is present that a run would refuse.
     """
     try:
         prepared = prepare(config)
@@ -122,64 +138,8 @@ def read_inputs(config: RunConfig) -> Inputs:
     return Inputs(prepared.tokens, prepared, absent)
 
 
-def _absent_inputs(config: RunConfig) -> dict[str, str]:
-    """Why a key's model or data is not here, for those that are not; raises the error of one that is here and wrong."""
-    data, model = config.data, config.model.path
-    local_model = looks_local(model)
-    absent = {}
-
-    def attempt(
-        key: str, path: str, local: bool, load: Callable[..., object], *arguments: str | None
-    ) -> None:
-        try:
-            load(*arguments)
-        except LaserError as error:
-            # Of a hub name that cannot be had, the library that fetches it says so; whatever else is wrong, our own checks say.
-            if os.path.exists(path) or not (local or isinstance(error.__cause__, OSError)):
-                raise
-            absent[key] = str(error) if str(error).startswith(key) else f"{key}: {error}"
-
-    config_file = os.path.join(model, "config.json") if local_model else model
-    attempt("model.path", config_file, local_model, load_tokens, model, config.self_reward.token)
-    attempt(
-        "data.train",
-        data.train,
-        _is_file_name(data.train),
-        load_problems,
-        data.train,
-        data.problem_field,
-        data.answer_field,
-    )
-    if data.eval is not None:
-        attempt(
-            "data.eval",
-            data.eval,
-            _is_file_name(data.eval),
-            load_problems,
-            data.eval,
-            *data.eval_fields,
-            "test",
-        )
-    return absent
-
-
-def _is_file_name(path: str) -> bool:
-    return os.path.exists(path) or path.endswith((".jsonl", ".json", ".parquet"))
-
-
-def _skip_unreachable_hub() -> None:
-    """Look for hub names in the local cache only where there is no network, instead of retrying each for half a minute."""
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        pass
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 def plan_batch(config: RunConfig) -> BatchPlan:
-    """How one step's samples are dealt to mini-batches, ranks and micro-batches when each has the greatest length."""
+    """How one step is divided into mini-batches, ranks and micro-batches when all samples are longest."""
     rollout, learning = config.rollout, config.learning
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     mini_batches = split_mini_batches(
@@ -200,7 +160,7 @@ def plan_batch(config: RunConfig) -> BatchPlan:
 
 
 def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
-    """The run's phases, and a warning for each that its settings ask for and its steps never reach.
+    """The run's phases, and a warning for each loss term that is switched on but starts after the last step.
 
     Both are empty for a run without steps, which only measures the initial model.
     """
@@ -210,10 +170,8 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
     if config.self_reward.token is None:
         return [Phase(1, steps, "GRPO; self-rewarding is off (self_reward.token is null)")], []
     schedule = Schedule(loss.reasoning_warmup_steps, loss.self_reward_warmup_steps)
-    warm_up, mix_after = (
-        loss.reasoning_warmup_steps,
-        loss.reasoning_warmup_steps + loss.self_reward_warmup_steps,
-    )
+    warm_up = loss.reasoning_warmup_steps
+    mix_after = loss.reasoning_warmup_steps + loss.self_reward_warmup_steps
 
     def terms(step: int) -> str:
         names = ["GRPO"]
@@ -234,45 +192,49 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
     warnings = []
     if loss.alpha > 0 and warm_up >= steps:
         warnings.append(
-            f"the self-reward loss never starts: it joins at step {warm_up + 1}, and run.steps is {steps}; "
+            f"the self-reward loss never starts: its first step is {warm_up + 1}, and run.steps is {steps}; "
             "raise run.steps, or lower loss.reasoning_warmup_steps"
         )
     if loss.tau > 0 and mix_after >= steps:
         warnings.append(
-            f"the advantage mix never starts: it joins at step {mix_after + 1}, and run.steps is {steps}; "
+            f"the advantage mix never starts: its first step is {mix_after + 1}, and run.steps is {steps}; "
             "raise run.steps, lower loss.self_reward_warmup_steps, or set loss.tau to 0"
         )
     return phases, warnings
 
 
 def explain_c_ref(loss: LossConfig) -> tuple[list[str], list[str]]:
-    """What becomes of the method's assumption about c_ref, in words, and warnings."""
+    """What the run does with `loss.c_ref`, in lines of text, and warnings about its value."""
     beta_v = loss.beta_v
+    refused = f"{-1 / beta_v:.4g} (-1 / beta_v)"
     if not isinstance(loss.c_ref, str):
         verdict = check_c_ref(loss.c_ref, beta_v)
         target = loss.c_ref + 1 / beta_v
-        targets = f"log pi(z_c) is trained to {loss.c_ref:.4g} after a wrong solution and {target:.4g} after a correct one"
-        threshold = f"a solution counts as called correct above {loss.c_ref + 0.5 / beta_v:.4g} (score 0.5)"
-        leak = f"pi_ref(z_c) * exp(1 / beta_v) = {math.exp(target):.2g}, which must be far below 1"
-        return [f"given: {loss.c_ref:g}", targets, threshold, leak], [
-            f"loss.c_ref: {message}" for message in verdict.messages
-        ]
+        return [
+            f"given: {loss.c_ref:g}",
+            f"log pi(z_c) is trained to {loss.c_ref:.4g} after a wrong solution and {target:.4g} after a "
+            "correct one",
+            f"a solution counts as called correct above {loss.c_ref + 0.5 / beta_v:.4g} (score 0.5)",
+            f"pi_ref(z_c) * exp(1 / beta_v) = {math.exp(target):.2g}, which must be far below 1",
+        ], [f"loss.c_ref: {message}" for message in verdict.messages]
     if loss.c_ref == "exact":
         return [
-            "exact: a reference model computes log pi_ref(z_c) for each sample (its memory is in the plan below)",
-            f"their mean is measured before the first step, and the run refused if it is {-1 / beta_v:.4g} (-1 / beta_v) or more; "
-            "evaluation and service score with it",
+            "exact: a reference model computes log pi_ref(z_c) for each sample (see its memory below)",
+            f"their mean is measured before the first step, and the run is refused if it is {refused} or "
+            "more; "
+            "evaluation and service score with this mean",
         ], []
     warned = min(-1 / beta_v + math.log(0.05), -1.3 / beta_v)
     return [
         "calibrate: measured on the initial model's own solutions before the first step",
-        f"the run is refused then if c_ref is {-1 / beta_v:.4g} (-1 / beta_v) or more, and warned about above {warned:.4g}",
-        f"log pi(z_c) is trained to c_ref after a wrong solution and to c_ref + {1 / beta_v:.4g} after a correct one",
+        f"the run is refused if c_ref is {refused} or more, and warned about above {warned:.4g}",
+        f"log pi(z_c) is trained to c_ref after a wrong solution and to c_ref + {1 / beta_v:.4g} after a "
+        "correct one",
     ], []
 
 
 def check_model(config: RunConfig, tokens: ModelTokens, size: ModelSize, memory: MemoryPlan) -> list[str]:
-    """Warnings about a model and the settings that must agree with its shape.
+    """Warnings about settings that do not suit the model's shape.
 
     Raises:
         ConfigError: z_c has no embedding, or the engine cannot be split over its ranks.
@@ -280,24 +242,93 @@ def check_model(config: RunConfig, tokens: ModelTokens, size: ModelSize, memory:
     rollout = config.rollout
     if tokens.z_token is not None and tokens.z_token >= size.vocabulary:
         raise ConfigError(
-            f"self_reward.token: {config.self_reward.token!r} has id {tokens.z_token}, but the model's embedding ends at "
-            f"{size.vocabulary - 1}; choose another token, or add rows to the embedding"
+            f"self_reward.token: {config.self_reward.token!r} has id {tokens.z_token}, but the model's last "
+            "embedding "
+            f"has id {size.vocabulary - 1}; choose another token, or add rows to the embedding"
         )
     if size.attention_heads % rollout.tensor_parallel:
         raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} does not divide the model's {size.attention_heads} attention heads, "
-            "so vLLM cannot split them"
+            f"rollout.tensor_parallel={rollout.tensor_parallel} does not divide the model's "
+            f"{size.attention_heads} "
+            "attention heads, so vLLM cannot split them; choose a divisor"
         )
     warnings = []
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens + 1
     if size.context is not None and longest > size.context:
         warnings.append(
-            f"rollout.max_prompt_tokens + rollout.max_response_tokens + 1 = {longest} is more than the model's {size.context} positions: "
-            "vLLM refuses that unless the model's rope scaling reaches so far"
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens + 1 = {longest} is more than the "
+            "model's "
+            f"{size.context} positions: vLLM refuses to start unless the model's rope scaling covers them; "
+            "lower the two keys"
         )
     if memory.kv_tokens is not None and memory.kv_tokens < longest:
+        needed = math.ceil(100 * longest * memory.kv_bytes_per_token / GIB) / 100
         warnings.append(
-            f"an engine's KV cache holds {memory.kv_tokens} tokens, and the longest sample has {longest}: vLLM refuses to start; "
-            f"set rollout.kv_cache_gib to at least {math.ceil(100 * longest * memory.kv_bytes_per_token / GIB) / 100:g}"
+            f"an engine's KV cache holds {memory.kv_tokens} tokens, and the longest sample has {longest}: "
+            f"vLLM refuses to start; set rollout.kv_cache_gib to at least {needed:g}"
         )
     return warnings
+
+
+def plan_placement(config: RunConfig) -> list[PoolShare]:
+    """The actors of each pool, and the devices that each actor reserves."""
+    learning, rollout, verification = config.learning, config.rollout, config.verification
+    if rollout.colocate:
+        engines = PoolShare("rollout, in the learner's turns", rollout.num_engines, 0.0, 0.0)
+    else:
+        gpus = rollout.gpus * rollout.tensor_parallel
+        engines = PoolShare("rollout", rollout.num_engines, rollout.cpus, gpus)
+    return [
+        PoolShare("learning", learning.num_ranks, learning.cpus_per_rank, learning.gpus_per_rank),
+        engines,
+        PoolShare("verification", verification.num_workers, verification.cpus, 0.0),
+    ]
+
+
+def _names_the_hub(config: RunConfig) -> bool:
+    data = [path for path in (config.data.train, config.data.eval) if path is not None]
+    return not (looks_local(config.model.path) and all(map(_is_file_name, data)))
+
+
+def _is_file_name(path: str) -> bool:
+    return os.path.exists(path) or path.endswith(DATA_FILES)
+
+
+def _absent_inputs(config: RunConfig) -> dict[str, str]:
+    """For each key whose model or data is absent, the reason.
+
+    Raises:
+        ConfigError, DataError: A model or data file is present and wrong.
+    """
+    data, model = config.data, config.model.path
+    absent = {}
+
+    def attempt(
+        key: str, path: str, local: bool, load: Callable[..., object], *arguments: str | None
+    ) -> None:
+        try:
+            load(*arguments)
+        except LaserError as error:
+            # The library that downloads from the hub raises OSError where it cannot. Other errors are about
+            # the content.
+            if os.path.exists(path) or not (local or isinstance(error.__cause__, OSError)):
+                raise
+            absent[key] = str(error) if str(error).startswith(key) else f"{key}: {error}"
+
+    def attempt_data(key: str, path: str, *arguments: str) -> None:
+        attempt(key, path, _is_file_name(path), load_problems, path, *arguments)
+
+    local_model = looks_local(model)
+    config_file = os.path.join(model, "config.json") if local_model else model
+    attempt("model.path", config_file, local_model, load_tokens, model, config.self_reward.token)
+    attempt_data("data.train", data.train, data.problem_field, data.answer_field)
+    if data.eval is not None:
+        attempt_data("data.eval", data.eval, *data.eval_fields, "test")
+    return absent
+
+
+def _weight_notes(model_path: str) -> list[str]:
+    folder = Path(model_path)
+    if not looks_local(model_path) or any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+        return []
+    return [f"model.path: {model_path} holds no weights ({' or '.join(WEIGHT_FILES)})"]

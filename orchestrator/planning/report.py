@@ -1,4 +1,4 @@
-"""What `laser check` finds out, as data."""
+"""What `laser check` finds, as data: `check.py` works it out and `show.py` prints it."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,22 @@ from orchestrator.planning.memory import MemoryPlan, ModelSize
 from orchestrator.planning.sizing import Sizing
 from orchestrator.training.preparation import PreparedRun
 
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-SHORT_PROMPT_TOKENS = 40
-SHOWN_PROMPT_CHARACTERS = 1200
-NO_STEPS = "no training step (run.steps is 0): the run only measures the initial model"
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """What of a run's model and data is here. `absent` says for each key what is not."""
+    """The run's model and data, as far as they are present."""
 
     tokens: ModelTokens | None
+    """None where the model is absent."""
     prepared: PreparedRun | None
+    """None where the model or the training data are absent."""
     absent: dict[str, str]
+    """For each key whose model or data is absent, the reason."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The arithmetic of one step, for the case that every sample has the greatest length."""
+    """The arithmetic of one step in which every sample has the greatest length."""
 
     prompts: int
     samples: int
@@ -35,7 +33,7 @@ class BatchPlan:
     tokens: int
     mini_batches: int
     samples_per_mini_batch: int
-    """Of the largest one."""
+    """Of the largest mini-batch."""
     micro_batches: int
     """Of each rank, for one mini-batch."""
     samples_per_micro_batch: int
@@ -43,7 +41,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps `first` to `last` train with these terms."""
+    """The terms of the loss in steps `first` to `last`, both included."""
 
     first: int
     last: int
@@ -51,8 +49,8 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Share:
-    """One pool's line in the placement: `actors` of `cpus` and `gpus` each."""
+class PoolShare:
+    """What one pool reserves: `actors` actors with `cpus` and `gpus` each."""
 
     pool: str
     actors: int
@@ -62,29 +60,23 @@ class Share:
 
 @dataclass(frozen=True)
 class Report:
-    """All that `show` prints. `notes` are the reasons that `strict` refuses; `warnings` it lets pass."""
+    """Everything that `laser check` prints."""
 
     config: RunConfig
     inputs: Inputs
     batch: BatchPlan
     phases: tuple[Phase, ...]
+    """Empty for a run without steps."""
     c_ref: tuple[str, ...]
+    """Lines of text about c_ref; empty where self-rewarding is off."""
     size: ModelSize | None
+    """None, like `memory`, where the model is absent."""
     memory: MemoryPlan | None
+    placement: tuple[PoolShare, ...]
     machine: Resources
+    machine_memory: int
+    """Bytes of main memory."""
     sizing: Sizing | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def placement(config: RunConfig) -> list[Share]:
-    """The pools' actors and what each reserves."""
-    learning, rollout, verification = config.learning, config.rollout, config.verification
-    engines = Share("rollout", rollout.num_engines, rollout.cpus, rollout.gpus * rollout.tensor_parallel)
-    if rollout.colocate:
-        engines = Share("rollout, in the learner's turns", rollout.num_engines, 0.0, 0.0)
-    return [
-        Share("learning", learning.num_ranks, learning.cpus_per_rank, learning.gpus_per_rank),
-        engines,
-        Share("verification", verification.num_workers, verification.cpus, 0.0),
-    ]
+    """Reasons why the run may not start on this machine. `--strict` refuses them; it accepts warnings."""

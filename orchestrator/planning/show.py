@@ -1,6 +1,6 @@
-"""A `Report` of `laser check` as text."""
+"""Prints the `Report` of `laser check`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,62 +8,61 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cluster.machine import GIB
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
 from orchestrator.data.prompts import render_prompt
-from orchestrator.planning.memory import GIB, MemoryPlan, ModelSize, machine_memory
-from orchestrator.planning.report import (
-    NO_STEPS,
-    SHORT_PROMPT_TOKENS,
-    SHOWN_PROMPT_CHARACTERS,
-    BatchPlan,
-    Inputs,
-    Phase,
-    Report,
-    Share,
-    placement,
-)
+from orchestrator.planning.memory import MemoryPlan, ModelSize
+from orchestrator.planning.report import BatchPlan, Inputs, Phase, PoolShare, Report
 from orchestrator.planning.sizing import Sizing
 from orchestrator.training.preparation import PreparedRun
 
+SHORT_PROMPT_TOKENS = 40
+"""The ids of a prompt of at most so many tokens are printed too."""
+SHOWN_PROMPT_CHARACTERS = 1200
+NO_STEPS = "no training step (run.steps is 0): the run only measures the initial model"
+
 
 def show(report: Report, console: Console) -> None:
-    """Print the report."""
-    config = report.config
-    started = (
-        ", which holds a run: `laser train` continues it" if (config.folder / "checkpoints").is_dir() else ""
-    )
-    console.print(
-        f"[bold]{config.run.name}[/bold]: {config.run.steps:,} steps from {escape(config.model.path)}"
-    )
-    console.print(f"kept in {escape(str(config.folder))}{started}")
-    if config.run.remote:
-        console.print(
-            f"kept for any node in {escape(config.run.remote)}: no shared folder is needed, and a newer checkpoint there is used"
-        )
-    _section(console, "Tokens and prompt", _tokens_table(report.inputs, config))
-    if report.inputs.prepared is not None:
-        _show_prompt(report.inputs.prepared, config, console)
-    _section(console, "One step", _batch_table(report.batch, report.inputs.prepared, config))
+    """Print the report, a section for each subject, and what follows from it."""
+    config, inputs = report.config, report.inputs
+    _show_header(config, console)
+    _section(console, "Tokens and prompt", _tokens_table(inputs, config))
+    if inputs.prepared is not None:
+        _show_prompt(inputs.prepared, config, console)
+    _section(console, "One step", _batch_table(report.batch, inputs.prepared, config))
     phases = _pairs((_steps(phase), phase.terms) for phase in report.phases)
     _section(console, "Schedule", phases if report.phases else NO_STEPS)
     if report.c_ref:
         _section(console, "c_ref, the log-probability of z_c in the initial model", *report.c_ref)
     if report.size is not None and report.memory is not None:
-        _section(console, f"Memory in GiB ({_size(report.size)})", _memory_table(report.memory, config))
-        console.print("  Activations and what each actor's libraries take come on top.", style="dim")
-    _section(console, "Placement", _placement_table(placement(config), report.machine))
+        memory = _memory_table(report.memory, report.machine_memory, config)
+        _section(console, f"Memory in GiB ({_size(report.size)})", memory)
+        console.print("  Activations and each actor's libraries need more on top.", style="dim")
+    _section(console, "Placement", _placement_table(report.placement, report.machine))
     if report.sizing is not None:
         _show_sizing(report.sizing, console)
-    for heading, colour, messages in (
-        ("Warnings", "yellow", report.warnings),
-        ("Notes", "cyan", report.notes),
+    for heading, messages in (
+        ("[yellow]Warnings[/yellow]", report.warnings),
+        ("[cyan]Notes[/cyan]", report.notes),
     ):
         if messages:
-            _section(
-                console, f"[{colour}]{heading}[/{colour}]", _pairs(("-", message) for message in messages)
-            )
+            _section(console, heading, _pairs(("-", message) for message in messages))
     console.print(f"\n{_conclusion(report)}")
+
+
+def _show_header(config: RunConfig, console: Console) -> None:
+    steps = f"{config.run.steps:,} steps from {escape(config.model.path)}"
+    console.print(f"[bold]{config.run.name}[/bold]: {steps}")
+    resumes = (config.folder / "checkpoints").is_dir()
+    holds_a_run = ", which holds a run: `laser train` resumes it" if resumes else ""
+    console.print(f"kept in {escape(str(config.folder))}{holds_a_run}")
+    if config.run.remote:
+        console.print(
+            f"copied to {escape(config.run.remote)}: nodes need no shared folder, and `laser train` resumes "
+            "from "
+            "a newer checkpoint there"
+        )
 
 
 def _conclusion(report: Report) -> str:
@@ -106,7 +105,7 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
             "padding",
             named(pad)
             if pad is not None
-            else f"{named(tokenizer.eos_token_id)}, since the tokenizer names none",
+            else f"{named(tokenizer.eos_token_id)}, because the tokenizer has no padding token",
         ),
         instruction,
     ]
@@ -116,7 +115,7 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
 
 
 def _show_prompt(prepared: PreparedRun, config: RunConfig, console: Console) -> None:
-    """The first training problem as the model will see it, decoded from its token ids."""
+    """Print the first training problem as the model sees it, decoded from its token ids."""
     tokenizer = prepared.tokens.tokenizer
     ids = render_prompt(tokenizer, prepared.train.problems[0].text, config.data.instruction)
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -150,14 +149,18 @@ def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConf
         f"learning.mini_batches, of up to {batch.samples_per_mini_batch:,} samples",
     )
     table.add_row("ranks", f"{ranks}", "learning.num_ranks")
-    budget = f"{batch.samples_per_micro_batch} samples, learning.tokens_per_micro_batch={config.learning.tokens_per_micro_batch}"
+    budget = f"learning.tokens_per_micro_batch={config.learning.tokens_per_micro_batch}"
     table.add_row(
-        "micro-batches", f"{batch.micro_batches:,}", f"at most, a rank and optimiser step, of {budget}"
+        "micro-batches",
+        f"{batch.micro_batches:,}",
+        f"at most, for each rank and optimiser step; {batch.samples_per_micro_batch} samples each, {budget}",
     )
     if prepared is not None:
         problems, dropped = len(prepared.train), prepared.train.dropped
         table.add_row(
-            "problems", f"{problems:,}", f"{dropped:,} more are over rollout.max_prompt_tokens and left out"
+            "problems",
+            f"{problems:,}",
+            f"{dropped:,} more are longer than rollout.max_prompt_tokens and left out",
         )
         epoch = problems / batch.prompts
         table.add_row(
@@ -175,7 +178,7 @@ def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConf
     return table
 
 
-def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
+def _memory_table(memory: MemoryPlan, machine_memory: int, config: RunConfig) -> Table:
     learning, rollout = config.learning, config.rollout
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -186,7 +189,7 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
     def row(name: str, size: int | None, gpus: float, what: str) -> None:
         table.add_row(name, "-" if size is None else _gib(size), "GPU" if gpus else "CPU", what)
 
-    states = f"weights, gradients and AdamW of 1/{learning.num_ranks} (DeepSpeed's estimate for ZeRO-3)"
+    states = f"1/{learning.num_ranks} of weights, gradients and AdamW (DeepSpeed's estimate for ZeRO-3)"
     row("learner rank", memory.learner.per_rank, learning.gpus_per_rank, states)
     row("learner buffers", memory.learner.host, 0, f"all ranks together, learning.offload={learning.offload}")
     if memory.reference_per_rank:
@@ -194,7 +197,7 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
             "reference",
             memory.reference_per_rank,
             learning.gpus_per_rank,
-            "the initial model's weights, a learner rank's part",
+            "a learner rank's part of the initial model's weights",
         )
     row(
         "engine weights",
@@ -203,7 +206,8 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
         f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}",
     )
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    kv_cache = f"what vLLM finds free; the longest sample takes {_gib(longest * memory.kv_bytes_per_token)}"
+    longest_gib = _gib(longest * memory.kv_bytes_per_token)
+    kv_cache = f"the free memory that vLLM finds; the longest sample takes {longest_gib}"
     if memory.kv_tokens is not None:
         kv_cache = (
             f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
@@ -214,12 +218,12 @@ def _memory_table(memory: MemoryPlan, config: RunConfig) -> Table:
         "[bold]all pools[/bold]",
         f"[bold]{_gib(memory.host_total)}[/bold]",
         "CPU",
-        f"this machine has {_gib(machine_memory())}",
+        f"this machine has {_gib(machine_memory)}",
     )
     return table
 
 
-def _placement_table(shares: list[Share], machine: Resources) -> Table:
+def _placement_table(shares: Sequence[PoolShare], machine: Resources) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("pool")
     for heading in ("actors", "CPUs each", "GPUs each", "CPUs", "GPUs"):
@@ -257,13 +261,15 @@ def _show_sizing(sizing: Sizing, console: Console) -> None:
             f"{layout.verifiers}",
         )
     lines = [
-        f"medians of {measured.steps} steps; {sizing.devices.engine:g} {kind}s an engine, {sizing.devices.rank:g} a rank, perfect scaling "
-        "assumed: measure again after a change",
+        f"medians of {measured.steps} steps; {sizing.devices.engine:g} {kind}s an engine, "
+        f"{sizing.devices.rank:g} a "
+        "rank; perfect scaling is assumed, so measure again after a change",
     ]
     if sizing.turn_budget_s is not None:
         lines.append(
-            f"x is the hand-over of rollout.colocate, which this run has not measured: taking turns is faster if it is under "
-            f"{sizing.turn_budget_s:.1f} s a step, both ways together"
+            "x is the hand-over of rollout.colocate, which this run has not measured: taking turns is faster "
+            "if x is "
+            f"under {sizing.turn_budget_s:.1f} s a step, both ways together"
         )
     _section(console, f"Pool sizes for {sizing.total:g} {kind}s", table, *lines)
 
@@ -273,8 +279,9 @@ def _steps(phase: Phase) -> str:
 
 
 def _size(size: ModelSize) -> str:
-    billions = size.parameters / 1e9
-    return f"{size.model_type}, {f'{billions:.2f} billion' if billions >= 0.1 else f'{size.parameters / 1e6:.2f} million'} parameters"
+    if size.parameters >= 1e8:
+        return f"{size.model_type}, {size.parameters / 1e9:.2f} billion parameters"
+    return f"{size.model_type}, {size.parameters / 1e6:.2f} million parameters"
 
 
 def _gib(size: int) -> str:

@@ -1,18 +1,25 @@
-"""`laser check`: the arithmetic by hand-worked values, what it warns about, and what it refuses with and without --strict."""
+"""`laser check`: the arithmetic by hand-worked values, what it warns about, and what it refuses with and
+without --strict."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import yaml
 
 from experiments.quickstart.task import write_untrained
 from orchestrator.cli import main
+from orchestrator.cluster.machine import GIB
 from orchestrator.config.training import RunConfig
-from orchestrator.planning.check import explain_c_ref, plan_batch, plan_schedule
-from orchestrator.planning.memory import GIB, ModelSize, learner_memory, memory_notes, model_size, plan_memory
-from orchestrator.planning.report import Phase, placement
+from orchestrator.planning.check import explain_c_ref, plan_batch, plan_placement, plan_schedule
+from orchestrator.planning.memory import ModelSize, learner_memory, memory_notes, model_size, plan_memory
+from orchestrator.planning.report import Phase
+from tests.settings import configure
 
 RECIPES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 
@@ -33,18 +40,6 @@ def problems(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def no_hub(monkeypatch):
-    """The hub as it is without a network, whatever was imported before, and without its retries."""
-    import datasets
-    import huggingface_hub
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
 def settings(model: object = "model", data: object = "train.jsonl", **sections: dict) -> dict:
     tree: dict = {
         "run": {"name": "tiny", "steps": 10},
@@ -62,13 +57,11 @@ def settings(model: object = "model", data: object = "train.jsonl", **sections: 
         "loss": {"self_reward_warmup_steps": 2},
         "self_reward": {"token": "<|self_reward|>"},
     }
-    for section, values in sections.items():
-        tree[section] = {**tree.get(section, {}), **values}
-    return tree
+    return {name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections}
 
 
 def run_config(**sections: dict) -> RunConfig:
-    return RunConfig.model_validate(settings(**sections))
+    return configure(**settings(**sections))
 
 
 @pytest.fixture
@@ -87,8 +80,8 @@ def laser_check(tmp_path, monkeypatch, capsys):
 
 
 def test_batch_arithmetic():
-    # 6 prompts x 4 samples of at most 30 + 70 tokens; 3 optimiser steps of 8; a micro-batch holds 250 // 100 = 2 samples, so that
-    # 8 samples make 4 micro-batches, 2 on each of 2 ranks.
+    # 6 prompts x 4 samples of at most 30 + 70 tokens; 3 optimiser steps of 8; a micro-batch holds 250 //
+    # 100 = 2 samples, so that 8 samples make 4 micro-batches, 2 on each of 2 ranks.
     batch = plan_batch(
         run_config(
             rollout={
@@ -184,7 +177,8 @@ SIZE = ModelSize(
 @pytest.mark.parametrize(
     ("learning", "per_rank", "host"),
     [
-        # 18 bytes x 1000 parameters over 4 ranks, and the largest layer of 10 with its gradient, 2 bytes each; buffers: 1.5 x 4 x 10 x 4.
+        # 18 bytes x 1000 parameters over 4 ranks, and the largest layer of 10 with its gradient, 2 bytes
+        # each; buffers: 1.5 x 4 x 10 x 4.
         ({"dtype": "bfloat16"}, 4500 + 40, 240),
         # Twice as wide weights: 20 bytes, and 4 + 4 for the largest layer.
         ({"dtype": "float32"}, 5000 + 80, 240),
@@ -224,7 +218,8 @@ def test_a_colocated_learner_is_in_the_cpus_memory_while_it_waits():
 def test_memory_plan_on_cpu_counts_everything_as_the_machines():
     config = run_config(rollout={"num_engines": 2, "kv_cache_gib": 1.0})
     plan = plan_memory(config, SIZE)
-    # A rank of 20 x 1000 + 8 x 10; buffers of 1.5 x 4 x 10; two engines of 4 x 1000 and 1 GiB; two versions of 4 x 1000.
+    # A rank of 20 x 1000 + 8 x 10; buffers of 1.5 x 4 x 10; two engines of 4 x 1000 and 1 GiB; two versions
+    # of 4 x 1000.
     assert plan.host_total == 20_080 + 60 + 2 * (4000 + GIB) + 8000
     assert plan.kv_tokens == GIB // (2 * 2 * 2 * 8 * 4)
 
@@ -235,14 +230,14 @@ def test_memory_notes_name_what_does_not_fit():
     assert memory_notes(config, plan, host=plan.host_total, gpu=4 * GIB) == []
     notes = memory_notes(config, plan, host=plan.host_total - 1, gpu=GIB)
     assert len(notes) == 2
-    assert "KV cache: 1.0 GiB, and a GPU of this machine gives it 0.5" in notes[1]
+    assert "KV cache: 1.0 GiB, but it gets 0.5 GiB of" in notes[1]
 
 
 def test_model_size_reads_the_shape_without_weights(untrained, tmp_path):
     shutil.copy(untrained / "config.json", tmp_path)
     size = model_size(str(tmp_path))
-    # 260 tokens: 256 bytes and 4 special ones. Attention of a layer: q and o 128 x 128, k and v 128 x 64, biases of q, k and v;
-    # its MLP 3 x 128 x 384, two norms; a last norm; embedding and head are not tied.
+    # 260 tokens: 256 bytes and 4 special ones. Attention of a layer: q and o 128 x 128, k and v 128 x 64,
+    # biases of q, k and v; its MLP 3 x 128 x 384, two norms; a last norm; embedding and head are not tied.
     layer = 2 * 128 * 128 + 2 * 128 * 64 + (128 + 64 + 64) + 3 * 128 * 384 + 2 * 128
     assert size.parameters == 4 * layer + 128 + 2 * 260 * 128
     assert size.largest_layer == 128 * 384
@@ -264,12 +259,12 @@ def test_model_size_counts_tied_weights_once(untrained, tmp_path):
 
 def test_colocated_engines_reserve_nothing():
     turns = {"num_engines": 2, "gpus": 1, "tensor_parallel": 4, "colocate": True}
-    _, rollout, _ = placement(run_config(rollout=turns, learning={"num_ranks": 8, "gpus_per_rank": 1}))
+    _, rollout, _ = plan_placement(run_config(rollout=turns, learning={"num_ranks": 8, "gpus_per_rank": 1}))
     assert (rollout.actors, rollout.cpus, rollout.gpus) == (2, 0, 0)
 
 
 def test_placement_multiplies_an_engines_gpus_by_its_ranks():
-    learning, rollout, verification = placement(
+    learning, rollout, verification = plan_placement(
         run_config(rollout={"num_engines": 2, "gpus": 1, "tensor_parallel": 4})
     )
     assert (learning.actors, learning.gpus) == (1, 0)
@@ -285,7 +280,7 @@ def test_complete_inputs_are_explained(untrained, problems, laser_check):
     assert "the first prompt, 7 tokens" in printed
     assert "<|im_start|>0+0<|im_end|>⏎ <|im_start|>" in printed
     assert "ids 1 19 14 19 2 202 1" in printed
-    assert "problems 40 1 more are over rollout.max_prompt_tokens" in printed
+    assert "problems 40 1 more are longer than rollout.max_prompt_tokens" in printed
     assert "steps an epoch 10.0" in printed
     assert "Ready" in printed
 
@@ -379,5 +374,43 @@ def test_settings_that_do_not_suit_the_model_are_warned_about(untrained, problem
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_accepted(recipe, no_hub, capsys):
+def test_every_recipe_is_accepted(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     assert main(["check", str(recipe)]) == 0, capsys.readouterr().err
+
+
+def test_a_process_is_not_left_offline_or_without_its_gpu(untrained, problems, tmp_path):
+    """A notebook that checks a configuration may train next: its environment and the hub's libraries stay
+    as they were.
+
+    In another process, because the libraries read HF_ENDPOINT when they are imported.
+    """
+    named_on_the_hub = tmp_path / "hub.yaml"
+    named_on_the_hub.write_text(yaml.safe_dump(settings("owner/model", problems)))
+    local = tmp_path / "local.yaml"
+    local.write_text(yaml.safe_dump(settings(untrained, problems)))
+    program = f"""
+import json, os
+from orchestrator.config.training import load_config
+from orchestrator.planning.check import build_report
+before = dict(os.environ)
+paths = {str(named_on_the_hub)!r}, {str(local)!r}
+reports = [build_report(load_config(path)) for path in paths]
+import datasets, huggingface_hub
+print(json.dumps({{
+    "absent": [sorted(report.inputs.absent) for report in reports],
+    "offline": [huggingface_hub.is_offline_mode(), datasets.config.HF_HUB_OFFLINE],
+    "changed": sorted(key for key in os.environ if key.startswith(("HF_", "DS_")) and key not in before),
+}}))
+"""
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "cache")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1]) == {
+        "absent": [["model.path"], []],
+        "offline": [False, False],
+        "changed": [],
+    }

@@ -45,7 +45,7 @@ def installed(monkeypatch):
 def test_this_machine_is_examined_fast_and_without_vllm(tmp_path):
     imported_before = "vllm" in sys.modules
     began = time.monotonic()
-    findings = doctor.examine(tmp_path)
+    findings = doctor.examine_machine(tmp_path)
     assert time.monotonic() - began < 30
     assert imported_before or "vllm" not in sys.modules
     assert {"Python", "g++", "ninja", "torch", "vllm", "deepspeed", "ray", "mlflow", "math-verify"} <= {
@@ -58,11 +58,11 @@ def test_this_machine_is_examined_fast_and_without_vllm(tmp_path):
     [([], 0), ([Finding("warning", "a", "b", "c")], 0), ([Finding("missing", "a", "b", "c")], 1)],
 )
 def test_exit_status_tells_whether_something_essential_is_missing(monkeypatch, findings, status):
-    monkeypatch.setattr(doctor, "examine", lambda _: [Finding("ok", "first", "fine"), *findings])
+    monkeypatch.setattr(doctor, "examine_machine", lambda _: [Finding("ok", "first", "fine"), *findings])
     assert main(["doctor"]) == status
 
 
-def test_a_mending_command_is_printed_unbroken():
+def test_a_fixing_command_is_printed_unbroken():
     output = io.StringIO()
     command = "pip install " + "x" * 100 + " [brackets]"
     doctor.show([Finding("missing", "thing", "gone [for good]", command)], Console(file=output, width=60))
@@ -81,16 +81,16 @@ def test_python_is_held_against_the_package(version, status):
 def test_programs(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "bin" / "python"))
-    assert doctor.check_program("ninja", "mend") == Finding(
-        "missing", "ninja", "not found; the first start compiles DeepSpeed's CPU operators with it", "mend"
+    assert doctor.check_program("ninja", "fix") == Finding(
+        "missing", "ninja", "not found; the first start compiles DeepSpeed's CPU operators with it", "fix"
     )
     program = tmp_path / "env" / "bin" / "ninja"
     program.parent.mkdir(parents=True)
     program.touch(mode=0o755)
-    finding = doctor.check_program("ninja", "mend")
-    assert (finding.status, finding.mend) == ("missing", f". {program.parent}/activate")
+    finding = doctor.check_program("ninja", "fix")
+    assert (finding.status, finding.fix) == ("missing", f". {program.parent}/activate")
     monkeypatch.setenv("PATH", str(program.parent))
-    assert doctor.check_program("ninja", "mend") == Finding("ok", "ninja", str(program))
+    assert doctor.check_program("ninja", "fix") == Finding("ok", "ninja", str(program))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_packages_are_held_against_the_pins(installed):
     installed(torch="2.13.0+cpu", ray="2.60.0", numpy="2.4")
     assert doctor.check_packages() == [
         Finding("ok", "ray", "2.60.0"),
-        Finding("ok", "packages", "1 more, all in the versions needed"),
+        Finding("ok", "packages", "1 more, all in the required versions"),
     ]
     installed(torch="2.12.0", numpy="1.26")
     wrong = {finding.name: finding.text for finding in doctor.check_packages() if finding.status == "missing"}
@@ -136,8 +136,8 @@ def test_a_broken_package_is_found_without_importing_it_here(monkeypatch, tmp_pa
     finding = doctor.check_fragile_packages(["torchvision_of_another_build"])
     assert finding.status == "missing"
     assert "operator torchvision::nms does not exist" in finding.text
-    assert finding.mend is not None
-    assert finding.mend.endswith("uninstall -y torchvision torchaudio torchcodec")
+    assert finding.fix is not None
+    assert finding.fix.endswith("uninstall -y torchvision torchaudio torchcodec")
     assert "torchvision_of_another_build" not in sys.modules
     assert doctor.check_fragile_packages(["no_such_package"]).status == "ok"
     assert doctor.check_fragile_packages(["json"]).text == "works"
@@ -155,7 +155,7 @@ def test_a_lock_is_stale_when_nobody_builds(tmp_path):
     lock.parent.mkdir()
     lock.touch()
     finding = doctor.check_extensions_cache(tmp_path)
-    assert (finding.status, finding.mend) == ("warning", f"rm {lock}")
+    assert (finding.status, finding.fix) == ("warning", f"rm {lock}")
 
     with (tmp_path / "laser.lock").open("w") as ours:
         assert doctor.check_extensions_cache(tmp_path).status == "warning"

@@ -1,4 +1,5 @@
-"""Pool sizes from measured times: the formula by hand-worked numbers, whole engines and ranks, and what a run's folder must hold."""
+"""Pool sizes from measured times: the formula by hand-worked numbers, whole engines and ranks, and what a
+run's folder must hold."""
 
 import json
 import math
@@ -8,33 +9,30 @@ import pytest
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.config.schema import dump_config, validate
+from orchestrator.config.schema import dump_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.planning.sizing import (
     Devices,
-    Work,
+    DeviceWork,
     best_split,
     enough_verifiers,
-    measure,
-    size,
+    measure_run,
+    size_pools,
     taking_turns,
 )
+from tests import settings
 
 ONE_GPU_EACH = Devices("GPU", engine=1, rank=1)
 
 
-def configure(name="measured", rollout=None, learning=None, verification=None) -> RunConfig:
-    tree = {
-        "run": {"name": name, "steps": 10},
-        "model": {"path": "m"},
-        "data": {"train": "t.jsonl"},
-        "self_reward": {"token": "z"},
-        "rollout": {"num_engines": 4, "gpus": 1} | (rollout or {}),
-        "learning": {"num_ranks": 4, "gpus_per_rank": 1} | (learning or {}),
-        "verification": {"num_workers": 16} | (verification or {}),
-    }
-    return validate(tree, RunConfig, "test")
+def configure(rollout=None, learning=None) -> RunConfig:
+    """A run of 4 engines, 4 ranks and 16 verifiers on GPUs."""
+    return settings.configure(
+        rollout={"num_engines": 4, "gpus": 1} | (rollout or {}),
+        learning={"num_ranks": 4, "gpus_per_rank": 1} | (learning or {}),
+        verification={"num_workers": 16},
+    )
 
 
 def write_run(folder: Path, config: RunConfig, steps: list[tuple[float, float, float, float]]) -> Path:
@@ -50,8 +48,9 @@ def write_run(folder: Path, config: RunConfig, steps: list[tuple[float, float, f
 
 
 def test_the_shortest_step_is_where_the_formula_says():
-    # a = 360, b = 40: e / l = sqrt(360 / 40) = 3, so 6 engines and 2 ranks of 8 GPUs, and (sqrt(360) + sqrt(40))^2 / 8 = 640 / 8 = 80 s.
-    work = Work(rollout=360, learning=40, fixed=5)
+    # a = 360, b = 40: e / l = sqrt(360 / 40) = 3, so 6 engines and 2 ranks of 8 GPUs, and (sqrt(360) +
+    # sqrt(40))^2 / 8 = 640 / 8 = 80 s.
+    work = DeviceWork(rollout=360, learning=40, fixed=5)
     assert best_split(work, 8, ONE_GPU_EACH) == (6, 2)
     assert work.seconds(6, 2) == pytest.approx(85)
     assert work.seconds(6, 2) == pytest.approx((math.sqrt(360) + math.sqrt(40)) ** 2 / 8 + 5)
@@ -59,7 +58,7 @@ def test_the_shortest_step_is_where_the_formula_says():
 
 
 def test_neighbours_of_the_best_split_are_slower():
-    work = Work(rollout=200, learning=120, fixed=0)
+    work = DeviceWork(rollout=200, learning=120, fixed=0)
     engines, ranks = best_split(work, 16, ONE_GPU_EACH)
     assert (engines, ranks) == (9, 7)  # e / l = 1.29: 9.01 of 16
     assert all(work.seconds(engines, ranks) < work.seconds(engines + move, ranks - move) for move in (-1, 1))
@@ -67,11 +66,11 @@ def test_neighbours_of_the_best_split_are_slower():
 
 def test_tensor_parallel_engines_take_whole_steps_and_leave_the_rest_to_ranks():
     # Engines of 4 GPUs: 4 + 12 takes 200 / 4 + 120 / 12 = 60 s, 8 + 8 takes 40, 12 + 4 takes 46.7.
-    assert best_split(Work(200, 120, 0), 16, Devices("GPU", engine=4, rank=1)) == (2, 8)
+    assert best_split(DeviceWork(200, 120, 0), 16, Devices("GPU", engine=4, rank=1)) == (2, 8)
 
 
 def test_ranks_of_two_devices_leave_none_half_used():
-    assert best_split(Work(100, 100, 0), 7, Devices("GPU", engine=1, rank=2)) == (3, 2)
+    assert best_split(DeviceWork(100, 100, 0), 7, Devices("GPU", engine=1, rank=2)) == (3, 2)
 
 
 def test_fractions_of_a_cpu_that_add_up_only_up_to_rounding_count():
@@ -79,7 +78,7 @@ def test_fractions_of_a_cpu_that_add_up_only_up_to_rounding_count():
 
 
 def test_no_split_where_not_one_of_each_fits():
-    assert best_split(Work(1, 1, 0), 4, Devices("GPU", engine=4, rank=1)) is None
+    assert best_split(DeviceWork(1, 1, 0), 4, Devices("GPU", engine=4, rank=1)) is None
     assert taking_turns(4, Devices("GPU", engine=4, rank=1)) == (1, 4)
     assert taking_turns(4, Devices("GPU", engine=8, rank=1)) is None
 
@@ -104,7 +103,7 @@ def test_a_run_is_measured_by_the_medians_of_its_newest_steps(tmp_path):
         configure(),
         [*slow_start, *[(90.0, 0.5, 10.0, 105.0)] * 19, (900.0, 0.5, 10.0, 915.0)],
     )
-    measured = measure(folder)
+    measured = measure_run(folder)
     assert (measured.steps, measured.rollout, measured.verify, measured.learn, measured.fixed) == (
         20,
         90.0,
@@ -112,12 +111,12 @@ def test_a_run_is_measured_by_the_medians_of_its_newest_steps(tmp_path):
         10.0,
         5.0,
     )
-    assert measured.work() == Work(rollout=360.0, learning=40.0, fixed=5.0)
+    assert measured.work() == DeviceWork(rollout=360.0, learning=40.0, fixed=5.0)
 
 
 def test_layouts_of_a_measured_run(tmp_path):
     folder = write_run(tmp_path / "run", configure(), [(90.0, 0.5, 10.0, 105.0)] * 5)
-    sizing = size(configure(), folder)
+    sizing = size_pools(configure(), folder)
     shown = {
         layout.name: (layout.engines, layout.ranks, layout.devices, round(layout.step_s, 6), layout.verifiers)
         for layout in sizing.layouts
@@ -134,7 +133,7 @@ def test_layouts_of_a_measured_run(tmp_path):
 
 def test_the_configuration_is_sized_for_its_own_devices(tmp_path):
     folder = write_run(tmp_path / "run", configure(), [(90.0, 0.5, 10.0, 105.0)] * 5)
-    sizing = size(configure(rollout={"num_engines": 8}, learning={"num_ranks": 8}), folder)
+    sizing = size_pools(configure(rollout={"num_engines": 8}, learning={"num_ranks": 8}), folder)
     assert [layout.name for layout in sizing.layouts] == [
         "measured",
         "this configuration",
@@ -149,7 +148,7 @@ def test_the_configuration_is_sized_for_its_own_devices(tmp_path):
 def test_a_run_that_took_turns_has_its_handover_in_the_rest(tmp_path):
     turns = configure(rollout={"num_engines": 8, "colocate": True, "cpus": 1}, learning={"num_ranks": 8})
     folder = write_run(tmp_path / "run", turns, [(45.0, 0.5, 5.0, 75.0)] * 3)
-    sizing = size(turns, folder)
+    sizing = size_pools(turns, folder)
     assert sizing.total == 8  # the same GPUs, counted once
     assert {layout.name: round(layout.step_s, 6) for layout in sizing.layouts} == {
         "measured": 75,
@@ -162,22 +161,22 @@ def test_a_run_that_took_turns_has_its_handover_in_the_rest(tmp_path):
 
 def test_other_settings_than_the_measured_ones_are_named(tmp_path):
     folder = write_run(tmp_path / "run", configure(), [(90.0, 0.5, 10.0, 105.0)] * 3)
-    (warning,) = size(configure(rollout={"max_response_tokens": 4096}), folder).warnings
+    (warning,) = size_pools(configure(rollout={"max_response_tokens": 4096}), folder).warnings
     assert "rollout.max_response_tokens (8192 before, 4096 now)" in warning
 
 
 def test_what_cannot_be_sized_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no run here"):
-        size(configure(), tmp_path / "absent")
+    with pytest.raises(ConfigError, match="holds no run"):
+        size_pools(configure(), tmp_path / "absent")
     short = write_run(tmp_path / "short", configure(), [(90.0, 0.5, 10.0, 105.0)] * 2)
     with pytest.raises(ConfigError, match="2 steps are measured, and 3 are needed"):
-        size(configure(), short)
+        size_pools(configure(), short)
     on_cpu = configure(rollout={"gpus": 0}, learning={"gpus_per_rank": 0})
     measured = write_run(tmp_path / "cpu", on_cpu, [(90.0, 0.5, 10.0, 105.0)] * 3)
-    with pytest.raises(ConfigError, match="was measured on CPUs, and says nothing of GPUs"):
-        size(configure(), measured)
+    with pytest.raises(ConfigError, match="was measured on CPUs, which says nothing about GPUs"):
+        size_pools(configure(), measured)
     with pytest.raises(ConfigError, match="share no kind of device"):
-        size(configure(rollout={"gpus": 0}), measured)
+        size_pools(configure(rollout={"gpus": 0}), measured)
 
 
 def test_laser_check_shows_the_sizes(tmp_path, monkeypatch, capsys):
@@ -204,4 +203,4 @@ def test_laser_check_shows_the_sizes(tmp_path, monkeypatch, capsys):
             "docs/cluster.md shows this very example"
         )
     assert main(["check", str(tmp_path / "config.yaml"), "--measured", str(tmp_path / "absent")]) == 2
-    assert "no run here" in capsys.readouterr().err
+    assert "holds no run" in capsys.readouterr().err
