@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dashboards.report.load import IDENTITY, Comparison, Curve, Run
+from dashboards.report.load import Comparison, Curve, Run
 from dashboards.report.samples import Scores
+from orchestrator.config.schema import Mark, keys_marked
+from orchestrator.config.training import RunConfig
 
 MAX_CURVE_POINTS = 200
 HISTOGRAM_RANGE = (-0.5, 1.5)
 HISTOGRAM_BINS = 40
 SURFACE_KEYS = ["loss.beta_v", "loss.alpha"]
 RELIABILITY_BINS = 10
+
+NOT_COMPARED = frozenset({*keys_marked(RunConfig, Mark.PLACE), "run.seed"})
+"""Settings in which runs of one point differ: where a run is kept, and its seed."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def differing_settings(comparison: Comparison) -> list[str]:
     """Dotted keys that tell the runs apart: searched ones, then others whose values differ, then the seed."""
     searched = list(dict.fromkeys(key for sweep in comparison.sweeps for key in sweep.keys))
     whole = [run.settings for run in comparison.runs if len(run.settings) > len(run.point) + 1]
-    others = sorted({key for settings in whole for key in settings} - set(searched) - IDENTITY - {"run.seed"})
+    others = sorted({key for settings in whole for key in settings} - set(searched) - NOT_COMPARED)
     differing = [key for key in others if len({_canonical(settings.get(key)) for settings in whole}) > 1]
     seeds = {run.seed for run in comparison.runs}
     return searched + differing + (["run.seed"] if len(seeds) > 1 else [])
@@ -129,9 +134,7 @@ def seed_groups(comparison: Comparison) -> list[SeedGroup]:
         if run.sweep is not None:
             key = _canonical([run.sweep, run.point])
         elif run.settings:
-            key = _canonical(
-                {key: value for key, value in run.settings.items() if key not in IDENTITY | {"run.seed"}}
-            )
+            key = _canonical({key: value for key, value in run.settings.items() if key not in NOT_COMPARED})
         else:
             key = f"run {number}"
         groups.setdefault(key, []).append(run)

@@ -21,9 +21,6 @@ from orchestrator.storage.journal import JOURNAL, read_events
 Curve = dict[int, float]
 """The values of a metric by step."""
 
-IDENTITY = frozenset({"run.name", "run.dir", "tracking.uri"})
-"""Settings that say where a run is kept, not what it does."""
-
 
 @dataclass(frozen=True)
 class RunCurves:

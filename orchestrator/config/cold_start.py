@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.schema import (
     Gpus,
+    Mark,
+    PositiveFloat,
     PositiveInt,
     Section,
     Share,
@@ -33,7 +35,7 @@ class SFTDataConfig(Section):
 class SFTLearningConfig(Section):
     num_ranks: PositiveInt = 1
     """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
-    cpus_per_rank: Share = 1.0
+    cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE] = 1.0
     """CPUs a rank reserves."""
     gpus_per_rank: Gpus = 0.0
     """GPUs a rank reserves."""
@@ -41,7 +43,7 @@ class SFTLearningConfig(Section):
     """Precision of the forward and backward pass."""
     batch_size: PositiveInt = 64
     """Samples an optimiser step, over all ranks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
+    lr: PositiveFloat = 1e-5
     """AdamW's peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     """AdamW's momentum coefficients."""
@@ -51,7 +53,7 @@ class SFTLearningConfig(Section):
     """Steps over which the learning rate rises; then it falls as a cosine."""
     final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the peak learning rate that the cosine ends at."""
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    grad_clip: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens, padding included, in one forward and backward pass of a rank."""
@@ -74,7 +76,7 @@ class SFTSelfRewardConfig(Section):
 class SFTRunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run."""
-    dir: Path = Path("runs")
+    dir: Annotated[Path, Mark.MAY_CHANGE] = Path("runs")
     """Folder of all runs."""
     steps: PositiveInt
     """Optimiser steps."""
@@ -90,7 +92,7 @@ class SFTConfig(Section):
     data: SFTDataConfig
     learning: SFTLearningConfig = SFTLearningConfig()
     self_reward: SFTSelfRewardConfig = SFTSelfRewardConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, Mark.MAY_CHANGE] = TrackingConfig()
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.schema import PositiveInt, Section, Text
+from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Text
 from orchestrator.config.training import EngineConfig, TrackingConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
@@ -42,7 +42,7 @@ class BaselineConfig(Section):
 
     token: Text | None = None
     """z_c: a single token that the model uses for nothing else. Of stored samples it is known."""
-    beta_v: Annotated[float, Field(gt=0)] = 0.1
+    beta_v: PositiveFloat = 0.1
     """Scale of the score."""
     c_ref: Annotated[float, Field(lt=0)] | None = None
     """log pi_ref(z_c); null measures it as the mean over this evaluation's finished samples, as training does for its initial model."""
@@ -73,7 +73,7 @@ class EvalConfig(Section):
     """Split of data sets without a name."""
     instruction: str | None = None
     """Text after each problem; the one that the score was trained with, else the paper's, when null. Empty for none."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveFloat = 1.0
     """Sampling temperature; the score is read at temperature 1 whatever this is."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of sampling."""

@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ from orchestrator.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 StepCount = Annotated[int, Field(ge=0)]
 QUANTUM = 1e-4
 """The finest part of a resource that Ray counts."""
@@ -31,6 +33,21 @@ class Section(BaseModel):
 
 
 C = TypeVar("C", bound=Section)
+
+
+class Mark(Enum):
+    """A property of a setting that several parts of the program ask for; a mark on a section is one on all its keys.
+
+    A field carries it as `Annotated[int, Mark.MAY_CHANGE]`.
+    """
+
+    MAY_CHANGE = (
+        "may change when a run resumes: it decides where and how fast the run works, not what it learns"
+    )
+    AFTER_WARM_UP = "has no effect before the self-reward joins, after step loss.reasoning_warmup_steps"
+    PLACE = "says where a run is kept, not what it does"
+    POOL_SIZE = "sizes a pool; the cost of a step on one device does not depend on it"
+    SET_BY_SWEEP = "a sweep sets it for its trials"
 
 
 @dataclass(frozen=True)
@@ -246,6 +263,23 @@ def known_keys(schema: type[Section], prefix: str = "") -> list[str]:
         section = _section_of(field.annotation)
         keys += known_keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
     return keys
+
+
+def has_mark(schema: type[Section], key: str, *marks: Mark) -> bool:
+    """Whether the setting at a dotted key, or a section or dictionary that it belongs to, has one of the marks."""
+    name, _, rest = key.partition(".")
+    field = schema.model_fields.get(name)
+    if field is None:
+        return False
+    section = _section_of(field.annotation)
+    return any(mark in field.metadata for mark in marks) or (
+        section is not None and bool(rest) and has_mark(section, rest, *marks)
+    )
+
+
+def keys_marked(schema: type[Section], mark: Mark) -> tuple[str, ...]:
+    """All dotted keys of a schema that carry the mark, in the schema's order."""
+    return tuple(key for key in known_keys(schema) if has_mark(schema, key, mark))
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

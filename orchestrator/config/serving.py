@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.schema import (
     Gpus,
+    PositiveFloat,
     PositiveInt,
     Section,
     Share,
@@ -23,7 +24,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.errors import ConfigError
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = PositiveFloat
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -44,7 +45,7 @@ class ServedEngine(Section):
     """GPUs (or CPU processes) that share one engine's weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the engine; `auto` is that of the model's folder."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: PositiveFloat | None = None
     """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
     cpus: Share = 1.0
     """CPUs a replica reserves; fractions share a CPU. While new weights roll out, old and new replicas need room together."""
@@ -62,7 +63,7 @@ class ServedEngine(Section):
 class Limits(Section):
     """What one request may ask for, and how many may wait."""
 
-    body_mib: Annotated[float, Field(gt=0)] = 4.0
+    body_mib: PositiveFloat = 4.0
     """Larger request bodies are refused (413)."""
     choices: PositiveInt = 16
     """`n` of a chat completion."""

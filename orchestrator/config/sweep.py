@@ -11,7 +11,17 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.config.formula import Formula, NotDefined
-from orchestrator.config.schema import PositiveInt, Section, SettingsOf, Text, validate, with_settings
+from orchestrator.config.schema import (
+    Mark,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    SettingsOf,
+    Text,
+    has_mark,
+    validate,
+    with_settings,
+)
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
 
@@ -20,9 +30,6 @@ FIGURES = (
     "auroc_problem_only", "mixed_problems", "ece", "maj_at_k", "weighted_at_k", "response_tokens", "unverified",
 )  # fmt: skip
 """Names in a sweep's metric: the figures of an evaluation."""
-
-OWN_KEYS = ("run.name", "run.dir", "run.remote", "run.seed", "tracking.")
-"""Settings that a sweep gives its trials itself."""
 
 Value = bool | int | float | str | None
 
@@ -36,7 +43,7 @@ class Values(Section):
     """One of these, drawn for each point."""
     uniform: tuple[float, float] | None = None
     """A number from this range, drawn for each point."""
-    log_uniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    log_uniform: tuple[PositiveFloat, PositiveFloat] | None = None
     """The same, drawn uniformly in its logarithm."""
     when: str | None = None
     """A condition on the point's other keys, such as `loss.alpha > 0`; where it fails the key keeps the base's value."""
@@ -105,7 +112,7 @@ class SweepConfig(Section):
     """Trials at a time; as many as the cluster holds when null."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a failed trial goes on from its last checkpoint before it counts as failed."""
-    wait_s: Annotated[float, Field(gt=0)] = 1800.0
+    wait_s: PositiveFloat = 1800.0
     """How long the sweep waits when other work keeps the cluster's resources from its first trial."""
 
     @model_validator(mode="after")
@@ -182,7 +189,7 @@ def base_config(sweep: SweepConfig) -> RunConfig:
             f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null"
         )
     for key in sweep.space:
-        if key.startswith(OWN_KEYS):
+        if has_mark(RunConfig, key, Mark.SET_BY_SWEEP):
             raise ConfigError(
                 f"space: {key} is the sweep's own to give"
                 + (": list them as `seeds`" if key == "run.seed" else "")

@@ -16,6 +16,8 @@ from orchestrator.config.schema import (
     C,
     CustomResources,
     Gpus,
+    Mark,
+    PositiveFloat,
     PositiveInt,
     Section,
     Share,
@@ -56,25 +58,25 @@ class DataConfig(Section):
 class EngineConfig(Section):
     """The vLLM engines of a training run or an evaluation."""
 
-    num_engines: PositiveInt = 1
+    num_engines: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
     """vLLM engines, each an actor."""
     max_prompt_tokens: PositiveInt = 2048
     """Longer prompts are dropped and counted."""
     max_response_tokens: PositiveInt = 8192
     """A response that has not ended by then is unfinished: it has no score."""
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
     """GPUs (or CPU processes) that share one engine's weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the engine; `auto` is that of `learning.dtype`, in an evaluation that of the model's folder."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Annotated[PositiveFloat | None, Mark.MAY_CHANGE] = None
     """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
-    cpus: Share = 1.0
+    cpus: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs an engine reserves; fractions share a CPU."""
-    gpus: Gpus = 0.0
+    gpus: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
     """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
-    resources: CustomResources = {}
+    resources: Annotated[CustomResources, Mark.MAY_CHANGE, Mark.POOL_SIZE] = {}
     """Custom resources an engine reserves, such as {rollout: 1}: it runs only on nodes that were started with them."""
-    engine_args: dict[str, Any] = {}
+    engine_args: Annotated[dict[str, Any], Mark.MAY_CHANGE] = {}
     """Passed through to vLLM's EngineArgs."""
 
     @model_validator(mode="after")
@@ -92,9 +94,9 @@ class RolloutConfig(EngineConfig):
     """Sampling temperature of training rollouts; only 1 gives the policy's own log-probabilities."""
     max_staleness: Annotated[int, Field(ge=0)] = 0
     """Weight versions that generation may lag behind the learner; 0 is on-policy."""
-    sync_chunk_mib: PositiveInt = 256
+    sync_chunk_mib: Annotated[PositiveInt, Mark.MAY_CHANGE] = 256
     """Weights travel through the object store in chunks of at most this size."""
-    colocate: bool = False
+    colocate: Annotated[bool, Mark.MAY_CHANGE, Mark.POOL_SIZE] = False
     """Engines and learner take turns on the GPUs (on CPU, the CPUs) of the learner's ranks, and reserve none of their own."""
 
     @model_validator(mode="after")
@@ -113,26 +115,26 @@ class RolloutConfig(EngineConfig):
 
 
 class VerificationConfig(Section):
-    num_workers: PositiveInt = 1
+    num_workers: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
     """CPU actors that check answers."""
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    timeout_s: Annotated[PositiveFloat, Mark.MAY_CHANGE] = 10.0
     """Seconds one check may take from when it starts; then its process is killed and the status is `timeout`."""
-    cpus: Share = 1.0
+    cpus: Annotated[Share, Mark.MAY_CHANGE] = 1.0
     """CPUs a worker reserves; fractions share a CPU."""
-    resources: CustomResources = {}
+    resources: Annotated[CustomResources, Mark.MAY_CHANGE] = {}
     """Custom resources a worker reserves."""
     verifier: Text = "actors.verification:verify_math"
     """Import path `package.module:function` of the check."""
 
 
 class LearningConfig(Section):
-    num_ranks: PositiveInt = 1
+    num_ranks: Annotated[PositiveInt, Mark.POOL_SIZE] = 1
     """DeepSpeed ZeRO-3 ranks, each an actor."""
-    cpus_per_rank: Share = 1.0
+    cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs a rank reserves; fractions share a CPU."""
     gpus_per_rank: Gpus = 0.0
     """GPUs a rank reserves; 0 trains on CPU over gloo."""
-    resources: CustomResources = {}
+    resources: Annotated[CustomResources, Mark.MAY_CHANGE, Mark.POOL_SIZE] = {}
     """Custom resources a rank reserves."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass; optimiser states are float32 always."""
@@ -144,17 +146,17 @@ class LearningConfig(Section):
     """AdamW's decoupled weight decay."""
     warmup_steps: StepCount = 0
     """Steps over which the learning rate rises linearly."""
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    grad_clip: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     mini_batches: PositiveInt = 1
     """Optimiser steps made from one rollout batch."""
-    tokens_per_micro_batch: PositiveInt = 16384
+    tokens_per_micro_batch: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16384
     """Prompt and response tokens, padding included, in one forward and backward pass of a rank."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
     """Recompute activations in the backward pass to save memory."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What ZeRO-3 keeps in CPU memory on a GPU run."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], Mark.MAY_CHANGE] = "sdpa"
     """transformers' attention implementation."""
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the other settings make."""
@@ -172,13 +174,13 @@ class LearningConfig(Section):
 
 
 class LossConfig(Section):
-    alpha: Annotated[float, Field(ge=0)] = 0.1
+    alpha: Annotated[float, Field(ge=0), Mark.AFTER_WARM_UP] = 0.1
     """Weight of the self-reward loss; 0 leaves plain GRPO."""
-    beta_v: Annotated[float, Field(gt=0)] = 0.1
+    beta_v: Annotated[PositiveFloat, Mark.AFTER_WARM_UP] = 0.1
     """The self-reward's KL coefficient: score = beta_v * (log pi(z_c) - c_ref)."""
-    tau: Annotated[float, Field(ge=0, le=1)] = 0.1
+    tau: Annotated[float, Field(ge=0, le=1), Mark.AFTER_WARM_UP] = 0.1
     """Share of the self-rewarding advantage in the mix."""
-    filter_std: Annotated[float, Field(ge=0)] = 0.1
+    filter_std: Annotated[float, Field(ge=0), Mark.AFTER_WARM_UP] = 0.1
     """Groups whose scores spread no more than this keep their verifier advantages."""
     c_ref: Literal["calibrate", "exact"] | Annotated[float, Field(lt=0)] = "calibrate"
     """log pi_ref(z_c): measured on the initial model's solutions (calibrate), by a reference model for each one (exact), or a number."""
@@ -188,15 +190,15 @@ class LossConfig(Section):
     """Estimator of that KL (Schulman's names)."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """PPO's lower clip of the probability ratio."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    clip_high: PositiveFloat = 0.2
     """PPO's upper clip."""
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
     """Bound of the loss where the advantage is negative."""
-    importance_cap: Annotated[float, Field(gt=0)] | None = None
+    importance_cap: PositiveFloat | None = None
     """Truncated importance sampling for engine-learner mismatch: the weights' cap, or none."""
     reasoning_warmup_steps: StepCount = 0
     """Steps of plain GRPO before the self-reward loss joins (w_r)."""
-    self_reward_warmup_steps: StepCount = 200
+    self_reward_warmup_steps: Annotated[StepCount, Mark.AFTER_WARM_UP] = 200
     """Steps after those before the advantage mix joins (w_s)."""
 
 
@@ -212,12 +214,12 @@ class EvaluationConfig(Section):
     """Solutions sampled for each held-out problem (K of Maj@K)."""
     max_problems: PositiveInt | None = None
     """Evaluate on the first so many problems only."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveFloat = 1.0
     """Sampling temperature of evaluations; the score is read at temperature 1 whatever this is."""
 
 
 class TrackingConfig(Section):
-    uri: Text | None = None
+    uri: Annotated[Text | None, Mark.PLACE] = None
     """MLflow server; MLFLOW_TRACKING_URI, else sqlite in `run.dir`, when null."""
     experiment: Text = "laser"
     """MLflow experiment."""
@@ -226,23 +228,23 @@ class TrackingConfig(Section):
 
 
 class RunSection(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Mark.PLACE, Mark.SET_BY_SWEEP]
     """Name of the run: its folder under `run.dir` and its MLflow run name."""
-    dir: Path = Path("runs")
+    dir: Annotated[Path, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = Path("runs")
     """Folder of all runs."""
-    steps: StepCount
+    steps: Annotated[StepCount, Mark.MAY_CHANGE, Mark.AFTER_WARM_UP]
     """Training steps; 0 only measures the initial model: its c_ref and its evaluation."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), Mark.SET_BY_SWEEP] = 0
     """Seed of problem order and sampling."""
-    eval_every: StepCount = 0
+    eval_every: Annotated[StepCount, Mark.MAY_CHANGE] = 0
     """Evaluate every so many steps; 0 only before the first step and after the last."""
-    save_every: StepCount = 0
+    save_every: Annotated[StepCount, Mark.MAY_CHANGE] = 0
     """Checkpoint every so many steps; 0 only after the last."""
-    save_rollouts_every: StepCount = 0
+    save_rollouts_every: Annotated[StepCount, Mark.MAY_CHANGE] = 0
     """Keep the rollouts of every so many steps as parquet; 0 never."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[PositiveInt, Mark.MAY_CHANGE] = 2
     """Older checkpoints are deleted; one that a service or an evaluation uses, only after that has ended."""
-    remote: Text | None = None
+    remote: Annotated[Text | None, Mark.MAY_CHANGE, Mark.SET_BY_SWEEP] = None
     """URL under which `<name>/` holds what any node needs to continue the run: s3://bucket/runs, gs://..., file:///mnt/runs.
     Nodes then need no shared `dir`. Credentials are those of each node's environment."""
 
@@ -274,7 +276,7 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     self_reward: SelfRewardConfig
     evaluation: EvaluationConfig = EvaluationConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, Mark.MAY_CHANGE, Mark.SET_BY_SWEEP] = TrackingConfig()
 
     @property
     def folder(self) -> Path:

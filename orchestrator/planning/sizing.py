@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from orchestrator.config.schema import changed_settings
+from orchestrator.config.schema import Mark, changed_settings, has_mark
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.storage.journal import read_events
@@ -26,17 +26,7 @@ the generation time therefore counts as keeping up."""
 ROUNDING = 1e-9
 """Fractions of a CPU add up to whole numbers only within this."""
 COST_SECTIONS = ("model.", "rollout.", "learning.")
-POOL_SIZES = (
-    "rollout.num_engines",
-    "rollout.colocate",
-    "rollout.cpus",
-    "rollout.resources",
-    "learning.num_ranks",
-    "learning.cpus_per_rank",
-    "learning.resources",
-)
-"""A measurement stays valid when these settings change. The other settings of `COST_SECTIONS` change a
-step's cost."""
+"""Their settings change what a step costs, but for the sizes of the pools."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +264,7 @@ def _warnings(folder: Path, config: RunConfig, devices: Devices) -> list[str]:
     costly = [
         f"{key} ({change})"
         for key, change in changed_settings(folder / "config.yaml", config).items()
-        if key.startswith(COST_SECTIONS) and key not in POOL_SIZES
+        if key.startswith(COST_SECTIONS) and not has_mark(RunConfig, key, Mark.POOL_SIZE)
     ]
     warnings = []
     if costly:

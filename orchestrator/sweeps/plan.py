@@ -16,18 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.algorithm.c_ref import check_c_ref
-from orchestrator.config.schema import with_settings
+from orchestrator.config.schema import Mark, has_mark, with_settings
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.errors import ConfigError
 from orchestrator.sweeps.space import Point, describe_point, points
 from orchestrator.tracking.address import tracking_uri
-
-AFTER_THE_TRUNK = (
-    "loss.alpha", "loss.beta_v", "loss.tau", "loss.filter_std", "loss.self_reward_warmup_steps", "run.steps",
-)  # fmt: skip
-"""Settings that change nothing before the self-reward joins."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class SweepPlan:
             self.trials = self._planned_trials(points(sweep, base))
             self.trunks = self._trunks_of(self.trials)
         if self.base.loss.reasoning_warmup_steps >= base.run.steps and all(
-            key in AFTER_THE_TRUNK for key in sweep.space
+            has_mark(RunConfig, key, Mark.AFTER_WARM_UP) for key in sweep.space
         ):
             raise ConfigError(
                 f"space: {', '.join(sweep.space)} have no effect up to step loss.reasoning_warmup_steps="
@@ -114,7 +109,10 @@ class SweepPlan:
 
     def _trunks_for_optuna(self) -> list[Member]:
         """A trunk for each seed, if all of Optuna's points can share it and there will be several."""
-        if not all(key in AFTER_THE_TRUNK for key in self.sweep.space) or self.sweep.search.points == 1:
+        if (
+            not all(has_mark(RunConfig, key, Mark.AFTER_WARM_UP) for key in self.sweep.space)
+            or self.sweep.search.points == 1
+        ):
             return []
         return [self._trunk({}, seed) for seed in self.sweep.seeds]
 
@@ -170,7 +168,7 @@ def member_name(point: Mapping[str, Any], seed: int, keys: Iterable[str]) -> str
 
 
 def _before_the_branch(point: Point) -> Point:
-    return {key: value for key, value in point.items() if key not in AFTER_THE_TRUNK}
+    return {key: value for key, value in point.items() if not has_mark(RunConfig, key, Mark.AFTER_WARM_UP)}
 
 
 def _slug(value: Any) -> str:

@@ -11,7 +11,7 @@ from ray.tune.error import TuneError
 
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import Resources, planned_nodes
-from orchestrator.config.schema import changed_settings, dump_config, flat_settings
+from orchestrator.config.schema import Mark, changed_settings, dump_config, flat_settings, has_mark
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
@@ -26,7 +26,6 @@ from orchestrator.sweeps.stages import Stages
 from orchestrator.tracking.parent_run import SweepTracker
 from orchestrator.tracking.tracker import without_password
 from orchestrator.training.preparation import prepare
-from orchestrator.training.run import MAY_CHANGE
 
 
 def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOutcome:
@@ -174,16 +173,11 @@ def _refuse_other_settings(plan: SweepPlan) -> None:
     if not saved.exists() or not any(plan.folder.glob("t*s/*/checkpoints")):
         return
     # Every trial takes these from the sweep or from its point, and never from the base.
-    free = (
-        *MAY_CHANGE,
-        "run.name",
-        "run.seed",
-        *(key for key, values in plan.sweep.space.items() if values.when is None),
-    )
+    searched = {key for key, values in plan.sweep.space.items() if values.when is None}
     changed = [
         f"{key}: {change}"
         for key, change in changed_settings(saved, plan.base).items()
-        if not key.startswith(free)
+        if key not in searched and not has_mark(RunConfig, key, Mark.MAY_CHANGE, Mark.SET_BY_SWEEP)
     ]
     if changed:
         raise ConfigError(

@@ -21,7 +21,7 @@ from ray.util.queue import Empty, Queue
 from actors.cold_start import ForwardReports, train_rank
 from orchestrator.cluster.nodes import Resources, connect, planned_nodes
 from orchestrator.config.cold_start import SFTConfig
-from orchestrator.config.schema import changed_settings, dump_config
+from orchestrator.config.schema import Mark, changed_settings, dump_config, has_mark
 from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.data.tokens import absolute_path, load_tokens
 from orchestrator.errors import ConfigError, RunError
@@ -33,9 +33,6 @@ from orchestrator.training.run import Outcome
 
 STORAGE = "ray_train"
 """Ray Train's own folder within the run's."""
-
-MAY_CHANGE = ("run.dir", "tracking.", "learning.cpus_per_rank")
-"""Settings that do not make it another run."""
 
 
 def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
@@ -211,7 +208,7 @@ def _summary_of_finished(config: SFTConfig) -> dict[str, Any] | None:
     changed = [
         f"{key}: {change}"
         for key, change in changed_settings(config.folder / "config.yaml", config).items()
-        if not key.startswith(MAY_CHANGE)
+        if not has_mark(SFTConfig, key, Mark.MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(

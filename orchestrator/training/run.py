@@ -11,7 +11,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.verification import load_verifier
 from orchestrator.cluster.nodes import connect, planned_nodes
-from orchestrator.config.schema import changed_settings, dump_config
+from orchestrator.config.schema import Mark, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.pools.failures import translated_failures
@@ -26,17 +26,6 @@ from orchestrator.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
     from orchestrator.training.session import Session
-
-MAY_CHANGE = (
-    "run.dir", "run.remote", "run.steps", "run.eval_every", "run.save_every", "run.save_rollouts_every", "run.keep_checkpoints",
-    "tracking.", "rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.resources", "rollout.colocate", "rollout.tensor_parallel",
-    "rollout.kv_cache_gib", "rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers", "verification.cpus",
-    "verification.resources", "verification.timeout_s", "learning.cpus_per_rank", "learning.resources",
-    "learning.tokens_per_micro_batch", "learning.gradient_checkpointing", "learning.attention",
-)  # fmt: skip
-"""Settings that a resumed run may have changed: where and how fast it runs, and what it keeps, but not what
-it learns.
-"""
 
 
 @dataclass(frozen=True)
@@ -282,7 +271,9 @@ def _refuse_other_settings(config: RunConfig) -> None:
 
 def _refuse_changed(place: str, saved: Path, config: RunConfig) -> None:
     changes = changed_settings(saved, config, f"{place}/{saved.name}")
-    changed = [f"{key}: {change}" for key, change in changes.items() if not key.startswith(MAY_CHANGE)]
+    changed = [
+        f"{key}: {change}" for key, change in changes.items() if not has_mark(RunConfig, key, Mark.MAY_CHANGE)
+    ]
     if changed:
         raise ConfigError(
             f"{place} holds a run with other settings:\n  " + "\n  ".join(changed) + "\n"
