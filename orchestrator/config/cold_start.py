@@ -33,11 +33,11 @@ class SFTDataConfig(Section):
 
 
 class SFTLearningConfig(Section):
-    num_ranks: PositiveInt = 1
+    num_ranks: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
     """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE] = 1.0
     """CPUs a rank reserves."""
-    gpus_per_rank: Gpus = 0.0
+    gpus_per_rank: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
     """GPUs a rank reserves."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass."""
@@ -55,9 +55,9 @@ class SFTLearningConfig(Section):
     """Share of the peak learning rate that the cosine ends at."""
     grad_clip: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
-    tokens_per_micro_batch: PositiveInt = 16384
+    tokens_per_micro_batch: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16384
     """Tokens, padding included, in one forward and backward pass of a rank."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
     """Recompute activations in the backward pass to save memory."""
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the other settings make."""

@@ -132,7 +132,7 @@ class LearningConfig(Section):
     """DeepSpeed ZeRO-3 ranks, each an actor."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs a rank reserves; fractions share a CPU."""
-    gpus_per_rank: Gpus = 0.0
+    gpus_per_rank: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
     """GPUs a rank reserves; 0 trains on CPU over gloo."""
     resources: Annotated[CustomResources, Mark.MAY_CHANGE, Mark.POOL_SIZE] = {}
     """Custom resources a rank reserves."""
@@ -221,7 +221,7 @@ class EvaluationConfig(Section):
 class TrackingConfig(Section):
     uri: Annotated[Text | None, Mark.PLACE] = None
     """MLflow server; MLFLOW_TRACKING_URI, else sqlite in `run.dir`, when null."""
-    experiment: Text = "laser"
+    experiment: Annotated[Text, Mark.PLACE] = "laser"
     """MLflow experiment."""
     sampled_solutions: PositiveInt = 32
     """Solutions in the table that each evaluation logs."""
@@ -244,7 +244,7 @@ class RunSection(Section):
     """Keep the rollouts of every so many steps as parquet; 0 never."""
     keep_checkpoints: Annotated[PositiveInt, Mark.MAY_CHANGE] = 2
     """Older checkpoints are deleted; one that a service or an evaluation uses, only after that has ended."""
-    remote: Annotated[Text | None, Mark.MAY_CHANGE, Mark.SET_BY_SWEEP] = None
+    remote: Annotated[Text | None, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = None
     """URL under which `<name>/` holds what any node needs to continue the run: s3://bucket/runs, gs://..., file:///mnt/runs.
     Nodes then need no shared `dir`. Credentials are those of each node's environment."""
 

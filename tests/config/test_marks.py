@@ -46,11 +46,20 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("rollout.colocate", "rollout.tensor_parallel", "rollout.kv_cache_gib"),
                 *("rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers"),
                 *("verification.cpus", "verification.resources", "verification.timeout_s"),
-                *("learning.cpus_per_rank", "learning.resources", "learning.tokens_per_micro_batch"),
-                *("learning.gradient_checkpointing", "learning.attention"),
+                *("learning.cpus_per_rank", "learning.gpus_per_rank", "learning.resources"),
+                *("learning.tokens_per_micro_batch", "learning.gradient_checkpointing"),
+                "learning.attention",
             },
         ),
-        (SFTConfig, Mark.MAY_CHANGE, {"run.dir", *TRACKING, "learning.cpus_per_rank"}),
+        (
+            SFTConfig,
+            Mark.MAY_CHANGE,
+            {
+                *("run.dir", *TRACKING, "learning.num_ranks", "learning.cpus_per_rank"),
+                *("learning.gpus_per_rank", "learning.tokens_per_micro_batch"),
+                "learning.gradient_checkpointing",
+            },
+        ),
         (
             RunConfig,
             Mark.AFTER_WARM_UP,
@@ -68,7 +77,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("learning.num_ranks", "learning.cpus_per_rank", "learning.resources"),
             },
         ),
-        (RunConfig, Mark.PLACE, {"run.name", "run.dir", "tracking.uri"}),
+        (RunConfig, Mark.PLACE, {"run.name", "run.dir", "run.remote", "tracking.uri", "tracking.experiment"}),
     ],
 )
 def test_the_settings_of_each_mark(schema, mark, keys):

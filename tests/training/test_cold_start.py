@@ -268,6 +268,8 @@ class TestCommand:
         assert "is finished: loss 0.500" in capsys.readouterr().out
         assert cli.main([*arguments, "run.steps=7"]) == 2
         assert "run.steps: 6 before, 7 now" in capsys.readouterr().err
+        # Settings of speed and place make no other run of it.
+        assert cli.main([*arguments, "learning.tokens_per_micro_batch=4096", "learning.num_ranks=2"]) == 0
 
     def test_a_folder_has_one_cold_start_at_a_time(self, arguments, capsys, tmp_path):
         folder = tmp_path / "runs" / "cold"

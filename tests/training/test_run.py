@@ -58,7 +58,7 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it
         (
             {
                 "rollout": {"kv_cache_gib": 2.0, "engine_args": {"enforce_eager": True}},
-                "learning": {"tokens_per_micro_batch": 20000},
+                "learning": {"tokens_per_micro_batch": 20000, "gpus_per_rank": 1},
             },
             None,
         ),
