@@ -1,14 +1,12 @@
-"""Learning pool: DeepSpeed ZeRO-3 ranks in Ray actors that take one policy update from a batch of trajectories.
+"""A rank of the learning pool: one DeepSpeed ZeRO-3 rank in a Ray actor, which updates the policy with the others.
 
-In: a `TrainBatch`, which refers to trajectories in the object store and holds per-sample scalars and the plan of micro-batches.
-Out: sums for the metrics, and the new weights as chunks in the object store.
+In: a `TrainBatch`: references to trajectories in the object store, scalars for each sample, and the plan of
+micro-batches. Out: sums for the metrics, and the new weights as chunks in the object store.
 """
 
-import contextlib
-import re
-import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +14,50 @@ import numpy as np
 import ray
 import torch
 from jaxtyping import Float, Float32
-from ray.exceptions import GetTimeoutError, RayTaskError
 from torch import Tensor
 from torch.distributed import TCPStore
 
-from actors import zero3
-from actors.rows import _Rows, make_rows
-from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
+from actors import process_group, zero3
+from actors.rows import RolloutRows, rollout_rows
+from orchestrator.algorithm.loss import LossInputs, laser_loss
 from orchestrator.algorithm.micro_batches import Plan
-from orchestrator.config.training import RunConfig
 from orchestrator.errors import LaserError
-from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
+from orchestrator.messages.batches import LearnerSettings, MiniBatch, StepSums, TrainBatch, TrajectoriesRef
 from orchestrator.messages.trajectories import Trajectories
 from orchestrator.messages.weights import pack_chunks
-from orchestrator.storage.card import SELF_REWARD
-from orchestrator.storage.checkpoints import STATE, TrainingState, random_state
-from orchestrator.storage.remote import RemoteStorage, place_of
-
-PING_TIMEOUT_S = 5.0
+from orchestrator.storage.checkpoints import TrainingState, random_state
+from orchestrator.storage.shards import ShardFiles
 
 
 class LearnerRank:
-    """One ZeRO-3 rank. Every method is a collective: the pool calls it on all ranks, in the same order.
+    """One ZeRO-3 rank. After `open_store` (rank 0 only) and `setup` on all ranks it holds the policy.
+
+    Every other method but `ping` and `gpu_ids` is a collective: the driver calls it on all ranks, in the same order.
 
     Args:
-        config: The run's configuration.
-        model_path: Where the policy starts from.
-        z_token: Id of z_c, or None when self-rewarding is off.
-        rank, world_size: This rank's place in the pool.
+        settings: The same for all ranks.
+        rank: This rank's number, from 0.
     """
 
-    def __init__(
-        self, config: RunConfig, model_path: str, z_token: int | None, rank: int, world_size: int
-    ) -> None:
-        self.config, self.model_path, self.z_token = config, model_path, z_token
-        self.rank, self.world_size = rank, world_size
-        self.fetched: Path | None = None
+    def __init__(self, settings: LearnerSettings, rank: int) -> None:
+        self.settings = settings
+        self.rank = rank
+        self.files = ShardFiles(rank, settings.run_name, settings.remote)
         self.store: TCPStore | None = None
-        self.on_gpu = config.learning.gpus_per_rank > 0
-        self.device = torch.device("cuda" if self.on_gpu else "cpu")
-        if not self.on_gpu:
-            torch.set_num_threads(max(1, int(config.learning.cpus_per_rank)))
+        self.reference: Any = None
+        """The initial model's DeepSpeed engine, where `settings.needs_reference`."""
+        self._learner: zero3.Learner | None = None
+
+    @property
+    def learner(self) -> zero3.Learner:
+        """The policy with its optimiser, which `setup` loads."""
+        assert self._learner is not None, "setup comes first"
+        return self._learner
 
     def open_store(self) -> tuple[str, int]:
         """Start the store at which the ranks meet, on rank 0's node; returns its host and port."""
         host = ray.util.get_node_ip_address()
-        self.store = zero3.open_store(host)
+        self.store = process_group.open_store(host)
         return host, self.store.port
 
     def ping(self) -> int:
@@ -72,67 +68,64 @@ class LearnerRank:
         return [int(gpu) for gpu in ray.get_gpu_ids()]
 
     def setup(self, address: str, port: int) -> int:
-        """Join the process group and load the model into shards. Returns the number of parameters."""
-        zero3.join_process_group(self.rank, self.world_size, address, port, self.on_gpu, self.store)
-        import deepspeed
-        from transformers import AutoTokenizer
+        """Join the process group and load the model into shards.
 
-        settings = self.config.learning
-        ds_config = zero3.zero3_config(
-            dtype=settings.dtype,
-            grad_clip=settings.grad_clip,
-            offload=settings.offload,
-            on_gpu=self.on_gpu,
-            extra=settings.deepspeed,
+        Args:
+            address: Where rank 0's store listens.
+            port: The store's port.
+
+        Returns:
+            The number of the model's parameters.
+        """
+        settings = self.settings
+        process_group.join_process_group(
+            self.rank, settings.num_ranks, address, port, settings.policy.on_gpu, self.store
         )
-        torch.manual_seed(self.config.run.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.model_path)
-        self.pad_token = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id
-        )
-        self.model = zero3.load_model(
-            self.model_path,
-            ds_config,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            gradient_checkpointing=settings.gradient_checkpointing,
-        )
-        optimizer = _adamw(self.model, settings)
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=self.model, optimizer=optimizer, config=ds_config
-        )
-        self.engine.train()
-        self.reference = None
-        if self.config.needs_reference:
-            reference = zero3.load_model(
-                self.model_path, ds_config, dtype=settings.dtype, attention=settings.attention
-            )
-            self.reference, *_ = deepspeed.initialize(model=reference, config=ds_config)
-            self.reference.eval()
-        return zero3.parameter_count(self.model)
+        torch.manual_seed(settings.seed)
+        self._learner = zero3.Learner(settings.policy)
+        if settings.needs_reference:
+            self.reference = zero3.load_reference(settings.policy)
+        return zero3.parameter_count(self.learner.model)
 
     def step(self, batch: TrainBatch) -> StepSums:
-        """One optimiser step a mini-batch."""
+        """Take one optimiser step for each mini-batch."""
         started = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(batch.step)
-        groups = self._fetch(batch)
+        warmup = self.settings.warmup_steps
+        self.learner.set_learning_rate(
+            self.settings.policy.lr * min(1.0, batch.step / warmup if warmup else 1.0)
+        )
+        groups = self._groups_of(batch)
         several = len(batch.mini_batches) > 1
         # Later mini-batches are clipped against the policy before the first one; a single one is on-policy.
         old = [self._logprobs(mini, groups) if several else None for mini in batch.mini_batches]
         sums = StepSums()
         for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
             self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
-            self.engine.step()
-        sums.grad_norm = float(self.engine.get_global_grad_norm())
+            self.learner.update()
+        sums.grad_norm = self.learner.grad_norm
         sums.seconds = time.perf_counter() - started
         return sums
 
+    def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
+        """Losses and gradients of a batch of one mini-batch, without an optimiser step, to examine a stored step.
+
+        Returns:
+            The sums, and each parameter's whole gradient by name.
+        """
+        from deepspeed.utils import safe_get_full_grad
+
+        sums = StepSums()
+        self._accumulate(batch, batch.mini_batches[0], self._groups_of(batch), None, sums, compare=True)
+        gradients = {
+            name: safe_get_full_grad(parameter).cpu().numpy()
+            for name, parameter in self.learner.model.model.named_parameters()
+        }
+        self.learner.engine.optimizer.zero_grad()
+        return sums, gradients
+
     @torch.no_grad()
     def reference_z_logprobs(
-        self, refs: Sequence[Any], plan: Plan, samples_per_group: int
+        self, refs: Sequence[TrajectoriesRef], plan: Plan, samples_per_group: int
     ) -> dict[int, float]:
         """log pi_ref(z_c | x, y, EOS) of this rank's finished samples, by sample, for `loss.c_ref: exact`."""
         assert self.reference is not None
@@ -152,99 +145,66 @@ class LearnerRank:
         return found
 
     def publish(self, dtype: str, chunk_bytes: int) -> list[Any]:
-        """Gather the weights, cast them to the engines' `dtype` and put them in the object store; refs on rank 0, [] elsewhere."""
-        parameters = zero3.gathered_parameters(self.model, chunk_bytes, is_sender=self.rank == 0)
+        """Gather the weights and put them in the object store.
+
+        Args:
+            dtype: The engines' precision, by torch's name, to which weights are cast.
+            chunk_bytes: Largest size of a chunk of several parameters.
+
+        Returns:
+            References to `WeightChunk`s on rank 0, and none elsewhere.
+        """
+        parameters = zero3.gathered_parameters(self.learner.model, chunk_bytes, is_sender=self.rank == 0)
         return [ray.put(chunk) for chunk in pack_chunks(parameters, getattr(torch, dtype), chunk_bytes)]
 
     def release_device(self) -> None:
-        """Move shards, gradients and optimiser states to the CPU's memory, for an engine that takes its turn on this rank's GPU."""
-        zero3.offload_states(self.engine)
+        """Move everything to the CPU's memory, so that an engine can use this rank's GPU in its turn."""
+        zero3.offload_states(self.learner.engine)
 
     def take_device(self) -> None:
         """Undo `release_device`."""
-        zero3.reload_states(self.engine)
+        zero3.reload_states(self.learner.engine)
 
     def save(self, folder: str) -> None:
-        """Model and optimiser shards and random state, restorable at the same number of ranks."""
-        self.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
+        """Write model and optimiser shards and the random state. The same number of ranks can load them."""
+        self.learner.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
         torch.save({"torch": torch.get_rng_state()}, Path(folder) / random_state(self.rank))
 
     def upload(self, checkpoint: str, place: str) -> str | None:
-        """Copy what this rank has written of a checkpoint to `place` in `run.remote`; where the driver does not see it, nothing stays.
+        """Copy this rank's files of a checkpoint to `place` in `run.remote`.
 
-        Returns why it could not, if so: an error would end the others' uploads, and Ray would print each rank's.
+        Returns:
+            The reason of a failure. An error would end the other ranks' uploads, and Ray would print each rank's.
         """
-        folder = Path(checkpoint)
-        files = [
-            path
-            for path in folder.glob("learner/**/*")
-            if path.is_file() and _is_of_rank(path.name, self.rank)
-        ]
-        if self.rank == 0:
-            files += [
-                path for path in folder.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD
-            ]
         try:
-            self._storage().upload(files, folder, place)
-            return None
+            self.files.upload(Path(checkpoint), place)
         except LaserError as error:
             return str(error)
-        finally:
-            if not (folder / STATE).exists():
-                for path in files:
-                    path.unlink()
+        return None
 
     def fetch(self, checkpoint: str, state: TrainingState) -> str | None:
-        """Have `load` find this rank's files of a checkpoint, from `run.remote` if they are not here. Returns why it could not, if so."""
-        folder, self.fetched = Path(checkpoint), None
-        with contextlib.suppress(FileNotFoundError):
-            # The same folder on this node may be from another attempt, which the driver knows nothing of.
-            if (folder / STATE).read_text() == state.text() and (
-                folder / "learner" / random_state(self.rank)
-            ).exists():
-                return None
+        """Download this rank's files of a checkpoint for `load`, unless they are on this node.
+
+        Returns:
+            The reason of a failure, as `upload` does.
+        """
         try:
-            remote = self._storage()
-            if not remote.holds(state):
-                return (
-                    f"{folder}: holds nothing of learner rank {self.rank} on node {ray.util.get_node_ip_address()}, and {remote.shown} "
-                    "has no such checkpoint. Start it where its ranks were, or delete that folder to continue from the checkpoint before"
-                )
-            self.fetched = folder.with_name(f".partial-fetched-{self.rank}")
-            shutil.rmtree(self.fetched, ignore_errors=True)
-            remote.fetch(
-                f"{place_of(state.step)}/learner", self.fetched, lambda name: _is_of_rank(name, self.rank)
-            )
+            self.files.fetch(Path(checkpoint), state, ray.util.get_node_ip_address())
         except LaserError as error:
             return str(error)
         return None
 
     def load(self, folder: str) -> None:
-        """Restore what `save` wrote, or what `fetch` has brought instead."""
-        source = self.fetched or Path(folder)
-        path, _ = self.engine.load_checkpoint(str(source), tag="zero3")
-        if path is None:
-            raise RuntimeError(f"{source}: DeepSpeed found no checkpoint there")
-        torch.set_rng_state(torch.load(source / random_state(self.rank))["torch"])
-        if self.fetched is not None:
-            shutil.rmtree(self.fetched)
-            self.fetched = None
+        """Restore what `save` wrote there, or what `fetch` has downloaded in its place."""
+        with self.files.readable(Path(folder)) as source:
+            path, _ = self.learner.engine.load_checkpoint(str(source), tag="zero3")
+            if path is None:
+                raise RuntimeError(f"{source}: DeepSpeed found no checkpoint there")
+            torch.set_rng_state(torch.load(source / random_state(self.rank))["torch"])
 
     def export(self, folder: str) -> None:
         """Write the weights as a Hugging Face folder (rank 0 writes)."""
-        zero3.export_model(self.model, Path(folder), self.tokenizer, is_sender=self.rank == 0)
-
-    def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
-        """Losses and full gradients of a batch of one mini-batch, without an optimiser step: to replay a step and look into it."""
-        from deepspeed.utils import safe_get_full_grad
-
-        sums = StepSums()
-        self._accumulate(batch, batch.mini_batches[0], self._fetch(batch), None, sums, compare=True)
-        gradients = {
-            name: safe_get_full_grad(p).cpu().numpy() for name, p in self.model.model.named_parameters()
-        }
-        self.engine.optimizer.zero_grad()
-        return sums, gradients
+        self.learner.export(Path(folder), is_sender=self.rank == 0)
 
     def _accumulate(
         self,
@@ -255,18 +215,18 @@ class LearnerRank:
         sums: StepSums,
         compare: bool,
     ) -> None:
-        """Forward and backward passes of a mini-batch. The same number on every rank, since ranks gather weights together."""
+        """Forward and backward passes of a mini-batch: as many on every rank, since ranks gather weights together."""
+        scored = self.settings.z_token is not None
         micro_batches = mini.plan[self.rank]
         for number, micro in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
+            last = number == len(micro_batches) - 1
             rows = self._rows(micro, groups)
-            logprobs, entropy = self.engine(rows.input_ids, rows.read, rows.targets)
+            logprobs, entropy = self.learner.engine(rows.input_ids, rows.read, rows.targets)
             if not micro:
                 # Nothing to learn from, but the peers wait for this rank's backward pass.
-                self.engine.backward(logprobs.sum() * 0.0)
+                self.learner.backward(logprobs.sum() * 0.0, last)
                 continue
             token_logprobs, z_logprobs = logprobs[rows.is_token], logprobs[~rows.is_token]
-            scored = self.z_token is not None
             outputs = laser_loss(
                 LossInputs(
                     logprobs=token_logprobs,
@@ -281,10 +241,9 @@ class LearnerRank:
                     rewards=self._tensor(batch.rewards[micro]) if scored else None,
                     weights=self._tensor(batch.class_weights[micro]) if scored else None,
                 ),
-                self._loss_settings(batch.alpha),
+                replace(self.settings.loss, alpha=batch.alpha),
             )
-            # ZeRO averages gradients over ranks, and the loss is already divided by counts over all of them.
-            self.engine.backward(outputs.total * self.world_size)
+            self.learner.backward(outputs.total, last)
             sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
             if compare:
                 sums.compare(token_logprobs, rows.behaviour_logprobs)
@@ -293,23 +252,24 @@ class LearnerRank:
                     sums.z_mismatch_max = max(sums.z_mismatch_max, gaps.max().item())
 
     @torch.no_grad()
-    def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Tensor]:
+    def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:
         """Log-probs of the response tokens under the current policy, by micro-batch."""
         found = []
         for micro in mini.plan[self.rank]:
             rows = self._rows(micro, groups)
-            logprobs, _ = self.engine(rows.input_ids, rows.read, rows.targets)
+            logprobs, _ = self.learner.engine(rows.input_ids, rows.read, rows.targets)
             found.append(logprobs[rows.is_token])
         return found
 
     @torch.no_grad()
-    def _reference_logprobs(self, rows: _Rows) -> Tensor | None:
-        if self.reference is None or self.config.loss.kl_coef == 0:
+    def _reference_logprobs(self, rows: RolloutRows) -> Float[Tensor, "tokens"] | None:
+        """The reference model's log-probs of the response tokens; None where no KL penalty needs them."""
+        if self.reference is None or self.settings.loss.kl_coef == 0:
             return None
         logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
         return logprobs[rows.is_token]
 
-    def _fetch(self, batch: TrainBatch) -> dict[int, Trajectories]:
+    def _groups_of(self, batch: TrainBatch) -> dict[int, Trajectories]:
         """The groups that this rank's micro-batches touch, by number."""
         touched = {
             index // batch.samples_per_group
@@ -320,92 +280,13 @@ class LearnerRank:
         return self._fetch_groups(batch.groups, sorted(touched))
 
     @staticmethod
-    def _fetch_groups(refs: Sequence[Any], numbers: Sequence[int]) -> dict[int, Trajectories]:
+    def _fetch_groups(refs: Sequence[TrajectoriesRef], numbers: Sequence[int]) -> dict[int, Trajectories]:
         return dict(zip(numbers, ray.get([refs[number] for number in numbers]), strict=True))
 
-    def _rows(self, micro: Sequence[int], groups: dict[int, Trajectories]) -> _Rows:
+    def _rows(self, micro: Sequence[int], groups: dict[int, Trajectories]) -> RolloutRows:
         places = [divmod(index, len(next(iter(groups.values())))) for index in micro]
         samples = [groups[number].sample(position) for number, position in places]
-        return make_rows(samples, self.z_token, self.pad_token, self.device)
+        return rollout_rows(samples, self.settings.z_token, self.learner.pad_token, self.learner.device)
 
     def _tensor(self, values: Float32[np.ndarray, "batch"]) -> Float[Tensor, "batch"]:
-        return torch.from_numpy(values).to(self.device)
-
-    def _loss_settings(self, alpha: float) -> LossSettings:
-        loss = self.config.loss
-        return LossSettings(
-            alpha=alpha,
-            beta_v=loss.beta_v,
-            kl_coef=loss.kl_coef,
-            kl_estimator=loss.kl_estimator,
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
-            dual_clip=loss.dual_clip,
-            tis_cap=loss.importance_cap,
-        )
-
-    def _storage(self) -> RemoteStorage:
-        assert self.config.run.remote is not None
-        return RemoteStorage(self.config.run.remote, self.config.run.name)
-
-    def _lr(self, step: int) -> float:
-        settings = self.config.learning
-        return settings.lr * min(1.0, step / settings.warmup_steps if settings.warmup_steps else 1.0)
-
-
-def start_ranks(
-    config: RunConfig, model_path: str, z_token: int | None, spawn: Any, timeout_s: float | None = None
-) -> list[Any]:
-    """Start all ranks and wait until they hold the model. `spawn(cls, rank, *arguments)` makes an actor.
-
-    Raises:
-        ray.exceptions.GetTimeoutError: They have not started within `timeout_s`.
-        ray.exceptions.RayActorError: A rank died while it started.
-    """
-    world_size = config.learning.num_ranks
-    ranks = [
-        spawn(LearnerRank, rank, config, model_path, z_token, rank, world_size) for rank in range(world_size)
-    ]
-    address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
-    call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
-    return ranks
-
-
-def call_ranks(
-    ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None
-) -> list[Any]:
-    """Call a collective of all ranks; returns what each returned.
-
-    Raises:
-        ray.exceptions.RayActorError: A rank died.
-        ray.exceptions.RayTaskError: A rank failed, and all of them live.
-        ray.exceptions.GetTimeoutError: They have not returned within `timeout_s`.
-    """
-    try:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
-    except RayTaskError:
-        # A rank fails in a collective when its peer has died: report the death, from which the run can recover.
-        check_alive(ranks)
-        raise
-
-
-def check_alive(ranks: Sequence[Any]) -> None:
-    """Raises RayActorError when a rank has died; one that is busy passes."""
-    for rank in ranks:
-        with contextlib.suppress(GetTimeoutError):
-            ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
-
-
-def _is_of_rank(name: str, rank: int) -> bool:
-    """Whether a rank writes the file of this name in a checkpoint: its own shards and random state; rank 0 also what is there once."""
-    named = re.match(r"(?:bf16_)?(?:zero_pp_rank|random_state)_(\d+)", name)
-    return rank == (int(named[1]) if named else 0)
-
-
-def _adamw(model: torch.nn.Module, settings: Any) -> torch.optim.Optimizer:
-    arguments = {"lr": settings.lr, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
-    if settings.offload != "none":
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
-    return torch.optim.AdamW(model.parameters(), fused=settings.gpus_per_rank > 0, **arguments)
+        return torch.from_numpy(values).to(self.learner.device)

@@ -1,10 +1,8 @@
-"""A causal language model in DeepSpeed ZeRO-3: its configuration, loading into shards, log-prob forward, gathering, export.
+"""A causal language model in DeepSpeed ZeRO-3: loading into shards, log-probs, optimiser steps, gathering and export.
 
 Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.cold_start`).
 """
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.distributed import TCPStore
 
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
-from orchestrator.storage.files import locked
+from orchestrator.messages.batches import PolicySettings
 
 
 class LogProbModel(torch.nn.Module):
@@ -27,8 +24,8 @@ class LogProbModel(torch.nn.Module):
         for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(model.config, setting, None) not in (None, 1.0):
                 raise ConfigError(
-                    f"model.path: {model.config.model_type} models scale their logits ({setting}), which the log-prob head does not do; "
-                    "choose a model without it"
+                    f"model.path: {model.config.model_type} models scale their logits ({setting}), which the "
+                    "log-prob head does not do; choose another model"
                 )
         model.set_output_embeddings(LogProbHead.from_linear(model.get_output_embeddings()))
         self.model = model
@@ -39,108 +36,113 @@ class LogProbModel(torch.nn.Module):
         read: Bool[Tensor, "batch time"],
         targets: Int[Tensor, "tokens"],
     ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
-        """Log-prob of each target and entropy (nats) at the positions marked in `read`, row by row; rows are padded on the right."""
-        # No attention mask: causal attention sees no padding to the right, and its fast kernels (flash, cuDNN) take no mask.
+        """Log-prob of each target, and entropy in nats, at the positions marked in `read`, row by row.
+
+        Args:
+            input_ids: Rows padded on the right.
+        """
+        # No attention mask: causal attention sees no padding to the right, and its fast kernels take no mask.
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(hidden[read], targets)
 
     def checkpoint_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Parameters under their checkpoint names, tied ones under each of their names: vLLM keeps a packed copy of each."""
+        """Parameters by checkpoint name, tied ones under each of their names: vLLM keeps a packed copy for each."""
         yield from self.model.named_parameters(remove_duplicate=False)
 
 
-def open_store(host: str) -> TCPStore:
-    """Rank 0's store, at which the ranks meet. It listens at once, so that no other process can take its port before they do.
+class Learner:
+    """A policy in ZeRO-3 shards and its AdamW. The process group must exist; every method is a collective of its ranks.
 
     Args:
-        host: Address of this node, as the other ranks' nodes reach it.
+        settings: The same on all ranks.
     """
-    return TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+    def __init__(self, settings: PolicySettings) -> None:
+        import deepspeed
+        from transformers import AutoTokenizer
+
+        self.device = torch.device("cuda" if settings.on_gpu else "cpu")
+        if not settings.on_gpu:
+            torch.set_num_threads(settings.threads)
+        self.world_size = torch.distributed.get_world_size()
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
+        self.pad_token = padding_token(self.tokenizer)
+        configuration = zero3_config(settings)
+        self.model = load_model(settings, configuration, trained=True)
+        self.engine, *_ = deepspeed.initialize(
+            model=self.model, optimizer=_adamw(self.model, settings), config=configuration
+        )
+        self.engine.train()
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Use `lr` from the next `update` on."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def backward(self, loss: Float[Tensor, ""], last: bool) -> None:
+        """Add the gradients of a micro-batch. Ranks must make as many of these calls as one another.
+
+        Args:
+            loss: This micro-batch's share of the mini-batch's loss, of which all ranks' shares are the sum.
+            last: Whether it is the last micro-batch before `update`.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        # ZeRO averages gradients over ranks; the shares must be summed.
+        self.engine.backward(loss * self.world_size)
+
+    def update(self) -> None:
+        """Take an optimiser step with the gradients of all micro-batches."""
+        self.engine.step()
+
+    @property
+    def grad_norm(self) -> float:
+        """Global norm of the last update's gradients, before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
+    def export(self, folder: Path, is_sender: bool) -> None:
+        """Write a Hugging Face folder that vLLM and transformers load; the sender writes."""
+        state = {name: tensor.cpu() for name, tensor in gathered_parameters(self.model, 2**30, is_sender)}
+        if is_sender:
+            self.model.model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
 
 
-def join_process_group(
-    rank: int, world_size: int, address: str, port: int, on_gpu: bool, store: TCPStore | None = None
-) -> None:
-    """Enter the ranks' process group: nccl between GPUs, gloo between CPUs. `LOCAL_RANK` is 0, since Ray shows a rank its own GPU.
-
-    Args:
-        address, port: Where rank 0's store listens.
-        store: That store; None in other ranks, which connect to it.
-    """
-    os.environ |= {
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": "0",
-    }
-    prepare_process(on_gpu)
-    from deepspeed.constants import default_pg_timeout
-
-    if store is None:
-        store = TCPStore(address, port, timeout=default_pg_timeout)
-    store.set_timeout(default_pg_timeout)
-    # As DeepSpeed would: with its deadline, and where ranks have peers, nccl is bound to the rank's GPU.
-    device = torch.device("cuda", 0) if on_gpu and world_size > 1 else None
-    torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=default_pg_timeout,
-        device_id=device,
-    )
-    start_deepspeed(on_gpu)
-
-
-def start_deepspeed(on_gpu: bool) -> None:
-    """Let DeepSpeed take over the process group that torch is in."""
-    prepare_process(on_gpu)
-    if not on_gpu:
-        _build_cpu_operators()
+def load_reference(settings: PolicySettings) -> Any:
+    """The initial model in ZeRO-3 shards, as a DeepSpeed engine without an optimiser. A collective."""
     import deepspeed
 
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
-
-
-def prepare_process(on_gpu: bool) -> None:
-    """Choose DeepSpeed's accelerator before its first import, and quiet its start-up log."""
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
-    import logging
-
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-
-
-def _build_cpu_operators() -> None:
-    """Compile DeepSpeed's CPU communication once a machine (30 s with g++), in a cache of our own.
-
-    torch's build leaves a `lock` behind when it is killed, and every later build waits for it for ever. Whoever holds our lock,
-    which the kernel frees with its process, knows that no build runs, so that a `lock` found then is such a leftover.
-    """
-    # ninja is a package of this environment, which need not be activated.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    cache = Path(
-        os.environ.setdefault(
-            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "laser" / "torch_extensions")
-        )
+    configuration = zero3_config(settings)
+    engine, *_ = deepspeed.initialize(
+        model=load_model(settings, configuration, trained=False), config=configuration
     )
-    cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache / "laser.lock"):
-        for leftover in cache.glob("**/lock"):
-            leftover.unlink()
-        from deepspeed.accelerator import get_accelerator
-
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load()
+    engine.eval()
+    return engine
 
 
-def zero3_config(
-    *, dtype: str, grad_clip: float, offload: str, on_gpu: bool, extra: dict[str, Any]
-) -> dict[str, Any]:
-    """DeepSpeed's configuration; `extra` (the user's `learning.deepspeed`) is merged over it, section by section."""
+def padding_token(tokenizer: Any) -> int:
+    """The id that fills rows up: the tokenizer's own, or EOS, or 0. Attention is causal, so it changes no result."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def _adamw(model: torch.nn.Module, settings: PolicySettings) -> torch.optim.Optimizer:
+    arguments: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": tuple(settings.betas),
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.offload != "none":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(model.parameters(), adamw_mode=True, **arguments)
+    return torch.optim.AdamW(model.parameters(), fused=settings.on_gpu, **arguments)
+
+
+def zero3_config(settings: PolicySettings) -> dict[str, Any]:
+    """DeepSpeed's configuration; the user's `learning.deepspeed` is merged over it, section by section."""
+    on_gpu, offload = settings.on_gpu, settings.offload
     zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
@@ -150,37 +152,35 @@ def zero3_config(
         # The learner counts micro-batches and normalises the loss itself.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": grad_clip,
-        "bf16": {"enabled": dtype == "bfloat16"},
+        "gradient_clipping": settings.grad_clip,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
         # Micro-batches are added up in float32, so that their number changes no more than rounding.
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    return _merge(config, extra)
+    return _merge(config, settings.deepspeed)
 
 
-def load_model(
-    path: str,
-    config: dict[str, Any],
-    *,
-    dtype: str,
-    attention: str = "sdpa",
-    gradient_checkpointing: bool = False,
-) -> LogProbModel:
-    """Load a model straight into ZeRO-3 shards: no rank ever holds all of it."""
+def load_model(settings: PolicySettings, configuration: dict[str, Any], trained: bool) -> LogProbModel:
+    """Load a model straight into ZeRO-3 shards: no rank ever holds all of it.
+
+    Args:
+        configuration: DeepSpeed's.
+        trained: Whether it has a backward pass, which gradient checkpointing is for.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     # Alive while the model loads: transformers looks it up through a weak reference.
-    shard_on_load = HfDeepSpeedConfig(config)
+    shard_on_load = HfDeepSpeedConfig(configuration)
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation=attention
+        settings.model_path, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention
     )
     del shard_on_load
     restore_rotary_frequencies(model)
-    if gradient_checkpointing:
+    if trained and settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LogProbModel(model)
 
@@ -188,8 +188,9 @@ def load_model(
 def restore_rotary_frequencies(model: torch.nn.Module) -> None:
     """Compute the rotary embeddings' frequencies again, in float32.
 
-    While a model loads into shards, DeepSpeed makes every new floating-point tensor in the model's dtype. Frequencies rounded to
-    bfloat16 are off by up to 1 in 512: a thousand tokens on, the angles are wrong by more than a radian.
+    While a model loads into shards, DeepSpeed makes every new floating-point tensor in the model's dtype.
+    Frequencies rounded to bfloat16 are off by up to 1 in 512: after a thousand tokens the angles are wrong by more
+    than a radian.
     """
     for module in model.modules():
         frequencies = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
@@ -204,8 +205,8 @@ def gathered_parameters(
 ) -> Iterator[tuple[str, Tensor]]:
     """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
 
-    A collective: every rank iterates it to the end. Only the sender gets tensors: copies on the model's device, good after the
-    next group.
+    A collective: every rank iterates it to the end. Only the sender gets tensors. They are copies on the model's
+    device, which stay valid after the next group.
     """
     import deepspeed
 
@@ -229,16 +230,8 @@ def parameter_count(model: LogProbModel) -> int:
     return sum(_full_size(parameter) for parameter in model.parameters())
 
 
-def export_model(model: LogProbModel, folder: Path, tokenizer: Any, is_sender: bool) -> None:
-    """Write a Hugging Face folder that vLLM and transformers load. A collective; the sender writes."""
-    state = {name: tensor.cpu() for name, tensor in gathered_parameters(model, 2**30, is_sender)}
-    if is_sender:
-        model.model.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
-
-
 def _full_size(parameter: Any) -> int:
-    """Elements of a parameter of which this rank may hold a shard only."""
+    """Elements of the whole parameter, of which this rank holds a shard."""
     return parameter.ds_numel
 
 
@@ -254,9 +247,9 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def offload_states(engine: Any) -> None:
-    """Move what a ZeRO-3 rank holds to the CPU's memory: shards, gradients, float32 copies and optimiser states.
+    """Move a ZeRO-3 rank's shards, gradients, float32 copies and optimiser states to the CPU's memory.
 
-    DeepSpeed's own `offload_states` moves the last two for its fused Adam alone, not for torch's.
+    DeepSpeed's own `offload_states` moves the last two only for its fused Adam, not for torch's.
     """
     from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as States
     from deepspeed.runtime.zero.offload_states import offload_optimizer_states

@@ -29,14 +29,13 @@ from torch.nn.functional import cross_entropy, linear
 
 from actors import zero3
 from actors.learning import LearnerRank
-from actors.rows import make_rows
+from actors.rows import rollout_rows
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import Plan, padding_share, plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.algorithm.token_logprobs import LogProbHead, token_logprobs
-from orchestrator.config.training import RunConfig
-from orchestrator.messages.batches import MiniBatch, TrainBatch
+from orchestrator.messages.batches import LearnerSettings, MiniBatch, PolicySettings, TrainBatch
 from orchestrator.messages.trajectories import Trajectories
 from orchestrator.messages.weights import pack_chunks
 
@@ -231,7 +230,7 @@ def step(
         torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times[1:])
-    parameters = zero3.parameter_count(rank.model)
+    parameters = zero3.parameter_count(rank.learner.model)
     flops = _model_flops(SHAPES[shape], parameters, sum(lengths), sums.tokens + len(lengths))
     peak = torch.cuda.max_memory_allocated() / GIB
     packed = []
@@ -241,7 +240,7 @@ def step(
             sum(
                 chunk.data.nbytes
                 for chunk in pack_chunks(
-                    zero3.gathered_parameters(rank.model, CHUNK, True), torch.bfloat16, CHUNK
+                    zero3.gathered_parameters(rank.learner.model, CHUNK, True), torch.bfloat16, CHUNK
                 )
             )
         )
@@ -332,27 +331,30 @@ def write_model(shape: dict[str, Any], folder: str) -> None:
 
 
 def start_rank(folder: str, dtype: str, gradient_checkpointing: bool, deepspeed: dict[str, Any]) -> LocalRank:
-    config = RunConfig.model_validate(
-        {
-            "run": {"name": "gpu-learner", "steps": 1},
-            "model": {"path": folder},
-            "data": {"train": "unused.jsonl"},
-            "self_reward": {"token": "unused"},
-            "loss": {
-                "alpha": LOSS.alpha,
-                "beta_v": LOSS.beta_v,
-                "clip_low": LOSS.clip_low,
-                "clip_high": LOSS.clip_high,
-            },
-            "learning": {
-                "gpus_per_rank": 1,
-                "dtype": dtype,
-                "gradient_checkpointing": gradient_checkpointing,
-                "deepspeed": deepspeed,
-            },
-        }
+    """The only rank, with the optimiser settings that a run has by default."""
+    settings = LearnerSettings(
+        policy=PolicySettings(
+            model_path=folder,
+            on_gpu=True,
+            threads=1,
+            dtype=dtype,
+            lr=1e-6,
+            betas=(0.9, 0.999),
+            weight_decay=0.01,
+            grad_clip=1.0,
+            gradient_checkpointing=gradient_checkpointing,
+            deepspeed=deepspeed,
+        ),
+        num_ranks=1,
+        seed=0,
+        warmup_steps=0,
+        loss=LOSS,
+        z_token=Z_TOKEN,
+        needs_reference=False,
+        run_name="gpu-learner",
+        remote=None,
     )
-    rank = LocalRank(config, folder, Z_TOKEN, rank=0, world_size=1)
+    rank = LocalRank(settings, rank=0)
     rank.setup("127.0.0.1", 29500)
     return rank
 
@@ -372,7 +374,7 @@ def _plain(folder: str, groups: list[Trajectories], device: str, dtype: torch.dt
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-    rows = make_rows(
+    rows = rollout_rows(
         [group.sample(index) for group in groups for index in range(len(group))],
         Z_TOKEN,
         PAD_TOKEN,

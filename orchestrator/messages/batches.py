@@ -1,16 +1,65 @@
-"""What the learner trains on, and the sums that it returns."""
+"""What a learner rank starts with, what it trains on, and the sums that it returns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from orchestrator.algorithm.loss import LossOutputs
+from orchestrator.algorithm.loss import LossOutputs, LossSettings
 from orchestrator.algorithm.micro_batches import Plan
 from orchestrator.algorithm.policy import kl_terms
+
+TrajectoriesRef = Any
+"""A Ray ObjectRef to `Trajectories`."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a ZeRO-3 rank holds a policy and its optimiser. The cold start and reinforcement learning share them."""
+
+    model_path: str
+    """Hugging Face folder or hub name that the weights come from."""
+    on_gpu: bool
+    threads: int
+    """Of torch, in a rank on CPU."""
+    dtype: str
+    """Precision of the forward and backward pass, by torch's name."""
+    lr: float
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float]
+    weight_decay: float
+    grad_clip: float
+    """Largest global norm of the gradients; larger ones are scaled down to it."""
+    gradient_checkpointing: bool
+    offload: str = "none"
+    """What ZeRO-3 keeps in CPU memory: `none`, `optimizer` or `all`."""
+    attention: str = "sdpa"
+    """transformers' attention implementation."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Sections merged over the DeepSpeed configuration that the other settings make."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """What a rank of the learning pool needs to know; all ranks have the same."""
+
+    policy: PolicySettings
+    num_ranks: int
+    seed: int
+    warmup_steps: int
+    """Steps over which the learning rate rises linearly to its peak."""
+    loss: LossSettings
+    """Its `alpha` is replaced by each batch's."""
+    z_token: int | None
+    """Id of z_c; None switches self-rewarding off."""
+    needs_reference: bool
+    """Whether the rank also holds the initial model, for a KL penalty or an exact c_ref."""
+    run_name: str
+    remote: str | None
+    """`run.remote`, the URL under which the run's checkpoints are kept too."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +73,11 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rollout batch. Samples are numbered group after group; every array has one entry a sample."""
+    """One rollout batch. Samples are numbered group after group; every array has one entry for each sample."""
 
     step: int
-    groups: Sequence[Any]
-    """ObjectRefs to `Trajectories`; a rank fetches those that its micro-batches touch."""
+    groups: Sequence[TrajectoriesRef]
+    """A rank fetches the groups that its micro-batches touch."""
     samples_per_group: int
     advantages: Float32[np.ndarray, "samples"]
     rewards: Float32[np.ndarray, "samples"]
@@ -41,7 +90,7 @@ class TrainBatch:
 
 @dataclass
 class StepSums:
-    """What one rank saw in a step; added up over ranks it is the batch. KL divergences are in nats."""
+    """Sums of one rank over a step; added up over ranks they are the batch's. KL divergences are in nats."""
 
     policy_loss: float = 0.0
     self_reward_loss: float = 0.0
@@ -52,7 +101,7 @@ class StepSums:
     entropy: float = 0.0
     """Sum over tokens."""
     compared_tokens: int = 0
-    """Tokens of the first mini-batch: there engine and learner have the same weights, and their log-probs are compared."""
+    """Tokens of the first mini-batch: engine and learner have the same weights there, so they are compared."""
     mismatch_kl: float = 0.0
     """Sum over the compared tokens of k3 estimates of KL(engine || learner)."""
     mismatch_abs: float = 0.0
@@ -65,7 +114,7 @@ class StepSums:
     seconds: float = 0.0
 
     def add(self, outputs: LossOutputs, entropy: Float[Tensor, "tokens"], mini_batches: int) -> None:
-        """Take in a micro-batch; losses become means over the step's mini-batches."""
+        """Add a micro-batch; losses become means over the step's mini-batches."""
         self.policy_loss += outputs.policy.item() / mini_batches
         self.self_reward_loss += outputs.self_reward.item() / mini_batches
         self.total_loss += outputs.total.item() / mini_batches
@@ -75,7 +124,7 @@ class StepSums:
         self.tokens += len(entropy)
 
     def compare(self, learner: Float[Tensor, "tokens"], engine: Float[Tensor, "tokens"]) -> None:
-        """Take in how far the engine's log-probs are from the learner's."""
+        """Add the differences between the engine's and the learner's log-probs of the same tokens."""
         learner = learner.detach()
         difference = (learner - engine).abs()
         self.compared_tokens += len(difference)

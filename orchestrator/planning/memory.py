@@ -111,7 +111,7 @@ def learner_memory(size: ModelSize, learning: LearningConfig) -> LearnerMemory:
     DeepSpeed counts 18 bytes a parameter, for 16-bit weights: 2 for the weights, 16 for float32 master
     weights, gradients and AdamW's two moments. float32 weights take 2 bytes more.
     """
-    from actors.zero3 import prepare_process
+    from actors.process_group import prepare_process
 
     with _environment_restored():
         prepare_process(on_gpu=False)

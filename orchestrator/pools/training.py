@@ -5,17 +5,17 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.learning import call_ranks, check_alive, start_ranks
 from actors.rollout import RolloutWorker
 from actors.verification import VerificationWorker
 from orchestrator.cluster.bundles import Bundles
 from orchestrator.cluster.placement import Placement
 from orchestrator.cluster.shared_storage import check_shared_folders
 from orchestrator.config.training import RunConfig
-from orchestrator.data.tokens import ModelTokens, absolute_path
+from orchestrator.data.tokens import ModelTokens
 from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.pool import MAX_RESTARTS, Pool
+from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks
 from orchestrator.pools.start import engine_settings
 
 START_TIMEOUT_S = 1800.0
@@ -180,9 +180,9 @@ class Pools:
         return self.placement.colocated_engine(RolloutWorker, index, gpus, self.settings)
 
     def _start_learners(self) -> list[Any]:
-        model = absolute_path(self.config.model.path)
+        settings = learner_settings(self.config, self.z_token)
         try:
-            return start_ranks(self.config, model, self.z_token, self.placement.learner, START_TIMEOUT_S)
+            return start_ranks(settings, self.placement.learner, START_TIMEOUT_S)
         except GetTimeoutError as error:
             raise PoolError(
                 f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?"

@@ -16,18 +16,18 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from actors.learning import start_ranks
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.cluster.nodes import connect
 from orchestrator.config.training import RunConfig
 from orchestrator.data.problems import Problem
-from orchestrator.data.tokens import absolute_path, load_tokens
+from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.messages.batches import StepSums
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import read_groups
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Batch, Group, to_batch
+from orchestrator.pools.ranks import learner_settings, start_ranks
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
 
@@ -109,7 +109,7 @@ def replay(config: RunConfig, path: Path) -> Replay:
         return ranks[-1]
 
     try:
-        start_ranks(config, absolute_path(config.model.path), tokens.z_token, spawn)
+        start_ranks(learner_settings(config, tokens.z_token), spawn)
         sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
     except RayError as error:
         raise RunError(f"the learner rank failed: {str(error).strip()}") from error

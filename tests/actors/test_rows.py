@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from actors.rows import make_rows
+from actors.rows import rollout_rows
 from orchestrator.messages.trajectories import Sample
 
 Z, EOS, PAD = 30, 2, 0
@@ -29,7 +29,7 @@ TRUNCATED = sample([4], [13, 14, 15], finished=False)
 
 @pytest.mark.parametrize("pad", [PAD, EOS])
 def test_positions_and_targets_by_hand(pad):
-    rows = make_rows([SHORT, LONG], Z, pad, CPU)
+    rows = rollout_rows([SHORT, LONG], Z, pad, CPU)
     assert rows.input_ids.tolist() == [[4, 5, 6, EOS, pad, pad, pad], [7, 8, 9, 10, 11, 12, EOS]]
     # From the last prompt token, which predicts the first response token, to EOS, which z_c follows.
     assert rows.read.int().tolist() == [[0, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]]
@@ -41,21 +41,21 @@ def test_positions_and_targets_by_hand(pad):
 
 
 def test_a_truncated_sample_is_read_alike_and_its_engine_score_is_nan():
-    rows = make_rows([TRUNCATED, SHORT], Z, PAD, CPU)
+    rows = rollout_rows([TRUNCATED, SHORT], Z, PAD, CPU)
     assert rows.read.int().tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert rows.targets.tolist() == [13, 14, 15, Z, 6, EOS, Z]
     assert rows.behaviour_z_logprobs.isnan().tolist() == [True, False]
 
 
 def test_without_self_rewarding_the_same_positions_are_read():
-    with_z, without_z = make_rows([SHORT, LONG], Z, PAD, CPU), make_rows([SHORT, LONG], None, PAD, CPU)
+    with_z, without_z = rollout_rows([SHORT, LONG], Z, PAD, CPU), rollout_rows([SHORT, LONG], None, PAD, CPU)
     assert torch.equal(with_z.read, without_z.read)
     assert torch.equal(with_z.targets[with_z.is_token], without_z.targets[without_z.is_token])
     assert Z not in without_z.targets
 
 
 def test_an_empty_micro_batch_has_no_tokens_but_runs_through_the_model():
-    rows = make_rows([], Z, PAD, CPU)
+    rows = rollout_rows([], Z, PAD, CPU)
     assert rows.input_ids.shape == rows.read.shape
     assert len(rows.targets) == rows.read.sum()
     assert len(rows.sample) == len(rows.behaviour_logprobs) == rows.is_token.sum() == 0
@@ -78,7 +78,7 @@ def model():
 @torch.no_grad()
 def read(model, samples, pad=PAD):
     """Log-probs of the response tokens and of z_c, a sample each."""
-    rows = make_rows(samples, Z, pad, CPU)
+    rows = rollout_rows(samples, Z, pad, CPU)
     logprobs = model(rows.input_ids).logits.log_softmax(-1)[rows.read]
     chosen = logprobs.gather(1, rows.targets[:, None]).squeeze(1)
     return list(chosen[rows.is_token].split([len(s.response_ids) for s in samples])), chosen[~rows.is_token]

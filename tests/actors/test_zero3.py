@@ -11,9 +11,10 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from transformers import Gemma3TextConfig, Gemma3TextModel, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from actors.learning import start_ranks
-from actors.zero3 import open_store, restore_rotary_frequencies
+from actors.process_group import open_store
+from actors.zero3 import restore_rotary_frequencies
 from orchestrator.config.training import RunConfig
+from orchestrator.pools.ranks import learner_settings, start_ranks
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -80,7 +81,7 @@ class Rank:
     """A rank of which the second dies while it joins. A fake: a real one cannot be made to die in that moment."""
 
     def __init__(self, *arguments):
-        self.rank = arguments[-2]
+        self.rank = arguments[-1]
 
     def open_store(self):
         return "localhost", 1
@@ -100,9 +101,7 @@ class Rank:
 def test_a_rank_that_dies_while_the_ranks_join_is_reported_as_a_death(ray_cluster, config):
     with pytest.raises(RayActorError) as failure:
         start_ranks(
-            config,
-            "m",
-            None,
+            learner_settings(config, None),
             lambda cls, rank, *arguments: ray.remote(Rank).options(num_cpus=0).remote(*arguments),
             60,
         )

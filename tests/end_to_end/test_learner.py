@@ -12,13 +12,13 @@ import ray
 import torch
 from transformers import Qwen2ForCausalLM
 
-from actors.learning import start_ranks
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config.training import RunConfig
 from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
 from orchestrator.messages.trajectories import Generated, Trajectories, pack
+from orchestrator.pools.ranks import learner_settings, start_ranks
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -52,7 +52,7 @@ def learner(config: RunConfig, z_token: int | None = Z_TOKEN) -> Iterator[list[A
             .remote(*arguments)
         )
 
-    ranks = start_ranks(config, config.model.path, z_token, spawn)
+    ranks = start_ranks(learner_settings(config, z_token), spawn)
     yield ranks
     for rank in ranks:
         ray.kill(rank)

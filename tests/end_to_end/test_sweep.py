@@ -14,13 +14,13 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from actors.learning import start_ranks
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.sweep import load_sweep
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import RunError
 from orchestrator.models.registry import fetch
+from orchestrator.pools.ranks import learner_settings, start_ranks
 from orchestrator.storage.journal import read_events
 from orchestrator.sweeps.sweep import sweep
 from orchestrator.training.replay import load_batch
@@ -187,9 +187,7 @@ def test_a_branched_trial_equals_one_trained_from_the_first_step(
     c_ref = json.loads((trial / "export/self_reward.json").read_text())["c_ref"]
     options = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     ranks = start_ranks(
-        config,
-        config.model.path,
-        tokens.z_token,
+        learner_settings(config, tokens.z_token),
         lambda cls, rank, *arguments: ray.remote(cls).options(**options).remote(*arguments),
     )
     for step in range(1, STEPS + 1):

@@ -12,7 +12,6 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from actors.learning import _is_of_rank
 from orchestrator.cluster.shared_storage import _look, check_shared_folders
 from orchestrator.config.schema import dump_config, validate
 from orchestrator.config.sweep import SweepConfig, base_config
@@ -21,6 +20,7 @@ from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.journal import Journal, read_events
 from orchestrator.storage.remote import RemoteStorage, place_of
+from orchestrator.storage.shards import writer_of
 from orchestrator.training.run import _fetch_newer
 
 STATE = TrainingState(
@@ -91,7 +91,7 @@ def listed(remote: RemoteStorage, place: str = "") -> list[str]:
 
 
 def fetched(remote: RemoteStorage, step: int, folder: Path, rank: int) -> dict[str, str]:
-    remote.fetch(f"{place_of(step)}/learner", folder, lambda name: _is_of_rank(name, rank))
+    remote.fetch(f"{place_of(step)}/learner", folder, lambda name: writer_of(name) == rank)
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -115,21 +115,6 @@ def test_a_state_that_an_earlier_version_wrote_with_nan_is_still_the_same_checkp
     assert math.isnan(state.base["f1"])
     assert remote.holds(state)
     assert not remote.holds(STATE)
-
-
-@pytest.mark.parametrize(
-    ("name", "rank"),
-    [
-        ("zero_pp_rank_1_mp_rank_00_optim_states.pt", 1),
-        ("zero_pp_rank_10_mp_rank_00_model_states.pt", 10),
-        ("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", 1),
-        ("random_state_12.pt", 12),
-        ("zero_to_fp32.py", 0),
-        ("model-00001-of-00002.safetensors", 0),
-    ],
-)
-def test_each_file_of_a_checkpoint_has_one_rank(name, rank):
-    assert [other for other in range(16) if _is_of_rank(name, other)] == [rank]
 
 
 def test_without_its_state_a_checkpoint_does_not_count_and_the_next_save_removes_it(remote, tmp_path):

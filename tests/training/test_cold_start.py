@@ -12,7 +12,8 @@ import torch
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.cold_start import learning_rate, make_rows, share_of_loss
+from actors.cold_start import learning_rate, share_of_loss
+from actors.rows import demonstration_rows
 from actors.zero3 import LogProbModel
 from experiments.quickstart.task import (
     CHAT_TEMPLATE,
@@ -89,7 +90,7 @@ class TestTargets:
     def test_rows_read_the_position_before_each_target(self, tmp_path, tokens):
         data = data_file(tmp_path, {"problem": "7", "solution": "89"}, {"problem": "12", "solution": "3"})
         samples = load_demonstrations(data, tokens)
-        input_ids, read, targets = make_rows([samples.sample(0), samples.sample(1)], 0, CPU)
+        input_ids, read, targets = demonstration_rows([samples.sample(0), samples.sample(1)], 0, CPU)
         assert input_ids[0].tolist() == ids(tokens, START, "7", END, "\n", START, "8", "9", END)
         assert input_ids[1].tolist() == ids(tokens, START, "1", "2", END, "\n", START, "3", END)
         assert read.int().tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1]]
@@ -97,7 +98,7 @@ class TestTargets:
 
     def test_padding_is_not_read(self):
         rows = [(np.array([5, 6, 7, 8], np.int32), 2), (np.array([5, 9], np.int32), 1)]
-        input_ids, read, targets = make_rows(rows, 1, CPU)
+        input_ids, read, targets = demonstration_rows(rows, 1, CPU)
         assert input_ids.tolist() == [[5, 6, 7], [5, 1, 1]]
         assert read.int().tolist() == [[0, 1, 1], [1, 0, 0]]
         assert targets.tolist() == [7, 8, 9]
@@ -323,7 +324,7 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
     untrained = AutoModelForCausalLM.from_pretrained(model_folder)
     samples = load_demonstrations(settings.data, tokens)
     first_batch = next(length_batches(samples.lengths, 8, settings.run.seed))
-    input_ids, read, targets = make_rows([samples.sample(index) for index in first_batch], 0, CPU)
+    input_ids, read, targets = demonstration_rows([samples.sample(index) for index in first_batch], 0, CPU)
     logits = untrained(input_ids=input_ids).logits
     assert losses[0] == pytest.approx(
         torch.nn.functional.cross_entropy(logits[read], targets).item(), rel=1e-5

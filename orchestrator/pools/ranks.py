@@ -1,0 +1,106 @@
+"""The learner's ranks as the driver sees them: their settings, their start, and calls of all of them together."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from actors.learning import LearnerRank
+from orchestrator.algorithm.loss import LossSettings
+from orchestrator.config.training import RunConfig
+from orchestrator.data.tokens import absolute_path
+from orchestrator.messages.batches import LearnerSettings, PolicySettings
+
+PING_TIMEOUT_S = 5.0
+
+
+def learner_settings(config: RunConfig, z_token: int | None) -> LearnerSettings:
+    """A run's settings that its learner ranks use.
+
+    Args:
+        z_token: Id of z_c; None when self-rewarding is off.
+    """
+    learning, loss = config.learning, config.loss
+    return LearnerSettings(
+        policy=PolicySettings(
+            model_path=absolute_path(config.model.path),
+            on_gpu=learning.gpus_per_rank > 0,
+            threads=max(1, int(learning.cpus_per_rank)),
+            dtype=learning.dtype,
+            lr=learning.lr,
+            betas=learning.betas,
+            weight_decay=learning.weight_decay,
+            grad_clip=learning.grad_clip,
+            gradient_checkpointing=learning.gradient_checkpointing,
+            offload=learning.offload,
+            attention=learning.attention,
+            deepspeed=learning.deepspeed,
+        ),
+        num_ranks=learning.num_ranks,
+        seed=config.run.seed,
+        warmup_steps=learning.warmup_steps,
+        loss=LossSettings(
+            alpha=loss.alpha,
+            beta_v=loss.beta_v,
+            kl_coef=loss.kl_coef,
+            kl_estimator=loss.kl_estimator,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            dual_clip=loss.dual_clip,
+            tis_cap=loss.importance_cap,
+        ),
+        z_token=z_token,
+        needs_reference=config.needs_reference,
+        run_name=config.run.name,
+        remote=config.run.remote,
+    )
+
+
+def start_ranks(
+    settings: LearnerSettings, spawn: Callable[..., Any], timeout_s: float | None = None
+) -> list[Any]:
+    """Start all ranks and wait until they hold the model.
+
+    Args:
+        spawn: `spawn(cls, rank, *arguments)` starts an actor of the class and returns its handle.
+        timeout_s: How long to wait for rank 0, and then for all of them; without a limit when None.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: They did not start within `timeout_s`.
+        ray.exceptions.RayActorError: A rank died while it started.
+    """
+    ranks = [spawn(LearnerRank, rank, settings, rank) for rank in range(settings.num_ranks)]
+    address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
+    call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
+    return ranks
+
+
+def call_ranks(
+    ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None
+) -> list[Any]:
+    """Call a collective of all ranks; returns what each returned, by rank.
+
+    Raises:
+        ray.exceptions.RayActorError: A rank died.
+        ray.exceptions.RayTaskError: A rank failed, and all of them live.
+        ray.exceptions.GetTimeoutError: They did not return within `timeout_s`.
+    """
+    try:
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
+    except RayTaskError:
+        # A rank fails in a collective when its peer has died. The run can recover from a death, so report that.
+        check_alive(ranks)
+        raise
+
+
+def check_alive(ranks: Sequence[Any]) -> None:
+    """Check that no rank has died; a rank that is too busy to answer passes.
+
+    Raises:
+        ray.exceptions.RayActorError: A rank has died.
+    """
+    for rank in ranks:
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)

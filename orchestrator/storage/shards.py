@@ -1,0 +1,111 @@
+"""The files of a checkpoint that one learner rank writes, and their way to `run.remote` and back.
+
+In: a checkpoint's folder on the rank's node. Out: this rank's files at the URL, or on this node again.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import RunError
+from orchestrator.storage.card import SELF_REWARD
+from orchestrator.storage.checkpoints import STATE, TrainingState, random_state
+from orchestrator.storage.remote import RemoteStorage, place_of
+
+
+class ShardFiles:
+    """One rank's files of its run's checkpoints.
+
+    Args:
+        rank: The rank's number, from 0.
+        run_name: Name of the run below `remote`.
+        remote: `run.remote`; None when checkpoints stay in the run's folder, and then nothing is uploaded.
+    """
+
+    def __init__(self, rank: int, run_name: str, remote: str | None) -> None:
+        self.rank = rank
+        self.run_name = run_name
+        self.remote = remote
+        self._fetched: Path | None = None
+
+    def upload(self, checkpoint: Path, place: str) -> None:
+        """Copy this rank's files of a checkpoint to `place` below the run's URL.
+
+        On a node whose folder the driver does not share, the files are deleted afterwards: no later save would.
+
+        Raises:
+            ConfigError: The URL cannot be opened.
+            RunError: It cannot be written to.
+        """
+        files = [
+            path
+            for path in checkpoint.glob("learner/**/*")
+            if path.is_file() and writer_of(path.name) == self.rank
+        ]
+        if self.rank == 0:
+            files += [
+                path for path in checkpoint.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD
+            ]
+        try:
+            self._storage().upload(files, checkpoint, place)
+        finally:
+            if not (checkpoint / STATE).exists():
+                for path in files:
+                    path.unlink()
+
+    def fetch(self, checkpoint: Path, state: TrainingState, node: str) -> None:
+        """Download this rank's files of the checkpoint of `state`, unless they are in its folder here.
+
+        Args:
+            node: Address of this rank's node, for the message.
+
+        Raises:
+            ConfigError: The URL cannot be opened.
+            RunError: It cannot be read, or it has no such checkpoint.
+        """
+        self._fetched = None
+        if self._is_here(checkpoint, state):
+            return
+        remote = self._storage()
+        if not remote.holds(state):
+            raise RunError(
+                f"{checkpoint}: has no files of learner rank {self.rank} on node {node}, and {remote.shown} has no "
+                "such checkpoint. Start the run where its ranks were, or delete that folder to resume from the "
+                "checkpoint before"
+            )
+        self._fetched = checkpoint.with_name(f".partial-fetched-{self.rank}")
+        shutil.rmtree(self._fetched, ignore_errors=True)
+        remote.fetch(
+            f"{place_of(state.step)}/learner", self._fetched, lambda name: writer_of(name) == self.rank
+        )
+
+    @contextlib.contextmanager
+    def readable(self, folder: Path) -> Iterator[Path]:
+        """The folder to load this rank's files from: `folder`, or the copy that `fetch` made, deleted afterwards."""
+        yield self._fetched or folder
+        if self._fetched is not None:
+            shutil.rmtree(self._fetched)
+            self._fetched = None
+
+    def _is_here(self, checkpoint: Path, state: TrainingState) -> bool:
+        """Whether this node has the files. A folder of the same name may be left from another attempt at the step."""
+        try:
+            same = (checkpoint / STATE).read_text() == state.text()
+        except FileNotFoundError:
+            return False
+        return same and (checkpoint / "learner" / random_state(self.rank)).exists()
+
+    def _storage(self) -> RemoteStorage:
+        assert self.remote is not None
+        return RemoteStorage(self.remote, self.run_name)
+
+
+def writer_of(name: str) -> int:
+    """The rank that writes a checkpoint's file of this name.
+
+    Each rank writes its own shards and random state, and rank 0 also the files that a checkpoint has once.
+    """
+    named = re.match(r"(?:bf16_)?(?:zero_pp_rank|random_state)_(\d+)", name)
+    return int(named[1]) if named else 0
