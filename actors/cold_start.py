@@ -1,7 +1,7 @@
 """Supervised training on worked solutions: the code of Ray Train's workers, each a DeepSpeed ZeRO-3 rank.
 
-In: an `SFTConfig`, and `Demonstrations` in the object store. Out: reports of each step's metrics, and at the end a
-Hugging Face folder as Ray Train's checkpoint `export`.
+In: an `SFTConfig`, and `Demonstrations` in the object store. Out: reports of each step's metrics, and at the
+end a Hugging Face folder as Ray Train's checkpoint `export`.
 """
 
 import math
@@ -70,8 +70,8 @@ def share_of_loss(
 ) -> Float[Tensor, ""]:
     """These samples' share of their batch's loss, the mean negative log-prob of its targets.
 
-    The shares of all ranks sum to the loss. Without samples two tokens run through the model for a loss of 0, since
-    other ranks gather weights together with this one.
+    The shares of all ranks sum to the loss. Without samples two tokens run through the model for a loss of 0,
+    since other ranks gather weights together with this one.
 
     Args:
         samples: Each sample's tokens, and how many of them are its prompt.

@@ -1,8 +1,8 @@
 """Calls a function in a child process and kills the child when a call takes too long.
 
 In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`, `ChildDied` or
-`CallFailed`. Only a kill from outside stops long work in C (big integers, for one), so a deadline inside the process,
-by signal or by thread, would not hold.
+`CallFailed`. Only a kill from outside stops long work in C, such as on big integers. A deadline inside the process, by
+signal or by thread, would not hold.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from typing import Any
 
 from orchestrator.errors import ConfigError
 
-START_TIMEOUT_S = 120.0
-"""How long a child may take for its imports and warm-up call: generous, since many may start at once on a busy machine."""
+CHILD_START_TIMEOUT_S = 120.0
+"""Seconds for a child's imports and warm-up call. It is long, because many may start at once on a busy machine."""
 
 
 class DeadlineExceeded(Exception):
-    """The call took longer than its deadline; its process was killed."""
+    """The call took longer than its deadline, and its process was killed."""
 
 
 class ChildDied(Exception):
-    """The process died during the call (exit, crash, out of memory); another one has taken its place."""
+    """The process died during the call (exit, crash, out of memory). Another one has replaced it."""
 
 
 class CallFailed(Exception):
@@ -39,10 +39,14 @@ class CallFailed(Exception):
 
 
 def load_function(import_path: str) -> Callable[..., Any]:
-    """The function at `package.module:function`; raises ConfigError that says which part of the path is wrong."""
+    """The function at `package.module:function`.
+
+    Raises:
+        ConfigError: It cannot be imported; the message says which part of the path is wrong.
+    """
     module_name, _, function_name = import_path.partition(":")
     if not module_name or not function_name:
-        raise ConfigError(f"'{import_path}' is no import path: write it as package.module:function")
+        raise ConfigError(f"'{import_path}' is not an import path: write it as package.module:function")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -64,40 +68,51 @@ def load_function(import_path: str) -> Callable[..., Any]:
 class DeadlineExecutor:
     """One child process that runs one function, call after call.
 
-    The deadline of a call counts from its start in the child, not from queueing for the child nor from the child's
-    imports. Safe to call from several threads: calls wait for one another.
+    A call's deadline counts from its start in the child: neither the wait for the child nor the child's imports count.
+    Several threads may call it; their calls wait for one another.
+
+    Args:
+        function: Import path of the function.
+        timeout_s: Seconds that a call may take.
+        warm_up: Arguments of a first call without a deadline, whose outcome is ignored. It pays for lazy imports.
+
+    Attributes:
+        restarts: How many children have been replaced.
+
+    Raises:
+        ConfigError: The function cannot be imported, or the child did not start.
     """
 
-    def __init__(self, function: str, timeout_s: float, warm_up: tuple[Any, ...] | None = None):
-        """Starts the child and waits until it is warm.
-
-        `warm_up` holds the arguments of a first call outside any deadline, whose outcome is ignored: it pays for lazy
-        imports and caches. Raises ConfigError when the function cannot be imported or the child does not start.
-        """
+    def __init__(self, function: str, timeout_s: float, warm_up: tuple[Any, ...] | None = None) -> None:
         self.restarts = 0
         self._function = function
         self._timeout_s = timeout_s
         self._warm_up = warm_up
         self._lock = threading.Lock()
-        self._start()
-        self._await_ready()
+        self._child = _Child(function, warm_up)
+        self._child.wait_ready()
 
     def call(self, *args: Any) -> Any:
-        """`function(*args)`; raises DeadlineExceeded, ChildDied or CallFailed. All three leave the executor usable."""
+        """The value of `function(*args)`. The executor can be used after an error too.
+
+        Raises:
+            DeadlineExceeded: The call took longer than the deadline.
+            ChildDied: The child died during the call.
+            CallFailed: The function raised, or its value cannot be pickled.
+            ConfigError: A replaced child did not start.
+        """
         with self._lock:
-            if (
-                self._process.poll() is not None
-            ):  # it died between two calls, for which this call is not to blame
-                self._restart()
-            if not self._ready:
-                self._await_ready()
+            if self._child.process.poll() is not None:
+                self._restart()  # the child died between two calls, so this one need not fail
+            self._child.wait_ready()
+            connection = self._child.connection
             try:
-                self._connection.send(args)
-                self._connection.recv()  # "started"
-                if not self._connection.poll(self._timeout_s):
+                connection.send(args)
+                connection.recv()  # "started"
+                if not connection.poll(self._timeout_s):
                     self._restart()
                     raise DeadlineExceeded(f"took longer than {self._timeout_s:g} s")
-                outcome, value = self._connection.recv()
+                outcome, value = connection.recv()
             except (EOFError, OSError):
                 raise ChildDied(f"the process {self._restart()} during the call") from None
         if outcome == "raised":
@@ -105,68 +120,81 @@ class DeadlineExecutor:
         return value
 
     def close(self) -> None:
-        """Kills the child; the executor cannot be used afterwards."""
+        """Kill the child. The executor cannot be used afterwards."""
         with self._lock:
-            self._kill()
+            self._child.kill()
 
-    def _start(self) -> None:
-        self._connection, child_connection = Pipe()
+    def _restart(self) -> str:
+        """Replace the child, without waiting for its imports; returns how the old one ended."""
+        ending = self._child.kill()
+        self.restarts += 1
+        self._child = _Child(self._function, self._warm_up)
+        return ending
+
+
+class _Child:
+    """A child process that imports the function and then answers calls; `wait_ready` waits for the import."""
+
+    def __init__(self, function: str, warm_up: tuple[Any, ...] | None) -> None:
+        self.function = function
+        self.connection, child_connection = Pipe()
         lifeline, self._lifeline = os.pipe()
+        self._ready = False
         inherited = (child_connection.fileno(), lifeline)
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, *map(str, inherited)],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # its own process group, so that a kill also reaches what the function has started
+            # Its own process group: a kill also reaches the processes that the function has started.
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
         child_connection.close()
         os.close(lifeline)
-        self._ready = False
-        self._connection.send((self._function, self._warm_up))
+        self.connection.send((function, warm_up))
 
-    def _await_ready(self) -> None:
+    def wait_ready(self) -> None:
+        """Wait until the child is warm.
+
+        Raises:
+            ConfigError: It did not start, or it cannot import the function. It is killed.
+        """
+        if self._ready:
+            return
         try:
-            if not self._connection.poll(START_TIMEOUT_S):
-                self._kill()
+            if not self.connection.poll(CHILD_START_TIMEOUT_S):
+                self.kill()
                 raise ConfigError(
-                    f"'{self._function}' was not imported and warm within {START_TIMEOUT_S:g} s"
+                    f"'{self.function}' was not imported and warm within {CHILD_START_TIMEOUT_S:g} s"
                 )
-            problem = self._connection.recv()
+            problem = self.connection.recv()
         except (EOFError, OSError):
             raise ConfigError(
-                f"'{self._function}': its process {self._kill()} while it started; see its output above"
+                f"'{self.function}': its process {self.kill()} while it started; see its output above"
             ) from None
         if problem is not None:
-            self._kill()
+            self.kill()
             raise ConfigError(problem)
         self._ready = True
 
-    def _restart(self) -> str:
-        """Replaces the child without waiting for its imports; says how the old one ended."""
-        ending = self._kill()
-        self.restarts += 1
-        self._start()
-        return ending
-
-    def _kill(self) -> str:
-        """Kills the child's process group; says how the child ended, by this or before by its own cause."""
-        if self._process.returncode is None:
+    def kill(self) -> str:
+        """Kill the child's process group; returns how the child ended, which may have been before."""
+        if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        status = self._process.wait()
-        if not self._connection.closed:
-            self._connection.close()
+                os.killpg(self.process.pid, signal.SIGKILL)
+        status = self.process.wait()
+        if not self.connection.closed:
+            self.connection.close()
             os.close(self._lifeline)
-        return (
-            f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
-        )
+        if status >= 0:
+            return f"exited with status {status}"
+        return f"was killed by {signal.Signals(-status).name}"
 
 
 def _serve(connection: Connection, lifeline: int) -> None:
-    """The child: loads the function, then answers calls until the parent closes the connection or is gone."""
-    # SIGIO, which ends a process by default, arrives when the parent's end of the lifeline closes: the kernel delivers it
-    # in the middle of C code too, and, unlike a parent-death signal, does not depend on which thread started the child.
+    """The child's main function: load the function, then answer calls until the parent closes the connection or dies."""
+    # When the parent's end of the lifeline closes, the kernel sends SIGIO, which ends a process by default. It does so
+    # in the middle of C code too. Unlike a parent-death signal, it does not depend on which thread started the child.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
     import_path, warm_up = connection.recv()

@@ -1,4 +1,10 @@
-"""A vLLM engine driven by one thread: groups of samples with behaviour log-probs and the score in the same generation."""
+"""A vLLM engine driven by one thread: solutions with their behaviour log-probs and the score in the same generation.
+
+In: `GroupRequest`s and, between two decode steps, weights with a version. Out, as soon as a group's last
+sample ends: its packed `Trajectories`, the decoded texts and a `GroupSummary`. A service takes single
+samples while they are decoded (`Engine.sample`), and the score of given tokens (`Engine.score`). This
+module imports no Ray.
+"""
 
 import asyncio
 import concurrent.futures
@@ -9,119 +15,78 @@ import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
 from orchestrator.messages.weights import WeightChunk
 
-
-@dataclass
-class _Sample:
-    """A request of a service while it runs: the pieces of its response go to `pieces`, None after the last."""
-
-    pieces: asyncio.Queue[Generated | None]
-    loop: asyncio.AbstractEventLoop
-    room: int
-    """Tokens that the response may still have."""
-    last_token: int
-
-    def put(self, output: Any, settings: EngineSettings) -> None:
-        piece = read_output(
-            output.outputs[0], replace(settings, max_response_tokens=self.room), self.last_token
-        )
-        self.room -= len(piece.response_ids)
-        self.last_token = piece.response_ids[-1] if piece.response_ids else self.last_token
-        for item in (piece, None) if output.finished else (piece,):
-            self.loop.call_soon_threadsafe(self.pieces.put_nowait, item)
-
-
-@dataclass
-class _Group:
-    request: GroupRequest
-    done: asyncio.Future
-    loop: asyncio.AbstractEventLoop
-    missing: int
-    samples: list[Generated | None]
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 
 class Engine:
     """A vLLM engine that a thread of its process decodes with.
 
-    An engine that fails in a decode step or in the middle of a weight update ends its process: its state is unknown then.
+    If a decode step fails, or a weight update fails half-way, the process ends, because the engine's state is
+    unknown.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        from actors.last_token import LastTokenProcessor
-        from actors.weight_transfer import BACKEND
-
         _prepare_process(settings)
         from transformers import AutoTokenizer
         from vllm import EngineArgs
-        from vllm.config import WeightTransferConfig
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        kv_cache_gib = settings.kv_cache_gib or (None if settings.on_gpu else CPU_KV_CACHE_GIB)
-        arguments: dict[str, Any] = {
-            "model": settings.model_path,
-            "dtype": settings.dtype,
-            "tensor_parallel_size": settings.tensor_parallel,
-            # One slot for z_c after the longest response.
-            "max_model_len": settings.max_prompt_tokens + settings.max_response_tokens + 1,
-            "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
-            "skip_tokenizer_init": True,
-            # Behaviour log-probs and the score are raw ones; the processor reads tokens that were really sampled.
-            "logprobs_mode": "raw_logprobs",
-            "async_scheduling": False,
-            "logits_processors": [LastTokenProcessor],
-            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            "disable_log_stats": True,
-        }
-        if settings.on_gpu and settings.sleeps:
-            # The learner leaves a little on the GPU while it waits: its CUDA context, NCCL's buffers, a reference model's shards.
-            arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.8}
-        if not settings.on_gpu:
-            # A CPU generator cannot be rewound, which is what vLLM does to a seeded request whose prompt it prefills in parts.
-            arguments |= {
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
-            }
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
-        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments | settings.engine_args))
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**_engine_arguments(settings)))
         self.version = -1
-        self._groups: dict[str, tuple[_Group, int]] = {}
-        self._samples: dict[str, _Sample] = {}
-        self._requests = 0
-        self._sample_numbers = itertools.count()
+        self._sinks: dict[str, Sink] = {}
+        """By request id; only the decoding thread touches it."""
+        self._numbers = itertools.count()
         self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._decode, name="decode", daemon=True).start()
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
-        """Sample a group; texts leave out special tokens. Returns when its last sample has ended."""
+        """Sample a group. Returns when its last sample has ended; texts leave out special tokens."""
         loop = asyncio.get_running_loop()
-        group = _Group(request, loop.create_future(), loop, request.num_samples, [None] * request.num_samples)
-        await self._between_steps(lambda: self._add(group))
+        group = PendingGroup(loop.create_future(), loop, [None] * request.num_samples)
+
+        def add() -> None:
+            for index in range(request.num_samples):
+                params = sampling_params(
+                    self.settings,
+                    seed=request.seed + index,
+                    room=self.settings.max_response_tokens,
+                    temperature=request.temperature,
+                )
+                self._add(self._name(), request.prompt_ids, params, GroupSink(group, index, self.settings))
+
+        await self._between_steps(add)
         samples = await group.done
         trajectories = pack(request.prompt_ids, samples)
-        texts = self.tokenizer.batch_decode([s.response_ids for s in samples], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            [sample.response_ids for sample in samples], skip_special_tokens=True
+        )
         return trajectories, texts, trajectories.summary()
 
     async def sample(self, request: SampleRequest) -> AsyncGenerator[Generated, None]:
-        """Sample one solution, in pieces: each holds what is new, and the last one tells whether it finished and its `z_logprob`.
+        """Sample one solution, in pieces. Each has the new tokens; the last one has `finished` and `z_logprob`.
 
-        Leaving the iteration early, or its cancellation, takes the request out of the engine.
+        An iteration that ends early or is cancelled takes the request out of the engine.
         """
-        params = self._sampling(
-            GroupRequest(request.prompt_ids, 1, request.seed, request.temperature), request.seed
+        params = sampling_params(
+            self.settings,
+            seed=request.seed,
+            room=request.max_response_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            stream=request.stream,
         )
-        params.top_p = request.top_p
-        params.max_tokens = request.max_response_tokens + int(self.settings.z_token is not None)
-        if request.stream:
-            params.output_kind = type(params.output_kind).DELTA
         async with contextlib.aclosing(
             self._pieces(request.prompt_ids, params, request.max_response_tokens, last_token=-1)
         ) as pieces:
@@ -129,24 +94,24 @@ class Engine:
                 yield piece
 
     async def score(self, token_ids: Sequence[int]) -> float:
-        """Natural log pi(z_c | token_ids), by one prefill and one decode step. `token_ids` are prompt and response, EOS included."""
-        from actors.last_token import sampling_extra_args
+        """Natural log pi(z_c | token_ids), by one prefill and one decode step.
 
-        settings = self.settings
-        if settings.z_token is None or token_ids[-1] not in settings.eos_tokens:
+        Args:
+            token_ids: Prompt and response, EOS included.
+
+        Raises:
+            ValueError: They do not end in an EOS token, or the engine has no score token.
+        """
+        if self.settings.z_token is None or token_ids[-1] not in self.settings.eos_tokens:
             raise ValueError(
                 "only a response that ends in an EOS token has a score, and only of a model with a score token"
             )
-        params = self._sampling(GroupRequest(token_ids, 1, seed=0), seed=0)
-        params.max_tokens = 1
-        params.extra_args = sampling_extra_args(
-            settings.z_token, list(settings.eos_tokens), response_given=True
-        )
+        params = sampling_params(self.settings, seed=0, room=0, response_given=True)
         pieces = [piece async for piece in self._pieces(token_ids, params, room=0, last_token=token_ids[-1])]
         return pieces[-1].z_logprob
 
     async def ping(self) -> None:
-        """Returns when the decoding thread has come between two steps: it decodes."""
+        """Returns when the decoding thread is between two steps, which shows that it runs."""
         await self._between_steps(lambda: None)
 
     @property
@@ -154,48 +119,54 @@ class Engine:
         """Sequences in the engine, running and waiting."""
         return self.engine.get_num_unfinished_requests()
 
-    async def load_weights(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
-        """Replace the weights between two decode steps; requests in flight go on with the new ones. Returns `version`.
+    async def load_weights(self, version: int, chunks: Iterable[WeightChunk]) -> int:
+        """Replace the weights between two decode steps; running requests continue with the new ones.
 
-        Raises what the first chunk raises, which leaves the engine as it was. A later failure ends the process.
+        Returns:
+            `version`.
+
+        Raises:
+            Exception: The first chunk could not be read. The engine is as it was; a later failure ends the
+                process.
         """
         await self._between_steps(lambda: self._load_weights(version, chunks))
         return version
 
     async def sleep(self) -> None:
-        """Free the GPU's memory, weights included; what runs is dropped. On CPU, where vLLM frees nothing, it only stops decoding."""
+        """Drop running requests and free the GPU's memory, weights included. On CPU it only stops decoding."""
         await self._between_steps(self._sleep)
 
-    async def wake(self, version: int, chunks: "Iterable[WeightChunk]") -> int:
-        """Take the memory back and load weights; returns `version`. An engine that is awake loads them only."""
+    async def wake(self, version: int, chunks: Iterable[WeightChunk]) -> int:
+        """Reserve the memory again and load weights; returns `version`. An engine that is awake only loads them."""
         await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
         return version
 
     async def _pieces(
-        self, prompt_ids: Sequence[int], params: Any, room: int, last_token: int
+        self, prompt_ids: Sequence[int], params: "SamplingParams", room: int, last_token: int
     ) -> AsyncGenerator[Generated, None]:
-        """The response to one request of a service, as the engine puts it out."""
-        sample = _Sample(asyncio.Queue(), asyncio.get_running_loop(), room, last_token)
-        name = f"sample-{next(self._sample_numbers)}"
+        """The response to one request, piece by piece.
 
-        def add() -> None:
-            self._samples[name] = sample
-            self.engine.add_request(name, self._prompt(prompt_ids), params)
-
+        Args:
+            room: Tokens that the response may have.
+            last_token: The response's last token in the prompt, or -1 where the prompt holds no response.
+        """
+        sink = PieceSink(asyncio.Queue(), asyncio.get_running_loop(), self.settings, room, last_token)
+        name = self._name()
         try:
-            await self._between_steps(add)
-            while (piece := await sample.pieces.get()) is not None:
+            await self._between_steps(lambda: self._add(name, prompt_ids, params, sink))
+            while (piece := await sink.pieces.get()) is not None:
                 yield piece
         finally:
-            # Not awaited: whoever is cancelled has no time. The thread adds before it takes out, so nothing stays behind.
-            self._commands.put((lambda: self._take_out(name), concurrent.futures.Future()))
+            # Not awaited, because a cancelled caller cannot wait. The thread adds the request before it
+            # removes it.
+            self._commands.put((lambda: self._remove(name), concurrent.futures.Future()))
 
-    def _take_out(self, name: str) -> None:
-        if self._samples.pop(name, None) is not None:
-            self.engine.abort_request([name])
+    def _name(self) -> str:
+        """A new request id."""
+        return str(next(self._numbers))
 
     async def _between_steps(self, action: Callable[[], None]) -> None:
-        """Have the decoding thread, which alone touches the engine, run `action`; raises what it raises."""
+        """Run `action` on the decoding thread, the only one that uses the engine; raises what `action` raises."""
         done: concurrent.futures.Future = concurrent.futures.Future()
         self._commands.put((action, done))
         await asyncio.wrap_future(done)
@@ -210,29 +181,43 @@ class Engine:
                 _end_process("the engine failed in a decode step")
 
     def _run_commands(self, wait: bool) -> None:
-        """Run all that wait; with `wait`, at least one."""
+        """Run all commands in the queue; with `wait`, at least one."""
         while wait or not self._commands.empty():
             action, done = self._commands.get()
             wait = False
-            if (
-                not done.set_running_or_notify_cancel()
-            ):  # whoever asked was cancelled; from here on it cannot be
+            # After this call the caller can no longer cancel the action.
+            if not done.set_running_or_notify_cancel():
                 continue
             try:
                 action()
-            except Exception as error:  # it belongs to whoever asked for the action
+            except Exception as error:  # the caller's, who waits for `done`
                 done.set_exception(error)
             else:
                 done.set_result(None)
 
-    def _load_weights(self, version: int, chunks: "Iterable[WeightChunk]", wakes: bool = False) -> None:
+    def _add(self, name: str, prompt_ids: Sequence[int], params: "SamplingParams", sink: Sink) -> None:
+        self._sinks[name] = sink
+        prompt: Any = {"prompt_token_ids": list(prompt_ids), "cache_salt": f"v{self.version}"}
+        self.engine.add_request(name, prompt, params)
+
+    def _remove(self, name: str) -> None:
+        if self._sinks.pop(name, None) is not None:
+            self.engine.abort_request([name])
+
+    def _collect(self, output: Any) -> None:
+        # A removed request may still have had a token on its way.
+        if sink := self._sinks.get(output.request_id):
+            sink.put(output)
+            if output.finished:
+                del self._sinks[output.request_id]
+
+    def _load_weights(self, version: int, chunks: Iterable[WeightChunk], wakes: bool = False) -> None:
         remaining, on_gpu = iter(chunks), self.settings.on_gpu
-        chunk = next(remaining, None)  # a lost one raises before anything has changed
+        chunk = next(remaining, None)  # a lost chunk raises here, before anything has changed
         try:
             if wakes and on_gpu:
-                self.engine.wake_up(
-                    ["weights"]
-                )  # not yet the KV-cache: beside it the chunks' copies need room
+                # The KV-cache comes last: the copies of the chunks need room beside the weights.
+                self.engine.wake_up(["weights"])
             self.engine.collective_rpc("start_weight_update")
             while chunk is not None:
                 self.engine.collective_rpc("update_weights", args=(vars(chunk),))
@@ -240,7 +225,8 @@ class Engine:
             self.engine.collective_rpc("finish_weight_update")
             self.version = version
             self.engine.set_weight_version(str(version))
-            # Prefixes of a running request are kept from others by their version's salt; an idle engine frees them at once.
+            # The salt of its version hides a running request's prefix from others; an idle engine frees all
+            # at once.
             if not self.engine.has_unfinished_requests() and not self.engine.reset_prefix_cache():
                 raise RuntimeError("vLLM kept cached prefixes of older weights")
             if wakes:
@@ -250,86 +236,59 @@ class Engine:
             _end_process(f"the engine failed in the middle of its update to weights of version {version}")
 
     def _sleep(self) -> None:
-        self.engine.abort_request([*self._groups, *self._samples])
-        self._groups.clear()
-        self._samples.clear()
-        # Level 2 drops the weights: newer ones come with the next wake. Level 0 touches no memory.
+        self.engine.abort_request(list(self._sinks))
+        self._sinks.clear()
+        # Level 2 drops the weights: the next `wake` brings newer ones. Level 0 touches no memory.
         self.engine.sleep(level=2 if self.settings.on_gpu else 0)
-
-    def _add(self, group: _Group) -> None:
-        request = group.request
-        prompt = self._prompt(request.prompt_ids)
-        for index in range(request.num_samples):
-            name = f"{self._requests}"
-            self._requests += 1
-            self._groups[name] = (group, index)
-            self.engine.add_request(name, prompt, self._sampling(request, request.seed + index))
-
-    def _prompt(self, prompt_ids: Sequence[int]) -> dict[str, Any]:
-        return {"prompt_token_ids": list(prompt_ids), "cache_salt": f"v{self.version}"}
-
-    def _sampling(self, request: GroupRequest, seed: int) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        from actors.last_token import sampling_extra_args
-
-        settings = self.settings
-        scored = settings.z_token is not None
-        return SamplingParams(
-            temperature=request.temperature,
-            seed=seed % 2**63,
-            max_tokens=settings.max_response_tokens + int(scored),
-            ignore_eos=True,
-            stop_token_ids=[settings.z_token] if settings.z_token is not None else list(settings.eos_tokens),
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=sampling_extra_args(settings.z_token, list(settings.eos_tokens))
-            if settings.z_token is not None
-            else None,
-        )
-
-    def _collect(self, output: Any) -> None:
-        if output.request_id.startswith("sample-"):
-            # One that was taken out may have had a token on its way.
-            if sample := self._samples.get(output.request_id):
-                sample.put(output, self.settings)
-                if output.finished:
-                    del self._samples[output.request_id]
-            return
-        group, index = self._groups.pop(output.request_id)
-        group.samples[index] = read_output(output.outputs[0], self.settings)
-        group.missing -= 1
-        if group.missing == 0:
-            group.loop.call_soon_threadsafe(group.done.set_result, group.samples)
 
 
 def _end_process(reason: str) -> NoReturn:
-    """Log the exception that is being handled and exit: the pool sees the death, starts another engine and gives it the groups."""
+    """Log the current exception and exit. The pool sees the death, and another engine gets the requests."""
     logging.getLogger(__name__).exception("%s; its process ends and is replaced", reason)
     os._exit(1)
 
 
-def read_output(output: Any, settings: EngineSettings, last_token: int = -1) -> Generated:
-    """Split what vLLM sampled into response, behaviour log-probs and the score's log-prob; `last_token` is what it sampled before."""
-    token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
-    z_logprob = float("nan")
-    if settings.z_token is not None and token_ids[-1:] == [settings.z_token]:
-        token_ids.pop()
-        z_logprob = logprobs.pop()
-    # A request has one token more than a response may have: room for z_c. Without z_c there the token is not the response's.
-    token_ids, logprobs = token_ids[: settings.max_response_tokens], logprobs[: settings.max_response_tokens]
-    finished = (token_ids[-1] if token_ids else last_token) in settings.eos_tokens
-    versions = [int(span.version) for span in output.weight_versions or () if span.version != "default"]
-    return Generated(
-        token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1))
-    )
+def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Arguments of vLLM's `EngineArgs`, with the user's own merged over them."""
+    from vllm.config import WeightTransferConfig
+
+    from actors.last_token import LastTokenProcessor
+    from actors.weight_transfer import BACKEND
+
+    kv_cache_gib = settings.kv_cache_gib or (None if settings.on_gpu else CPU_KV_CACHE_GIB)
+    arguments: dict[str, Any] = {
+        "model": settings.model_path,
+        "dtype": settings.dtype,
+        "tensor_parallel_size": settings.tensor_parallel,
+        # One slot for z_c after the longest response.
+        "max_model_len": settings.max_prompt_tokens + settings.max_response_tokens + 1,
+        "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
+        "skip_tokenizer_init": True,
+        # Behaviour log-probs and the score are raw ones; the processor reads tokens that were really sampled.
+        "logprobs_mode": "raw_logprobs",
+        "async_scheduling": False,
+        "logits_processors": [LastTokenProcessor],
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "disable_log_stats": True,
+    }
+    if settings.on_gpu and settings.sleeps:
+        # The waiting learner keeps a little of the GPU: its CUDA context, NCCL's buffers, a reference model's
+        # shards.
+        arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.8}
+    if not settings.on_gpu:
+        # vLLM rewinds the generator of a seeded request whose prompt it prefills in parts. A CPU's cannot be
+        # rewound.
+        arguments |= {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
+        }
+    return arguments | settings.engine_args
 
 
 def _prepare_process(settings: EngineSettings) -> None:
-    # In this process, so that weights can change between two steps; V2 of the model runner refuses logits processors.
+    """Set vLLM's environment before its first import."""
+    # In this process, so that weights can change between two steps. V2 of the model runner refuses logits
+    # processors.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

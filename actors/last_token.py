@@ -1,9 +1,10 @@
 """vLLM logits processor behind the one-pass self-reward: after EOS it leaves only z_c, before EOS it bars z_c.
 
-A request opts in with `SamplingParams.extra_args = {"self_reward_token": z_c, "eos_token_ids": [...]}`. It must ignore EOS
-and stop at z_c: then the last sampled token of a finished response is z_c, and its raw log-probability, which vLLM takes
-before any logits processor, is log pi(z_c | x, y, EOS). It costs one decode step a sample. With `"response_given": True` the
-prompt holds the response and its EOS already: z_c is all that is left from the first token on.
+A request opts in with `SamplingParams.extra_args = {"self_reward_token": z_c, "eos_token_ids": [...]}`. It
+must ignore EOS and stop at z_c: then the last sampled token of a finished response is z_c, and its raw
+log-probability, which vLLM takes before any logits processor, is log pi(z_c | x, y, EOS). It costs one decode
+step a sample. With `"response_given": True` the prompt holds the response and its EOS already: z_c is all
+that is left from the first token on.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class LastTokenProcessor(LogitsProcessor):
                 [(row, request.z_token) for row, request in self.requests.items()], logits.device
             )
         logits[self.barred] = -float("inf")
-        # The last token is read here and not in update_state: placeholders are repaired only just before sampling.
+        # The last token is read here and not in update_state: placeholders are repaired only just before
+        # sampling.
         ended = [
             (row, request.z_token)
             for row, request in self.requests.items()

@@ -32,7 +32,8 @@ from orchestrator.storage.shards import ShardFiles
 class LearnerRank:
     """One ZeRO-3 rank. After `open_store` (rank 0 only) and `setup` on all ranks it holds the policy.
 
-    Every other method but `ping` and `gpu_ids` is a collective: the driver calls it on all ranks, in the same order.
+    Every other method but `ping` and `gpu_ids` is a collective: the driver calls it on all ranks, in the same
+    order.
 
     Args:
         settings: The same for all ranks.
@@ -94,7 +95,7 @@ class LearnerRank:
         self.learner.set_learning_rate(
             self.settings.policy.lr * min(1.0, batch.step / warmup if warmup else 1.0)
         )
-        groups = self._groups_of(batch)
+        groups = self._fetch_groups(batch.groups, batch.groups_of(self.rank))
         several = len(batch.mini_batches) > 1
         # Later mini-batches are clipped against the policy before the first one; a single one is on-policy.
         old = [self._logprobs(mini, groups) if several else None for mini in batch.mini_batches]
@@ -115,7 +116,14 @@ class LearnerRank:
         from deepspeed.utils import safe_get_full_grad
 
         sums = StepSums()
-        self._accumulate(batch, batch.mini_batches[0], self._groups_of(batch), None, sums, compare=True)
+        self._accumulate(
+            batch,
+            batch.mini_batches[0],
+            self._fetch_groups(batch.groups, batch.groups_of(self.rank)),
+            None,
+            sums,
+            compare=True,
+        )
         gradients = {
             name: safe_get_full_grad(parameter).cpu().numpy()
             for name, parameter in self.learner.model.model.named_parameters()
@@ -174,7 +182,8 @@ class LearnerRank:
         """Copy this rank's files of a checkpoint to `place` in `run.remote`.
 
         Returns:
-            The reason of a failure. An error would end the other ranks' uploads, and Ray would print each rank's.
+            The reason of a failure. An error would end the other ranks' uploads, and Ray would print each
+            rank's.
         """
         try:
             self.files.upload(Path(checkpoint), place)
@@ -248,8 +257,7 @@ class LearnerRank:
             if compare:
                 sums.compare(token_logprobs, rows.behaviour_logprobs)
                 if scored:
-                    gaps = (z_logprobs.detach() - rows.behaviour_z_logprobs).abs().nan_to_num()
-                    sums.z_mismatch_max = max(sums.z_mismatch_max, gaps.max().item())
+                    sums.compare_scores(z_logprobs, rows.behaviour_z_logprobs)
 
     @torch.no_grad()
     def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:
@@ -268,16 +276,6 @@ class LearnerRank:
             return None
         logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
         return logprobs[rows.is_token]
-
-    def _groups_of(self, batch: TrainBatch) -> dict[int, Trajectories]:
-        """The groups that this rank's micro-batches touch, by number."""
-        touched = {
-            index // batch.samples_per_group
-            for mini in batch.mini_batches
-            for micro in mini.plan[self.rank]
-            for index in micro
-        }
-        return self._fetch_groups(batch.groups, sorted(touched))
 
     @staticmethod
     def _fetch_groups(refs: Sequence[TrajectoriesRef], numbers: Sequence[int]) -> dict[int, Trajectories]:

@@ -10,21 +10,21 @@ from orchestrator.messages.verdicts import Status, Verdict
 
 DEFAULT_VERIFIER = "actors.verification:verify_math"
 Verifier = Callable[[str, str], Verdict]
-"""(response, reference) -> Verdict. It runs in a process of its own and may be killed at any point."""
-# TeX allows space before the brace, and \{, \} and \\ are characters, not braces; a doubled backslash before `boxed` is
-# a model's escaping, not a line break.
+"""(response, reference) -> Verdict. It runs in a child process, which may be killed at any point."""
+
+# TeX allows space before the brace. \{, \} and \\ are characters, not braces. A doubled backslash before `boxed` is a
+# model's escaping, not a line break.
 _BOX_TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|\\\\(?!boxed)|(?P<open>\{)|(?P<close>\})")
 
 
 def boxed_answers(text: str) -> list[str | None]:
-    r"""The text inside every \boxed{...}, in the order in which they open; None for a box that is never closed.
+    r"""The text inside every \boxed{...}, in the order in which they open; None for a box without an end.
 
-    One pass, linear in the text. Braces nest, `\fbox{` is no box, and neither is `\boxed` without braces.
+    One pass, linear in the text. Braces nest. Neither `\fbox{` nor `\boxed` without braces is a box.
     """
     answers: list[str | None] = []
-    open_groups: list[
-        tuple[int, int] | None
-    ] = []  # (index of its answer, start of its text) for a box, None for a brace
+    # For a box, the index of its answer and the start of its text; for another brace, None.
+    open_groups: list[tuple[int, int] | None] = []
     for token in _BOX_TOKEN.finditer(text):
         if token["box"]:
             open_groups.append((len(answers), token.end()))
@@ -39,8 +39,13 @@ def boxed_answers(text: str) -> list[str | None]:
     return answers
 
 
+def last_answer(boxes: list[str | None]) -> str | None:
+    """The text of the last complete box of `boxed_answers`; None without one."""
+    return next((box for box in reversed(boxes) if box is not None), None)
+
+
 def only_answer(response: str) -> str | None:
-    r"""The answer of a response that has exactly one \boxed{}, complete and not empty; None for any other response.
+    r"""The answer of a response with exactly one \boxed{}, complete and not empty; None for any other response.
 
     Only such a response has a vote.
     """
@@ -49,13 +54,13 @@ def only_answer(response: str) -> str | None:
 
 
 def verify_math(response: str, reference: str) -> Verdict:
-    r"""The paper's reward: the only \boxed{} of the response against the reference, by math-verify.
+    r"""Check the only \boxed{} of a response against the reference, by math-verify: the paper's reward.
 
-    No complete box, or an empty one, is `no_answer`; more than one (an unclosed one counts) is `format`. A reference
-    that math-verify cannot read is `error` unless the answer is literally the same text.
+    No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end counts. A
+    reference that math-verify cannot read is `error`, unless the answer is the same text.
     """
     boxes = boxed_answers(response)
-    answer = _last(boxes)
+    answer = last_answer(boxes)
     if answer is None:
         return Verdict(Status.NO_ANSWER, None, r"no complete \boxed{}")
     if len(boxes) > 1:
@@ -65,43 +70,16 @@ def verify_math(response: str, reference: str) -> Verdict:
     try:
         return _compare(answer, reference)
     except Exception as error:
-        detail = f"math-verify failed on answer {answer!r}, reference {reference!r}: {type(error).__name__}: {error}"
+        failure = f"{type(error).__name__}: {error}"
+        detail = f"math-verify failed on answer {answer!r}, reference {reference!r}: {failure}"
         return Verdict(Status.ERROR, answer, detail)
 
 
-def _last(boxes: list[str | None]) -> str | None:
-    return next((box for box in reversed(boxes) if box is not None), None)
-
-
-def _compare(answer: str, reference: str) -> Verdict:
-    import math_verify  # 0.4 s, and only the processes that check need it
-
-    # Its own timeouts are off below, of which it would warn: they use SIGALRM, which raises outside the main thread
-    # and cannot interrupt work in C. The deadline is DeadlineExecutor's.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    gold, candidate = _parse(reference), _parse(answer)
-    if not gold:
-        return Verdict(
-            Status.ERROR,
-            answer,
-            f"math-verify cannot read the reference answer {reference!r}: correct the data",
-        )
-    if math_verify.verify(gold, candidate, timeout_seconds=None, raise_on_error=True):
-        return Verdict(Status.CORRECT, answer)
-    if all(isinstance(reading, str) for reading in gold):  # no expression: only equal text could have told
-        return Verdict(
-            Status.ERROR,
-            answer,
-            f"math-verify cannot read the reference answer {reference!r} as mathematics: correct the data",
-        )
-    return Verdict(Status.WRONG, answer)
-
-
 def equal_answers(first: str, second: str) -> bool:
-    """Whether math-verify takes one of two answers for the other; it is not symmetric, so both ways are asked."""
+    """Whether math-verify accepts one answer for the other. It is not symmetric, so both directions are tried."""
     import math_verify
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    _silence_timeout_warning()
     one, other = _reading(first), _reading(second)
     return any(
         math_verify.verify(gold, answer, timeout_seconds=None, raise_on_error=True)
@@ -109,20 +87,44 @@ def equal_answers(first: str, second: str) -> bool:
     )
 
 
+def _compare(answer: str, reference: str) -> Verdict:
+    import math_verify  # takes 0.4 s, and only the processes that check need it
+
+    _silence_timeout_warning()
+    gold, candidate = _parse(reference), _parse(answer)
+    unreadable = f"math-verify cannot read the reference answer {reference!r}"
+    if not gold:
+        return Verdict(Status.ERROR, answer, f"{unreadable}: correct the data")
+    if math_verify.verify(gold, candidate, timeout_seconds=None, raise_on_error=True):
+        return Verdict(Status.CORRECT, answer)
+    if all(isinstance(reading, str) for reading in gold):
+        # Without an expression only an equal text can be correct, so another text is not certain to be wrong.
+        return Verdict(Status.ERROR, answer, f"{unreadable} as mathematics: correct the data")
+    return Verdict(Status.WRONG, answer)
+
+
+def _silence_timeout_warning() -> None:
+    """math-verify warns when its own timeouts are off, as they are here.
+
+    They use SIGALRM, which raises outside the main thread and cannot interrupt work in C. `DeadlineExecutor` has the
+    deadline.
+    """
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
 _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 
 
 def _parse(text: str) -> list[Any]:
-    r"""math-verify's readings: an expression, if it finds one, and the normalised text; [] for nothing at all.
+    r"""math-verify's readings: an expression, if it finds one, and the normalised text; [] without any.
 
-    Inside \boxed{} it reads plain numbers, LaTeX with and without dollars, sets and intervals alike; outside, much of
-    that is missed or misread ("\frac12" is nothing, "(1,2)" is nothing, "1,2,3" is 1.2).
+    Inside \boxed{} it reads plain numbers, LaTeX with and without dollars, sets and intervals alike. Outside, it
+    misses or misreads many of them ("\frac12" and "(1,2)" give nothing, "1,2,3" gives 1.2).
     """
     from math_verify import parse
 
-    if number := _SCIENTIFIC.fullmatch(
-        text.strip()
-    ):  # as JSON writes small numbers; LaTeX reads the e as Euler's
+    if number := _SCIENTIFIC.fullmatch(text.strip()):
+        # JSON writes small numbers so; LaTeX reads the e as Euler's number.
         text = rf"{number[1]}\times 10^{{{number[2]}}}"
     return parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
 

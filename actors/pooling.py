@@ -1,6 +1,7 @@
 """Which answers to one problem are equal, by math-verify in a child process that a deadline can kill.
 
-In: the texts of answers. Out: a class for each, by one rule for evaluations, training and the service. Imports no Ray.
+In: the texts of answers. Out: a class for each, by one rule for evaluations, training and the service.
+Imports no Ray.
 """
 
 import re
@@ -24,8 +25,8 @@ class AnswerComparer:
 
     Args:
         timeout_s: Seconds that a comparison may take.
-        start: Starts the child process. After a failure, such as a machine too busy to start it in time, the next
-            comparison tries again.
+        start: Starts the child process. After a failure, such as a machine too busy to start it in time, the
+            next comparison tries again.
 
     Attributes:
         counts: `comparisons` run, and those that ended in a `timeout` or an `error`.

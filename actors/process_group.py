@@ -80,8 +80,9 @@ def prepare_process(on_gpu: bool) -> None:
 def _build_cpu_operators() -> None:
     """Compile DeepSpeed's CPU communication once on each machine (30 s with g++), in a cache of this project.
 
-    A killed build leaves torch's `lock` file behind, and every later build waits for it for ever. The kernel releases
-    our own lock with its process. Its holder knows that no build runs, so a `lock` file found then is a leftover.
+    A killed build leaves torch's `lock` file behind, and every later build waits for it for ever. The kernel
+    releases our own lock with its process. Its holder knows that no build runs, so a `lock` file found then
+    is a leftover.
     """
     # ninja is installed in this environment, which need not be activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

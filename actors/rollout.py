@@ -1,18 +1,13 @@
-"""Rollout pool: a vLLM engine in a Ray actor that samples groups of solutions and scores them in the same generation.
+"""An engine of the rollout pool as a Ray actor: it maps weights from the object store and runs `actors.engine.Engine`."""
 
-In: `GroupRequest`s and, between two decode steps, weights with a version. Out, as soon as the last sample of a group ends: its
-packed `Trajectories` and decoded texts (they stay in the object store) and a `GroupSummary` (for the driver). A service takes single
-samples instead, as they are decoded (`Engine.sample`), and the score of given tokens (`Engine.score`).
-"""
+from collections.abc import Sequence
+from typing import Any
 
-from typing import TYPE_CHECKING
+import ray
 
 from actors.engine import Engine
 from orchestrator.messages.requests import EngineSettings, GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
-
-if TYPE_CHECKING:
-    pass
 
 
 class RolloutWorker:
@@ -22,23 +17,30 @@ class RolloutWorker:
         self.engine = Engine(settings)
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
+        """Sample a group; trajectories and texts stay in the object store, the summary is for the driver."""
         return await self.engine.generate(request)
 
-    async def load_weights(self, version: int, chunk_refs: list) -> int:
-        """`chunk_refs` are ObjectRefs; each chunk is mapped from the object store only when its turn to be loaded comes."""
-        import ray
+    async def score(self, token_ids: Sequence[int]) -> float:
+        """Natural log pi(z_c | token_ids), which end in an EOS token."""
+        return await self.engine.score(token_ids)
 
+    async def load_weights(self, version: int, chunk_refs: Sequence[Any]) -> int:
+        """Replace the weights; returns `version`.
+
+        Args:
+            chunk_refs: ObjectRefs to `WeightChunk`s. Each is mapped from the object store just before it is
+                loaded.
+        """
         return await self.engine.load_weights(version, (ray.get(ref) for ref in chunk_refs))
 
     async def sleep(self) -> None:
+        """Drop running requests and free the GPU's memory."""
         await self.engine.sleep()
 
-    async def wake(self, version: int, chunk_refs: list) -> int:
+    async def wake(self, version: int, chunk_refs: Sequence[Any]) -> int:
         """As `load_weights`, for an engine that was asleep."""
-        import ray
-
         return await self.engine.wake(version, (ray.get(ref) for ref in chunk_refs))
 
     async def ping(self) -> int:
-        """The version of the weights in place; -1 before the first `load_weights`."""
+        """The version of the loaded weights; -1 before the first `load_weights`."""
         return self.engine.version

@@ -1,7 +1,7 @@
 """The token index: from samples to padded micro-batches, with the positions to read and the target of each.
 
-In: samples of rollouts, or worked solutions. Out: the arguments of `zero3.LogProbModel`. The logits at a position
-predict the next token, so the position before a target is read.
+In: samples of rollouts, or worked solutions. Out: the arguments of `zero3.LogProbModel`. The logits at a
+position predict the next token, so the position before a target is read.
 """
 
 import math
@@ -43,7 +43,8 @@ def rollout_rows(
     The last position is read with and without a `z_token`, so that self-rewarding changes no other number.
     """
     if not samples:
-        # A rank without samples runs a padding token through the model, because its peers gather weights with it.
+        # A rank without samples runs a padding token through the model, because its peers gather weights with
+        # it.
         samples = [
             Sample(np.zeros(1, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), False, math.nan)
         ]
@@ -74,8 +75,8 @@ def demonstration_rows(
 ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Int[Tensor, "targets"]]:
     """Input ids, positions to read and targets of a micro-batch of worked solutions.
 
-    A sample of n tokens, of which p are its prompt, is read at positions p-1 to n-2. Their targets are its tokens
-    p to n-1; the last token is a target only.
+    A sample of n tokens, of which p are its prompt, is read at positions p-1 to n-2. Their targets are its
+    tokens p to n-1; the last token is a target only.
 
     Args:
         samples: Each sample's tokens, and how many of them are its prompt.

@@ -1,8 +1,9 @@
 """vLLM weight-transfer plug-in that takes new weights from the Ray object store.
 
-An engine maps the learner's `WeightChunk`s without a copy and hands each to this plug-in, which loads it through vLLM's layer-wise
-reload: that also rebuilds what vLLM keeps in packed form. Registered through the `vllm.general_plugins` entry point, so that
-tensor-parallel workers have it too.
+An engine maps the learner's `WeightChunk`s without a copy and hands each to this plug-in, which loads it
+through vLLM's layer-wise
+reload: that also rebuilds what vLLM keeps in packed form. Registered through the `vllm.general_plugins` entry
+point, so that tensor-parallel workers have it too.
 """
 
 from dataclasses import dataclass

@@ -189,8 +189,8 @@ def restore_rotary_frequencies(model: torch.nn.Module) -> None:
     """Compute the rotary embeddings' frequencies again, in float32.
 
     While a model loads into shards, DeepSpeed makes every new floating-point tensor in the model's dtype.
-    Frequencies rounded to bfloat16 are off by up to 1 in 512: after a thousand tokens the angles are wrong by more
-    than a radian.
+    Frequencies rounded to bfloat16 are off by up to 1 in 512: after a thousand tokens the angles are wrong by
+    more than a radian.
     """
     for module in model.modules():
         frequencies = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
@@ -205,8 +205,8 @@ def gathered_parameters(
 ) -> Iterator[tuple[str, Tensor]]:
     """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
 
-    A collective: every rank iterates it to the end. Only the sender gets tensors. They are copies on the model's
-    device, which stay valid after the next group.
+    A collective: every rank iterates it to the end. Only the sender gets tensors. They are copies on the
+        model's device, which stay valid after the next group.
     """
     import deepspeed
 

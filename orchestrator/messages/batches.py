@@ -87,6 +87,17 @@ class TrainBatch:
     alpha: float
     """Weight of the self-reward loss in this step: 0 while the schedule leaves it out."""
 
+    def groups_of(self, rank: int) -> list[int]:
+        """Numbers of the groups that a rank's micro-batches touch."""
+        return sorted(
+            {
+                index // self.samples_per_group
+                for mini in self.mini_batches
+                for micro in mini.plan[rank]
+                for index in micro
+            }
+        )
+
 
 @dataclass
 class StepSums:
@@ -131,3 +142,8 @@ class StepSums:
         self.mismatch_kl += kl_terms(engine, learner, "k3").sum().item()
         self.mismatch_abs += difference.sum().item()
         self.mismatch_max = max(self.mismatch_max, difference.max().item())
+
+    def compare_scores(self, learner: Float[Tensor, "samples"], engine: Float[Tensor, "samples"]) -> None:
+        """The same for log pi(z_c), which is NaN in `engine` where a sample is unfinished."""
+        gaps = (learner.detach() - engine).abs().nan_to_num()
+        self.z_mismatch_max = max(self.z_mismatch_max, gaps.max().item())

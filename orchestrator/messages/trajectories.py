@@ -1,7 +1,8 @@
 """The packed trajectories of one group: what a rollout engine makes and a learner rank trains on.
 
-Samples lie back to back in flat arrays, so that a group travels through the object store as a handful of numpy arrays which
-every reader maps without a copy. `GroupSummary` is the per-sample scalars that the driver sees instead of the tokens.
+Samples lie back to back in flat arrays, so that a group travels through the object store as a handful of
+numpy arrays which every reader maps without a copy. `GroupSummary` is the per-sample scalars that the driver
+sees instead of the tokens.
 """
 
 from collections.abc import Sequence
@@ -31,9 +32,10 @@ class Sample:
 class Trajectories:
     """All solutions of one problem.
 
-    A finished response ends with its EOS token; `z_c` is never part of it. `logprobs` are the behaviour policy's, at
-    temperature 1. `z_logprobs` is log pi(z_c | x, y, EOS), NaN for an unfinished response or when self-rewarding is off.
-    `versions` holds, for each sample, the weight version of its first and of its last token.
+    A finished response ends with its EOS token; `z_c` is never part of it. `logprobs` are the behaviour
+    policy's, at temperature 1. `z_logprobs` is log pi(z_c | x, y, EOS), NaN for an unfinished response or
+    when self-rewarding is off. `versions` holds, for each sample, the weight version of its first and of its
+    last token.
     """
 
     prompt_ids: Int32[np.ndarray, "prompt_tokens"]

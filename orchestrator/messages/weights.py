@@ -1,6 +1,7 @@
 """Weights on their way from the learner to the engines: bounded chunks of parameters, each one flat byte array.
 
-The object store maps a chunk's array into every reader without a copy. Imports no vLLM: the learner packs, the engine unpacks.
+The object store maps a chunk's array into every reader without a copy. Imports no vLLM: the learner packs,
+the engine unpacks.
 """
 
 import math

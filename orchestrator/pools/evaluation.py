@@ -1,7 +1,5 @@
 """The pools of an evaluation: engines and verifiers in one placement group, without a learner."""
 
-from collections.abc import Sequence
-
 from actors.rollout import RolloutWorker
 from actors.verification import VerificationWorker
 from orchestrator.cluster.bundles import Bundles
@@ -13,14 +11,6 @@ from orchestrator.pools.pool import Pool
 START_TIMEOUT_S = 1800.0
 
 
-class EvalWorker(RolloutWorker):
-    """An engine that also scores given tokens."""
-
-    async def score(self, token_ids: Sequence[int]) -> float:
-        """log pi(z_c | token_ids), which end in an EOS token."""
-        return await self.engine.score(token_ids)
-
-
 class EvalPools:
     """Engines and verifiers; no engine where `engine` is None."""
 
@@ -29,7 +19,7 @@ class EvalPools:
         verification = config.verification
         self.rollouts = Pool(
             "rollout",
-            lambda index: self.placement.engine(EvalWorker, index, engine),
+            lambda index: self.placement.engine(RolloutWorker, index, engine),
             config.rollout.num_engines if engine is not None else 0,
             # Enough to keep vLLM's scheduler full; the rest wait here, where a new engine can take them.
             capacity=64,

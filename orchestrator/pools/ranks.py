@@ -90,7 +90,8 @@ def call_ranks(
     try:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
     except RayTaskError:
-        # A rank fails in a collective when its peer has died. The run can recover from a death, so report that.
+        # A rank fails in a collective when its peer has died. The run can recover from a death, so report
+        # that.
         check_alive(ranks)
         raise
 

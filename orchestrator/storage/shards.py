@@ -33,7 +33,8 @@ class ShardFiles:
     def upload(self, checkpoint: Path, place: str) -> None:
         """Copy this rank's files of a checkpoint to `place` below the run's URL.
 
-        On a node whose folder the driver does not share, the files are deleted afterwards: no later save would.
+        On a node whose folder the driver does not share, the files are deleted afterwards: no later save
+            would.
 
         Raises:
             ConfigError: The URL cannot be opened.

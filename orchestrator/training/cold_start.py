@@ -1,6 +1,7 @@
 """The cold start: supervised training on worked solutions, with Ray Train's workers as DeepSpeed ZeRO-3 ranks.
 
-In: an `SFTConfig`. Out: a Hugging Face folder `export/` to start `laser train` from, an MLflow run and `summary.json`.
+In: an `SFTConfig`. Out: a Hugging Face folder `export/` to start `laser train` from, an MLflow run and
+`summary.json`.
 """
 
 import json
@@ -141,7 +142,8 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
         except Exception as error:  # handed to the main thread, which raises it
             failures.append(error)
 
-    # In a thread of its own, so that this one sees reports and Ctrl-C; a daemon, so that a failure here ends the process.
+    # In a thread of its own, so that this one sees reports and Ctrl-C; a daemon, so that a failure here ends
+    # the process.
     fitting = threading.Thread(target=fit, daemon=True)
     fitting.start()
     while fitting.is_alive() or not reports.empty():

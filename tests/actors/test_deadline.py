@@ -91,15 +91,15 @@ def test_a_child_that_exits_is_told_by_its_status_and_replaced():
 
 def test_a_child_that_dies_between_two_calls_costs_no_call():
     with executor("sleep", 10.0) as child:
-        os.kill(child._process.pid, signal.SIGSEGV)
-        wait_until(lambda: child._process.poll() is not None)
+        os.kill(child._child.process.pid, signal.SIGSEGV)
+        wait_until(lambda: child._child.process.poll() is not None)
         assert child.call(0.0) == 0.0
         assert child.restarts == 1
 
 
 def test_a_child_killed_during_the_call_names_the_signal():
     with executor("sleep", 10.0) as child:
-        timer = threading.Timer(0.3, os.kill, (child._process.pid, signal.SIGSEGV))
+        timer = threading.Timer(0.3, os.kill, (child._child.process.pid, signal.SIGSEGV))
         timer.start()
         with pytest.raises(ChildDied, match="SIGSEGV"):
             child.call(60)

@@ -10,8 +10,8 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from actors.engine import read_output
 from actors.last_token import LastTokenProcessor, sampling_extra_args
+from actors.sampling import read_output
 from orchestrator.messages.requests import EngineSettings
 
 VOCABULARY, Z, EOS, OTHER_EOS = 8, 7, 5, 6
@@ -135,7 +135,7 @@ def output(token_ids, versions=("3",)):
 
 
 def read(token_ids, settings, **more):
-    sample = read_output(output(token_ids, **more), settings)
+    sample = read_output(output(token_ids, **more), settings, settings.max_response_tokens)
     assert sample.logprobs == [-float(number) for number in range(1, len(sample.response_ids) + 1)]
     return sample.response_ids, sample.finished, sample.z_logprob
 
@@ -166,13 +166,11 @@ def test_a_truncated_response_has_no_score(settings):
 
 def test_a_response_in_pieces_is_read_like_a_whole_one(settings):
     """As a stream gives it: z_c alone is the score of what ended in the piece before; without it nothing finished."""
-    last = read_output(output([Z]), settings, last_token=EOS)
+    last = read_output(output([Z]), settings, room=4, last_token=EOS)
     assert (last.response_ids, last.finished, last.z_logprob) == ([], True, -1.0)
-    cut = read_output(
-        output([EOS]), EngineSettings(**vars(settings) | {"max_response_tokens": 0}), last_token=1
-    )
+    cut = read_output(output([EOS]), settings, room=0, last_token=1)
     assert (cut.response_ids, cut.finished, math.isnan(cut.z_logprob)) == ([], False, True)
-    nothing = read_output(output([]), settings, last_token=1)
+    nothing = read_output(output([]), settings, room=4, last_token=1)
     assert (nothing.response_ids, nothing.finished) == ([], False)
 
 
@@ -198,4 +196,4 @@ def test_without_self_rewarding_every_token_is_the_responses(settings, token_ids
     ],
 )
 def test_versions_are_the_oldest_and_newest_of_the_response(settings, versions, oldest_and_newest):
-    assert read_output(output([1, 2, EOS, Z], versions), settings).versions == oldest_and_newest
+    assert read_output(output([1, 2, EOS, Z], versions), settings, room=4).versions == oldest_and_newest

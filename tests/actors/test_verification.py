@@ -184,12 +184,8 @@ def test_a_group_is_checked_in_order_and_equal_answers_once():
         assert [verdict.seconds is None for verdict in verdicts] == [False, True, False, False, False], (
             "one has another's verdict"
         )
-        assert verification.stats() == {
-            "correct": 3, "wrong": 1, "no_answer": 1, "format": 0, "timeout": 0, "error": 0, "checks": 4, "cache_hits": 1, "restarts": 0
-        }  # fmt: skip
         again = verification.verify(texts, [True] * 5, "1/2")
-        assert verification.stats()["checks"] == 4
-        assert {verdict.seconds for verdict in again} == {None}
+        assert {verdict.seconds for verdict in again} == {None}, "all come from the cache"
         assert (
             verification.verify(texts[:1], [True], "2/3")[0].status is Status.WRONG
         )  # another reference, another check
@@ -216,13 +212,11 @@ def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
         assert [verdict.status for verdict in group] == [Status.TIMEOUT, Status.CORRECT, Status.TIMEOUT]
         assert group[0].answer == "9^{9^{9}}"
         assert group[0].seconds > 1.0, "the deadline that it ran into"
-        assert group[2].seconds is None
+        assert group[2].seconds is None, "equal answers of a group wait for one deadline, not two"
         assert time.monotonic() - start < 10
-        assert (
-            verification.stats()["restarts"] == 1
-        )  # equal answers of a group wait for one deadline, not two
-        assert verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")[0].status is Status.TIMEOUT
-        assert verification.stats()["restarts"] == 2  # but a timeout is not remembered
+        (again,) = verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")
+        assert again.status is Status.TIMEOUT
+        assert again.seconds > 1.0, "a timeout is not remembered"
 
 
 @pytest.mark.parametrize(
@@ -249,18 +243,17 @@ def test_another_verifier_that_fails_has_a_status_of_its_own_and_the_next_check_
 
 def test_another_verifier_sees_every_different_response():
     with worker("deadline_functions:obey", timeout_s=5.0) as verification:
-        assert (
-            verification.verify([r"x \boxed{1}", r"y \boxed{1}"], [True, True], r"y \boxed{1}")[1].status
-            is Status.CORRECT
-        )
-        assert verification.stats()["checks"] == 2
+        other, same = verification.verify([r"x \boxed{1}", r"y \boxed{1}"], [True, True], r"y \boxed{1}")
+        assert other.status is Status.WRONG
+        assert same.status is Status.CORRECT
+        assert None not in (other.seconds, same.seconds), "each has a check"
 
 
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used():
     with worker("deadline_functions:obey", timeout_s=5.0, cache_size=2) as verification:
-        for response in ("a", "b", "a", "c", "a", "b"):  # c drops b
-            verification.verify([response], [True], "a")
-        assert verification.stats()["checks"] == 4
+        responses = ("a", "b", "a", "c", "a", "b")  # c drops b
+        verdicts = [verification.verify([response], [True], "a")[0] for response in responses]
+    assert [verdict.seconds is None for verdict in verdicts] == [False, False, True, False, True, False]
 
 
 @pytest.mark.parametrize(

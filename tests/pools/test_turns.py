@@ -145,7 +145,7 @@ def pools(ray_cluster, monkeypatch, tmp_path, colocate):
     monkeypatch.setattr(pools_module, "RolloutWorker", Engine)
     monkeypatch.setattr(pools_module, "VerificationWorker", Verifier)
 
-    def start_ranks(config, model_path, z_token, spawn, timeout_s):
+    def start_ranks(settings, spawn, timeout_s):
         ranks = [spawn(Rank, 0, 0)]
         ray.get([rank.ping.remote() for rank in ranks])
         return ranks
