@@ -1,26 +1,28 @@
-"""Answers as JSON: OpenAI's chat completions with `self_reward` in each choice, its stream of chunks, models, and scores."""
+"""Answers as JSON: OpenAI's chat completions, whole or streamed, models, and scores.
+
+Each choice of a completion has our field `self_reward`.
+"""
 
 import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.serving.requests import ChatRequest
-
-if TYPE_CHECKING:
-    from orchestrator.serving.solutions import Answer, Piece, Score, Solution
+from orchestrator.serving.solutions import Answer, Piece, Solution, SolutionScore
 
 STARTED = int(time.time())
 
 
-def scores(model: str, weights: str, results: Sequence["Score"]) -> dict[str, Any]:
+def scores(model: str, weights: str, results: Sequence[SolutionScore]) -> dict[str, Any]:
+    """The answer of `/v1/score`."""
     return {"model": model, "weights": weights, "results": [asdict(result) for result in results]}
 
 
 def model(name: str, statuses: Sequence[dict]) -> dict[str, Any]:
-    """OpenAI's model object; `laser` says what each replica serves."""
+    """OpenAI's model object; `laser` holds the status of each replica."""
     return {
         "id": name,
         "object": "model",
@@ -30,7 +32,8 @@ def model(name: str, statuses: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def completion(request: ChatRequest, answer: "Answer") -> dict[str, Any]:
+def completion(request: ChatRequest, answer: Answer) -> dict[str, Any]:
+    """OpenAI's chat completion; `laser` holds the tally of a vote."""
     choices = [
         {
             "index": index,
@@ -51,20 +54,30 @@ def completion(request: ChatRequest, answer: "Answer") -> dict[str, Any]:
 
 
 class Chunks:
-    """The server-sent events of a streamed completion. A choice's last chunk has its `finish_reason` and `self_reward`."""
+    """The server-sent events of a streamed completion.
 
-    def __init__(self, request: ChatRequest, opening: "Answer") -> None:
-        self.request, self.prompt_tokens = request, opening.prompt_tokens
+    The last chunk of a choice has its `finish_reason` and `self_reward`.
+
+    Args:
+        request: The chat request.
+        opening: The first item of the replica's stream: an answer without solutions.
+    """
+
+    def __init__(self, request: ChatRequest, opening: Answer) -> None:
+        self.request = request
+        self.prompt_tokens = opening.prompt_tokens
         self.head = _head("chat.completion.chunk", request.model, opening.weights)
         if request.stream_options.include_usage:
             self.head["usage"] = None
         self.written = 0
 
     def opening(self) -> Iterator[str]:
+        """A first chunk for each choice."""
         for index in range(self.request.n):
             yield self._event(index, {"role": "assistant", "content": ""})
 
-    def piece(self, piece: "Piece") -> Iterator[str]:
+    def piece(self, piece: Piece) -> Iterator[str]:
+        """The chunk of a piece."""
         if isinstance(piece.content, str):
             yield self._event(piece.index, {"content": piece.content})
             return
@@ -80,6 +93,7 @@ class Chunks:
         )
 
     def end(self) -> Iterator[str]:
+        """The usage, if asked for, and the end of the stream."""
         if self.request.stream_options.include_usage:
             yield _data(self.head | {"choices": [], "usage": _usage(self.prompt_tokens, self.written)})
         yield "data: [DONE]\n\n"
@@ -97,7 +111,7 @@ class Chunks:
 
 
 def _head(kind: str, model: str, weights: str) -> dict[str, Any]:
-    """`system_fingerprint` is OpenAI's word for what answered: here the weights."""
+    """The fields that all answers share; OpenAI's `system_fingerprint` holds the name of the weights."""
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": kind,
@@ -115,11 +129,11 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
-def _finish_reason(solution: "Solution") -> str:
+def _finish_reason(solution: Solution) -> str:
     return "stop" if solution.finished or solution.stopped else "length"
 
 
-def _logprobs(solution: "Solution") -> dict[str, Any]:
+def _logprobs(solution: Solution) -> dict[str, Any]:
     shown: dict[str, Any] = {"bytes": None, "top_logprobs": []}
     return {
         "content": [{"token": text, "logprob": logprob} | shown for text, logprob in solution.token_logprobs],

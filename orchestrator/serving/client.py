@@ -4,7 +4,9 @@
         client.score([Solved(problem="1+1=?", solution="\\\\boxed{2}")])[0].correct
         client.vote("1+1=?", n=8).text
 
-The official `openai` client works too (examples/best_of_n.py); this one types what is not in OpenAI's schema.
+The official `openai` client works too (examples/best_of_n.py); this client adds types for the fields that
+OpenAI's schema does not have. It needs httpx only and imports nothing of the server, so its types follow the
+JSON and not the server's classes.
 """
 
 import os
@@ -20,11 +22,19 @@ from orchestrator.errors import LaserError
 
 
 class ServiceError(LaserError):
-    """The service refused or failed. `status` is the HTTP status, `param` the field at fault, `code` a word for programs."""
+    """The service refused a request or failed.
+
+    Attributes:
+        status: HTTP status; 0 when the service did not answer.
+        param: The field at fault.
+        code: A word for programs.
+    """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(f"{message} (HTTP {status})")
-        self.status, self.param, self.code = status, param, code
+        self.status = status
+        self.param = param
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -37,25 +47,28 @@ class Solved:
 
 @dataclass(frozen=True)
 class SolvedTokens:
-    """The same as token ids, taken exactly; a response that does not end in EOS has no score."""
+    """A problem with a solution as token ids; a response that does not end in EOS has no score."""
 
     prompt_token_ids: list[int]
     response_token_ids: list[int]
 
 
 @dataclass(frozen=True)
-class Score:
-    """`score` near 1 means correct, near 0 wrong; None, as `logprob` and `correct`, for an unfinished response."""
+class ScoreReply:
+    """The score of a solution; `score`, `logprob` and `correct` are None for an unfinished response."""
 
     score: float | None
+    """Near 1 for a correct solution, near 0 for a wrong one."""
     logprob: float | None
+    """Natural log pi(z_c | x, y, EOS)."""
     correct: bool | None
+    """Whether the score is above 0.5."""
     finished: bool
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A sampled solution; `self_reward` is None when it did not finish."""
+    """A sampled solution; `self_reward` is None when it did not finish or the model has no trained score."""
 
     text: str
     self_reward: float | None
@@ -64,7 +77,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Voted:
-    """The answer that several solutions gave, in the words of the best of its voters, and what that took."""
+    """The winner of a vote over several solutions.
+
+    `text` is the solution with the highest self-reward of those that gave the winning `answer`.
+    """
 
     text: str
     self_reward: float | None
@@ -73,15 +89,19 @@ class Voted:
     samples: int
     tokens: int
     settled: bool
+    """Whether adaptive sampling stopped before its budget was spent; always True for a vote over n."""
 
 
 class Client:
-    """Calls the service; an overloaded one (429) or one that lost a replica (503) is asked again, as it says, `retries` times.
+    """Calls the service.
 
     Args:
-        url: Of the service, without `/v1`.
-        api_key: LASER_API_KEY unless given.
-        model: Name of the model; may be left out where one is served.
+        url: The service's address, without `/v1`.
+        api_key: The API key; None reads LASER_API_KEY.
+        model: Name of the model; None means the only one that is served.
+        timeout_s: Seconds that a request may take.
+        retries: How often to repeat a request that a busy service (429) or one without a replica (503)
+            refuses. Each retry waits for the answer's `Retry-After`.
     """
 
     def __init__(
@@ -95,20 +115,35 @@ class Client:
         key = api_key or os.environ.get("LASER_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
-        self._model, self.retries = model, retries
+        self._model = model
+        self.retries = retries
 
     def models(self) -> list[str]:
+        """Names of the served models. Raises ServiceError."""
         return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
 
-    def score(self, items: Sequence[Solved | SolvedTokens]) -> list[Score]:
-        """A score for each item, in order. Raises ServiceError."""
+    def score(self, items: Sequence[Solved | SolvedTokens]) -> list[ScoreReply]:
+        """A score for each item, in order.
+
+        Raises:
+            ServiceError: The service refuses the request or fails.
+        """
         answer = self._call(
             "POST", "/v1/score", {"model": self.model, "items": [asdict(item) for item in items]}
         )
-        return [Score(**result) for result in answer["results"]]
+        return [ScoreReply(**result) for result in answer["results"]]
 
     def sample(self, problem: str, n: int = 1, **settings: Any) -> list[Choice]:
-        """`n` solutions with their scores; `settings` are OpenAI's, such as temperature, max_tokens and seed. Raises ServiceError."""
+        """`n` solutions with their scores.
+
+        Args:
+            problem: The user's message.
+            n: Number of solutions.
+            settings: OpenAI's, such as temperature, max_tokens and seed.
+
+        Raises:
+            ServiceError: The service refuses the request or fails.
+        """
         answer = self._chat(problem, n=n, **settings)
         return [
             Choice(choice["message"]["content"], choice["self_reward"], choice["finish_reason"])
@@ -116,18 +151,26 @@ class Client:
         ]
 
     def vote(self, problem: str, n: int = 8, weighted: bool = True, **settings: Any) -> Voted:
-        """The winner of a vote over `n` solutions. Raises ServiceError."""
+        """The winner of a vote over `n` solutions; `settings` and errors as for `sample`."""
         return self._voted(problem, {"vote": "weighted" if weighted else "majority", "n": n}, settings)
 
     def adaptive(
         self, problem: str, confidence: float = 0.9, max_samples: int = 16, parallel: int = 1, **settings: Any
     ) -> Voted:
-        """The winner of a vote that draws solutions until it is settled. Raises ServiceError."""
+        """The winner of a vote that stops when it is settled; `settings` and errors as for `sample`.
+
+        Args:
+            problem: The user's message.
+            confidence: Probability, above 0.5, that the leading answer beats the second one.
+            max_samples: The most solutions that are drawn.
+            parallel: Solutions drawn at a time.
+        """
         rule = {"confidence": confidence, "max_samples": max_samples, "parallel": parallel}
         return self._voted(problem, {"adaptive": rule}, settings)
 
     @property
     def model(self) -> str:
+        """Name of the model that is called. Raises LaserError when several are served and none was given."""
         if self._model is None:
             names = self.models()
             if len(names) > 1:
@@ -160,14 +203,17 @@ class Client:
         if response.is_success:
             return response.json()
         try:
-            told = response.json()["error"]
-        except (ValueError, KeyError):  # not from the service, but from something in between
+            refusal = response.json()["error"]
+        except (ValueError, KeyError):  # The answer is not the service's but that of a proxy in between.
             raise ServiceError(
                 response.status_code, f"{self._http.base_url}: {response.text[:200]!r}"
             ) from None
-        raise ServiceError(response.status_code, told["message"], told.get("param"), told.get("code"))
+        raise ServiceError(
+            response.status_code, refusal["message"], refusal.get("param"), refusal.get("code")
+        )
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> "Client":

@@ -1,4 +1,4 @@
-"""API keys: where they come from, and whether a request carries one. Keys are held as SHA-256 only."""
+"""API keys: reads them and checks the `Authorization` header. Only their SHA-256 hashes are kept."""
 
 import hashlib
 import hmac
@@ -12,14 +12,14 @@ KEY_VARIABLE = "LASER_API_KEY"
 
 
 class Keys:
-    """The keys that open the service; none at all leaves it open."""
+    """The keys that open the service. Without any key every request is admitted."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
         self.hashes = sorted(set(hashes))
 
     @classmethod
     def load(cls, file: Path | None, hashes: Iterable[str] = ()) -> "Keys":
-        """The keys in `file`, one a line, the one in LASER_API_KEY, and those known by hash.
+        """The keys in `file`, one a line, the key in LASER_API_KEY, and keys by their SHA-256 in hex.
 
         Raises:
             ConfigError: The file cannot be read or holds no key, or LASER_API_KEY is empty.
@@ -39,7 +39,7 @@ class Keys:
         return cls([*hashes, *(_digest(key.strip()) for key in found)])
 
     def admit(self, authorization: str | None) -> bool:
-        """Whether the value of an `Authorization` header holds one of the keys; compared in constant time, all of them always."""
+        """Whether the value of an `Authorization` header holds one of the keys, compared in constant time."""
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip())
         matches = [hmac.compare_digest(given, known) for known in self.hashes]

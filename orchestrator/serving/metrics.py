@@ -1,6 +1,7 @@
-"""Prometheus metrics of the service: what ingress and engine count, and one page of all replicas, told apart by the label `replica`.
+"""Prometheus metrics of the ingress and the engine replicas, merged into one page.
 
-Pages of single replicas would depend on which one a scrape happens to reach.
+The label `replica` tells replicas apart. A page of one replica would depend on which replica a scrape
+reaches.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 SCORES = tuple(step / 10 for step in range(-5, 16))
-"""One of them is 0.5, above which a model calls a solution correct."""
+"""Bounds of the score histogram's buckets. 0.5 is one of them: above it a model calls a solution correct."""
 
 
 class IngressMetrics:
-    """What one ingress replica counts."""
+    """The metrics of one ingress replica."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -35,14 +36,16 @@ class IngressMetrics:
         )
 
     def total_in_flight(self) -> int:
+        """Valid requests to any model that are not yet answered."""
         return int(sum(sample.value for metric in self.in_flight.collect() for sample in metric.samples))
 
     def text(self) -> str:
+        """Prometheus text."""
         return generate_latest(self.registry).decode()
 
 
 class ReplicaMetrics:
-    """What one engine replica counts; `weights` names what it serves."""
+    """The metrics of one engine replica, which serves `weights`."""
 
     def __init__(self, weights: str) -> None:
         self.registry = registry = CollectorRegistry()
@@ -64,11 +67,15 @@ class ReplicaMetrics:
         )
 
     def text(self) -> str:
+        """Prometheus text."""
         return generate_latest(self.registry).decode()
 
 
 def merged(pages: Mapping[tuple[str, int], str]) -> bytes:
-    """One page of many: (application, replica number) -> text. Requests in flight that no replica works on are those that wait."""
+    """One page from the pages of all replicas, by application and number of the replica.
+
+    `laser_queue_depth` is added: requests in flight in an ingress that no engine replica works on.
+    """
     families: dict[str, Metric] = {}
     totals = {"laser_requests_in_flight": 0.0, "laser_replica_requests": 0.0}
     for (application, number), text in pages.items():
@@ -87,7 +94,7 @@ def merged(pages: Mapping[tuple[str, int], str]) -> bytes:
 
 
 class _Pages(CollectorRegistry):
-    """Metrics that are there already, for `generate_latest`."""
+    """Metrics in the form that `generate_latest` takes."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""What stands in Ray Serve's HTTP proxies, before a request reaches the ingress: a limit on bodies, and JSON for the proxy's own errors.
+"""Middleware for Ray Serve's HTTP proxies: a limit on bodies, and JSON for the proxies' own errors.
 
-The proxy takes in a body as fast as the client sends it, so that only a limit there bounds its memory. Serve calls `middlewares` when
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it in the controller's environment, as `CONTROLLER_ENVIRONMENT` and
-experiments/serve/serve.yaml do.
+A proxy receives a body as fast as the client sends it, before the ingress sees the request, so that only a
+limit in the proxy bounds its memory. Serve calls `middlewares` when RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+in the controller's environment names it; `controller_environment` and experiments/serve/serve.yaml set that
+variable.
 """
 
 import os
@@ -19,7 +20,7 @@ BODY_VARIABLE = "LASER_MAX_BODY_MIB"
 
 
 def controller_environment(limits: Limits) -> dict[str, str]:
-    """Environment variables of the Serve controller, from which its proxies have theirs."""
+    """Environment variables of the Serve controller, which its proxies inherit."""
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
         BODY_VARIABLE: str(limits.body_mib),
@@ -27,19 +28,27 @@ def controller_environment(limits: Limits) -> dict[str, str]:
 
 
 def middlewares() -> list[Middleware]:
+    """The proxies' middlewares; Ray Serve calls this in each proxy."""
     return [Middleware(Guard, body_mib=float(os.environ.get(BODY_VARIABLE, Limits().body_mib)))]
 
 
 class Guard:
-    """Answers 413 to a body that is too large, whether it says so or not, and puts the proxy's plain-text errors into OpenAI's form."""
+    """Answers 413 to a body that is too large, and turns the proxy's plain-text errors into OpenAI's form.
+
+    A body counts as it arrives, because its length may be missing or wrong.
+
+    Args:
+        app: The proxy.
+        body_mib: The largest body in MiB.
+    """
 
     def __init__(self, app: ASGIApp, body_mib: float) -> None:
-        self.app, self.body_mib = app, body_mib
+        self.app = app
+        self.body_mib = body_mib
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(
-            "/-/"
-        ):  # Serve's own health check is for load balancers
+        # Serve's own health check, below /-/, is for load balancers and stays as it is.
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self.app(scope, receive, send)
             return
         limit = self.body_mib * 2**20
@@ -57,7 +66,7 @@ class Guard:
             gone = gone or message["type"] == "http.disconnect"
             if taken > limit:
                 refused = True
-                return {"type": "http.disconnect"}  # the proxy then drops the request
+                return {"type": "http.disconnect"}  # The proxy then drops the request.
             return message
 
         async def outgoing(message: Message) -> None:
@@ -74,7 +83,7 @@ class Guard:
         await self.app(scope, limited, outgoing)
         if refused:
             await _answer(send, too_large(self.body_mib))
-        elif not answered and not gone:  # the ingress replica died
+        elif not answered and not gone:  # The ingress replica died.
             await _answer(send, _own_error(503, scope["path"]))
 
 

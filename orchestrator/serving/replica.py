@@ -1,79 +1,101 @@
-"""A served model: vLLM engine, tokenizer and self-reward card in one Ray Serve replica, so that weights and card change together.
+"""A served model in one Ray Serve replica: the vLLM engine, the tokenizer and the self-reward card.
 
-In: parsed requests (`orchestrator.serving.requests`). Out: `Solution`s with the self-reward of the same generation, or scores of given
-solutions. A request that cannot be answered comes back as an `ApiError`, returned and not raised: it is no failure of the replica.
+In: parsed requests (`orchestrator.serving.requests`). Out: `Solution`s with the self-reward of the same
+generation, or scores of given solutions. One replica holds weights and card, so that both change together. A
+request that cannot be answered returns an `ApiError` instead of raising it, because a client's mistake is no
+failure of the replica.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from actors.engine import Engine
-from actors.verification import VerificationWorker
-from orchestrator.algorithm.adaptive import AdaptiveVote, StopRule
+from actors.pooling import AnswerComparer
 from orchestrator.algorithm.self_reward import self_reward_score
-from orchestrator.config.serving import ReplicaConfig, ServedEngine
-from orchestrator.errors import ConfigError
-from orchestrator.messages.requests import EngineSettings, SampleRequest
-from orchestrator.models.resolve import Model, resolve_model
-from orchestrator.serving.errors import ApiError, malformed
+from orchestrator.config.serving import ReplicaConfig
+from orchestrator.messages.requests import SampleRequest
+from orchestrator.models.resolve import resolve_model
+from orchestrator.serving.errors import ApiError
 from orchestrator.serving.metrics import ReplicaMetrics
-from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, ScoreRequest, TokensItem
-from orchestrator.serving.solutions import Answer, Piece, Score, Solution
+from orchestrator.serving.requests import ChatRequest, ScoreRequest
+from orchestrator.serving.served_engine import served_engine_settings, weights_name
+from orchestrator.serving.solutions import Answer, Piece, Solution, SolutionScore
 from orchestrator.serving.streaming import StreamedText
-from orchestrator.serving.voting import AnswerClasses, Tally
+from orchestrator.serving.tokenized import RequestTokenizer
+from orchestrator.serving.voting import vote
 
 CALLED_CORRECT = 0.5
 """A model calls a solution correct when its score is above this (LaSeR, arXiv 2510.14943)."""
 
-BUSY_S, ILL_S = 2.0, 60.0
-"""How long a busy engine may let a question about its health wait, and how long it may be silent before it counts as stuck."""
+BUSY_S = 2.0
+"""Seconds that `status` waits for a busy engine."""
+STUCK_S = 60.0
+"""Seconds of silence after which an engine counts as stuck."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A chat request that the model can take."""
+
+    request: ChatRequest
+    token_ids: list[int]
+    most_tokens: int
+    seed: int
+    """Choice i is sampled with this plus i."""
 
 
 class EngineReplica:
     """The deployment's class. A method that Ray Serve cancels takes its requests out of the engine."""
 
     def __init__(self, config: ReplicaConfig) -> None:
+        """Load the model and start its engine.
+
+        Raises:
+            ConfigError: There is no such model, or it cannot be served with these settings.
+        """
         self.hold = contextlib.ExitStack()
-        """Keeps the weights from being pruned while this replica lives: others of this version read them when they start."""
+        """Keeps the weights from being pruned, because replicas that start later read them too."""
         model = resolve_model(config.model, hold=self.hold)
-        self.config, self.card, self.weights = config, model.card, weights_name(model)
-        self.tokenizer, self.z_token, self.eos_tokens = (
-            model.tokens.tokenizer,
-            model.tokens.z_token,
-            model.tokens.eos_tokens,
-        )
-        self.settings = engine_settings(model, config.engine)
+        self.card = model.card
+        self.weights = weights_name(model)
+        self.tokenizer = model.tokens.tokenizer
+        self.settings = served_engine_settings(model, config.engine)
         self.engine = Engine(self.settings)
-        self.vocabulary = self.engine.engine.model_config.get_vocab_size()
-        tokenizer = self.tokenizer
-        self.special = {
-            *tokenizer.all_special_tokens,
-            *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
-        }
+        self.requests = RequestTokenizer(
+            config.name,
+            self.tokenizer,
+            self.card,
+            self.settings,
+            vocabulary=self.engine.engine.model_config.get_vocab_size(),
+        )
         self.answered = time.monotonic()
+        """When the engine last answered a health check."""
         self.comparer = AnswerComparer()
         self.counted = ReplicaMetrics(self.weights)
 
     async def check_health(self) -> None:
-        """Ray Serve replaces the replica when its engine no longer decodes."""
+        """Returns when the engine decodes; Ray Serve replaces the replica when this fails."""
         await self.engine.ping()
         self.answered = time.monotonic()
 
     async def status(self) -> dict[str, str | int | bool]:
-        """Which weights are served and what they can take. Raises TimeoutError when the engine has not answered for long."""
+        """The weights that are served and the lengths that they take.
+
+        Raises:
+            TimeoutError: The engine has not answered for `STUCK_S` seconds.
+        """
         try:
             async with asyncio.timeout(BUSY_S):
                 await self.check_health()
-        except TimeoutError:  # a long step, with many prompts in it, is no illness
-            if time.monotonic() - self.answered > ILL_S:
+        except TimeoutError:  # A step with many prompts is long, and the engine is healthy.
+            if time.monotonic() - self.answered > STUCK_S:
                 raise
         return {
             "weights": self.weights,
@@ -83,71 +105,66 @@ class EngineReplica:
         }
 
     async def metrics(self) -> str:
-        """Prometheus text."""
+        """The replica's metrics as Prometheus text."""
         self.counted.sequences.set(self.engine.unfinished)
         return self.counted.text()
 
-    async def score(self, request: ScoreRequest) -> tuple[str, list[Score]] | ApiError:
-        """The weights' name and the score of each item."""
-        with self._counted():
+    async def score(self, request: ScoreRequest) -> tuple[str, list[SolutionScore]] | ApiError:
+        """The weights' name and the score of each item, in order."""
+        with self._working():
             try:
-                token_ids = [
-                    self._item_tokens(item, f"items.{number}") for number, item in enumerate(request.items)
+                items = [
+                    self.requests.item(item, f"items.{number}") for number, item in enumerate(request.items)
                 ]
             except ApiError as error:
                 return error
-            finished = [response[-1] in self.eos_tokens for _, response in token_ids]
             async with asyncio.TaskGroup() as group:
                 calls = [
-                    group.create_task(self.engine.score([*prompt, *response])) if complete else None
-                    for (prompt, response), complete in zip(token_ids, finished, strict=True)
+                    group.create_task(self.engine.score([*prompt, *response]))
+                    if response[-1] in self.settings.eos_tokens
+                    else None
+                    for prompt, response in items
                 ]
         return self.weights, [self._scored(None if call is None else call.result()) for call in calls]
 
     async def chat(self, request: ChatRequest) -> Answer | ApiError:
-        """Every choice, or the one that a vote chose."""
-        with self._counted():
+        """All choices, or the winner of the vote that the request asks for."""
+        with self._working():
             try:
-                prompt_ids, limit = self._prompt(request)
+                prompt = self._prompt(request)
             except ApiError as error:
                 return error
-            seed = secrets.randbits(62) if request.seed is None else request.seed
             if request.laser is None:
-                solutions = await self._solutions(
-                    request, prompt_ids, limit, [seed + index for index in range(request.n)]
-                )
-                return Answer(self.weights, len(prompt_ids), solutions)
-            winner, tally = await self._vote(request, prompt_ids, limit, seed)
-            return Answer(self.weights, len(prompt_ids), [winner], tally)
+                solutions = await self._solutions(prompt, range(request.n))
+                return Answer(self.weights, len(prompt.token_ids), solutions)
+            winner, tally = await vote(
+                request.laser, lambda numbers: self._solutions(prompt, numbers), self.comparer
+            )
+            return Answer(self.weights, len(prompt.token_ids), [winner], tally)
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Answer | Piece | ApiError]:
-        """First an `Answer` without solutions, or an `ApiError` and nothing else; then pieces of all choices as they come."""
+        """An `Answer` without solutions and then the pieces of all choices; or a single `ApiError`."""
         try:
-            prompt_ids, limit = self._prompt(request)
+            prompt = self._prompt(request)
         except ApiError as error:
             yield error
             return
-        seed = secrets.randbits(62) if request.seed is None else request.seed
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def run(index: int) -> None:
             try:
                 solution = await self._solution(
-                    request,
-                    prompt_ids,
-                    limit,
-                    seed + index,
-                    lambda text: pieces.put_nowait(Piece(index, text)),
+                    prompt, index, lambda text: pieces.put_nowait(Piece(index, text))
                 )
-            except Exception as error:  # raised again below, where somebody waits
+            except Exception as error:  # Raised again below, in the task that the caller awaits.
                 pieces.put_nowait(error)
             else:
                 pieces.put_nowait(Piece(index, solution))
 
-        with self._counted():
+        with self._working():
             tasks = [asyncio.create_task(run(index)) for index in range(request.n)]
             try:
-                yield Answer(self.weights, len(prompt_ids), [])
+                yield Answer(self.weights, len(prompt.token_ids), [])
                 running = request.n
                 while running:
                     piece = await pieces.get()
@@ -159,30 +176,36 @@ class EngineReplica:
                 for task in tasks:
                     task.cancel()
 
-    async def _solutions(
-        self, request: ChatRequest, prompt_ids: list[int], limit: int, seeds: Sequence[int]
-    ) -> list[Solution]:
+    def _prompt(self, request: ChatRequest) -> _Prompt:
+        """Raises ApiError."""
+        token_ids, most_tokens = self.requests.prompt(request)
+        self.counted.tokens_read.inc(len(token_ids))
+        seed = secrets.randbits(62) if request.seed is None else request.seed
+        return _Prompt(request, token_ids, most_tokens, seed)
+
+    async def _solutions(self, prompt: _Prompt, numbers: Iterable[int]) -> list[Solution]:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._solution(request, prompt_ids, limit, seed)) for seed in seeds]
+            tasks = [group.create_task(self._solution(prompt, number)) for number in numbers]
         return [task.result() for task in tasks]
 
     async def _solution(
-        self,
-        request: ChatRequest,
-        prompt_ids: list[int],
-        limit: int,
-        seed: int,
-        emit: Callable[[str], None] | None = None,
+        self, prompt: _Prompt, number: int, emit: Callable[[str], None] | None = None
     ) -> Solution:
-        """Sample one; `emit` is told of text that will stay, as it comes."""
-        step_by_step = emit is not None or bool(request.stop)
+        """Sample one solution; `emit` takes new text as it is sampled."""
+        request = prompt.request
         sample = SampleRequest(
-            prompt_ids, seed, limit, request.temperature, request.top_p, stream=step_by_step
+            prompt.token_ids,
+            prompt.seed + number,
+            prompt.most_tokens,
+            request.temperature,
+            request.top_p,
+            stream=emit is not None or bool(request.stop),
         )
-        text = StreamedText(self.tokenizer, request.stop)
+        text = StreamedText(self.tokenizer.backend_tokenizer, request.stop)
         token_ids: list[int] = []
         logprobs: list[float] = []
-        finished, z_logprob = False, math.nan
+        finished = False
+        z_logprob = math.nan
         async with contextlib.aclosing(self.engine.sample(sample)) as pieces:
             async for piece in pieces:
                 token_ids += piece.response_ids
@@ -196,224 +219,37 @@ class EngineReplica:
         rest = text.end()
         if emit and rest:
             emit(rest)
-        # A stop string may share its last tokens with the end; what was cut is not the solution that the model would have scored.
-        finished = finished and not text.stopped
-        score = self._self_reward(z_logprob) if finished and not math.isnan(z_logprob) else None
         self.counted.tokens_written.inc(len(token_ids))
-        if score is not None:
-            self.counted.scores.labels("chat").observe(score)
-        shown = zip(token_ids, logprobs, strict=True) if request.logprobs else ()
-        named = [(self.tokenizer.decode([id_]), logprob) for id_, logprob in shown]
+        # The tokens that hold a stop string may also be the last ones. The text without it is then not the
+        # solution that the model scored.
+        finished = finished and not text.stopped
+        scored = finished and not math.isnan(z_logprob)
+        named = zip(token_ids, logprobs, strict=True) if request.logprobs else ()
         return Solution(
             text.text,
             len(token_ids),
             finished,
             text.stopped,
-            None if score is None else z_logprob,
-            score,
-            named,
+            z_logprob if scored else None,
+            self._self_reward(z_logprob, "chat") if scored else None,
+            [(self.tokenizer.decode([token_id]), logprob) for token_id, logprob in named],
         )
 
-    async def _vote(
-        self, request: ChatRequest, prompt_ids: list[int], limit: int, seed: int
-    ) -> tuple[Solution, Tally]:
-        """Draw until the rule is content. Draws are counted in the order of their seeds, so that the outcome hangs on the seed alone."""
-        assert request.laser is not None
-        weighted, adaptive = request.laser.vote == "weighted", request.laser.adaptive
-        if adaptive is None:
-            most = first = then = request.laser.most_samples
-            rule = StopRule(1.0, most, most, weighted)
-        else:
-            most, then = adaptive.max_samples, adaptive.parallel
-            first = min(most, max(adaptive.min_samples, then))
-            rule = StopRule(adaptive.confidence, adaptive.min_samples, most, weighted)
-        vote, answers = AdaptiveVote(rule), AnswerClasses(await self.comparer.ready())
-        solutions: list[Solution] = []
-        classes: list[int] = []
-        while not vote.settled:
-            start, count = len(solutions), then if solutions else first
-            seeds = [seed + index for index in range(start, min(start + count, most))]
-            for solution in await self._solutions(request, prompt_ids, limit, seeds):
-                solutions.append(solution)
-                classes.append(await answers.class_of(solution.text))
-                vote.add(
-                    classes[-1],
-                    math.nan if solution.self_reward is None else solution.self_reward,
-                    solution.tokens,
-                )
-        winner = vote.winner
-        voters = [
-            solution for solution, class_ in zip(solutions, classes, strict=True) if class_ == winner
-        ] or solutions
-        best = max(
-            voters, key=lambda solution: -math.inf if solution.self_reward is None else solution.self_reward
-        )
-        votes = {answers.texts[class_]: sum_ for class_, sum_ in vote.votes.items()}
-        settled = adaptive is None or vote.samples < most
-        return best, Tally(
-            vote.samples, vote.tokens, None if winner is None else answers.texts[winner], votes, settled
-        )
-
-    def _prompt(self, request: ChatRequest) -> tuple[list[int], int]:
-        """Token ids of the prompt, and the most tokens that a response may have. Raises ApiError."""
-        if request.laser and request.laser.vote == "weighted" and self.card is None:
-            raise malformed(
-                f'{self.config.name} has no trained score to weigh votes with; ask for "vote": "majority"',
-                "laser.vote",
-            )
-        longest = self.settings.max_response_tokens
-        limit = request.most_tokens or longest
-        if limit > longest:
-            field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-            raise malformed(f"{field} is {limit}; {self.config.name} writes at most {longest} tokens", field)
-        prompt_ids = self._render(request.messages, "messages")
-        if len(prompt_ids) > self.settings.max_prompt_tokens:
-            raise ApiError(
-                422,
-                f"the prompt has {len(prompt_ids)} tokens; {self.config.name} takes at most {self.settings.max_prompt_tokens}",
-                "messages",
-                "context_length_exceeded",
-            )
-        self.counted.tokens_read.inc(len(prompt_ids))
-        return prompt_ids, limit
-
-    def _item_tokens(self, item: Item, where: str) -> tuple[list[int], list[int]]:
-        """Prompt and response of an item to score. Raises ApiError that names the item."""
-        if self.card is None:
-            raise malformed(f"{self.config.name} has no trained score (no self_reward.json)", "model")
-        if isinstance(item, TokensItem):
-            prompt, response = item.prompt_token_ids, item.response_token_ids
-            if (highest := max(*prompt, *response)) >= self.vocabulary:
-                raise malformed(
-                    f"{where}: token id {highest} is not of this model, which has {self.vocabulary}", where
-                )
-        else:
-            if isinstance(item, MessagesItem):
-                messages, solution = item.messages[:-1], item.messages[-1].content
-            else:
-                messages, solution = [Message(role="user", content=item.problem)], item.solution
-            self._refuse_special_tokens(solution, where)
-            prompt = self._render(messages, where)
-            eos = (
-                self.tokenizer.eos_token_id
-                if self.tokenizer.eos_token_id in self.eos_tokens
-                else self.eos_tokens[0]
-            )
-            response = [*self.tokenizer.encode(solution, add_special_tokens=False), eos]
-        room = self.settings.max_prompt_tokens + self.settings.max_response_tokens
-        if len(prompt) + len(response) > room:
-            raise ApiError(
-                422,
-                f"{where}: problem and solution have {len(prompt)} + {len(response)} tokens; {self.config.name} takes {room} at most",
-                where,
-                "context_length_exceeded",
-            )
-        return list(prompt), list(response)
-
-    def _render(self, messages: Sequence[Message], where: str) -> list[int]:
-        """The prompt of a conversation, with the training's instruction after its last user message unless it stands there."""
-        for message in messages:
-            self._refuse_special_tokens(message.content, where)
-        turns = [message.model_dump() for message in messages]
-        instruction = self.card.instruction if self.card else ""
-        asked = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
-        if asked and instruction and not asked["content"].rstrip().endswith(instruction):
-            asked["content"] = f"{asked['content']}\n{instruction}"
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, tokenize=True, return_dict=False
-                )
-            )
-        except Exception as error:  # a template is a program of its own: it raises what it likes
-            raise malformed(
-                f"{where}: the model's chat template refuses this conversation: {error}", where
-            ) from error
-
-    def _refuse_special_tokens(self, text: str, where: str) -> None:
-        """Inside a text they would become the control tokens that they spell: turns that nobody took, or an end that is none."""
-        if found := sorted(token for token in self.special if token in text):
-            raise malformed(
-                f"{where}: the text spells {', '.join(map(repr, found))}, control tokens of this model; take them out",
-                where,
-            )
-
-    def _self_reward(self, z_logprob: float) -> float:
-        assert self.card is not None
-        return self_reward_score(
-            torch.tensor([z_logprob], dtype=torch.float64), self.card.c_ref, self.card.beta_v
-        ).item()
-
-    def _scored(self, z_logprob: float | None) -> Score:
+    def _scored(self, z_logprob: float | None) -> SolutionScore:
         if z_logprob is None:
-            return Score(None, None, None, finished=False)
-        score = self._self_reward(z_logprob)
-        self.counted.scores.labels("score").observe(score)
-        return Score(score, z_logprob, score > CALLED_CORRECT, finished=True)
+            return SolutionScore(None, None, None, finished=False)
+        score = self._self_reward(z_logprob, "score")
+        return SolutionScore(score, z_logprob, score > CALLED_CORRECT, finished=True)
+
+    def _self_reward(self, z_logprob: float, endpoint: str) -> float:
+        """The score of a log pi(z_c | x, y, EOS), which the endpoint's metric counts."""
+        assert self.card is not None
+        logprob = torch.tensor([z_logprob], dtype=torch.float64)
+        score = self_reward_score(logprob, self.card.c_ref, self.card.beta_v).item()
+        self.counted.scores.labels(endpoint).observe(score)
+        return score
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
         with self.counted.requests.track_inprogress():
             yield
-
-
-class AnswerComparer:
-    """The process that compares answers, which only votes need: the first vote starts it, and later ones share it.
-
-    Args:
-        start: Starts it. After a failure, such as a machine too busy to start it in time, the next vote tries again.
-    """
-
-    def __init__(self, start: Callable[[], VerificationWorker] = VerificationWorker) -> None:
-        self.start = start
-        self._starting: asyncio.Task[VerificationWorker] | None = None
-
-    async def ready(self) -> VerificationWorker:
-        """The running process. Raises what its start raises, to every vote that waits for this start."""
-        task = self._starting
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._starting = asyncio.create_task(asyncio.to_thread(self.start))
-        # Shielded, since others may wait for it when this request is cancelled.
-        return await asyncio.shield(task)
-
-
-def weights_name(model: Model) -> str:
-    """What clients may know of the weights: a registered version, a hub name, or the end of a path with a hash of all of it."""
-    path = Path(model.path)
-    if model.origin.startswith("models:/") or not path.is_absolute():
-        return model.origin
-    parts = [part for part in path.parts if part not in ("/", "export", "checkpoints")]
-    return f"{'/'.join(parts[-2:])}@{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-
-
-def engine_settings(model: Model, engine: ServedEngine) -> EngineSettings:
-    """How long prompts and responses may be, from what the settings and the model's positions allow.
-
-    Raises:
-        ConfigError: The settings ask for more positions than the model has.
-    """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model.path).get_text_config()
-    positions = config.max_position_embeddings
-    prompt = engine.max_prompt_tokens or min(2048, positions // 4)
-    response = engine.max_response_tokens or min(8192, positions - prompt - 1)
-    if response < 1 or prompt + response + 1 > positions:
-        raise ConfigError(
-            f"engine.max_prompt_tokens={prompt} + engine.max_response_tokens={response} + 1 for the score is more than the "
-            f"{positions} positions of {model.origin}: lower them"
-        )
-    return EngineSettings(
-        model.path,
-        model.tokens.eos_tokens,
-        model.tokens.z_token,
-        max_prompt_tokens=prompt,
-        max_response_tokens=response,
-        # vLLM's own "auto" would round float32 weights to bfloat16.
-        dtype=str(config.dtype or "auto").removeprefix("torch.") if engine.dtype == "auto" else engine.dtype,
-        tensor_parallel=engine.tensor_parallel,
-        threads=max(1, int(engine.cpus)),
-        kv_cache_gib=engine.kv_cache_gib,
-        on_gpu=engine.gpus > 0,
-        engine_args=engine.engine_args,
-    )

@@ -1,7 +1,7 @@
-"""What clients may send, typed: OpenAI's chat completions with a field `laser` of ours, and `/v1/score`.
+"""The requests that clients may send: OpenAI's chat completions with our field `laser`, and `/v1/score`.
 
-In: a body's bytes. Out: a `ChatRequest` or `ScoreRequest`, or an `ApiError` 400 that names the field. What is not supported is
-refused, never ignored.
+In: the bytes of a body. Out: a `ChatRequest` or `ScoreRequest`, or an `ApiError` 400 that names the field. A
+field that is not supported is refused, never ignored.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +23,8 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class Body(BaseModel):
+    """A JSON object of a request; unknown keys and numbers that are not finite are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -30,18 +32,22 @@ B = TypeVar("B", bound=Body)
 
 
 class TextPart(Body):
+    """A part of a message's content."""
+
     type: Literal["text"]
     text: str
 
 
 class Message(Body):
+    """A turn of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str
 
     @field_validator("content", mode="before")
     @classmethod
     def _joined(cls, content: Any) -> Any:
-        """Content in parts is text too, when every part is."""
+        """The text of content that comes in parts, all of which must be text."""
         return (
             "".join(TextPart.model_validate(part).text for part in content)
             if isinstance(content, list)
@@ -56,7 +62,7 @@ class Adaptive(Body):
     max_samples: Annotated[int, Field(ge=1)] = 16
     min_samples: Annotated[int, Field(ge=1)] = 1
     parallel: Annotated[int, Field(ge=1)] = 1
-    """Solutions drawn at a time: more answer sooner, and may draw some that were not needed."""
+    """Solutions drawn at a time: more settle the vote sooner, but may draw some that it does not need."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Adaptive":
@@ -66,10 +72,10 @@ class Adaptive(Body):
 
 
 class Vote(Body):
-    """The field `laser`: several solutions, one answer. Either a vote over `n` of them, or adaptive sampling."""
+    """The field `laser`: one answer from several solutions, by a vote over `n` or by adaptive sampling."""
 
     vote: Literal["weighted", "majority"] = "weighted"
-    """Weighted by self-rewards clipped to [0, 1], or one vote each."""
+    """Whether votes weigh their self-rewards clipped to [0, 1], or 1 each."""
     n: Annotated[int, Field(ge=1)] | None = None
     adaptive: Adaptive | None = None
 
@@ -81,10 +87,13 @@ class Vote(Body):
 
     @property
     def most_samples(self) -> int:
+        """The most solutions that the vote may draw."""
         return self.adaptive.max_samples if self.adaptive else self.n or 0
 
 
 class StreamOptions(Body):
+    """OpenAI's `stream_options`."""
+
     include_usage: bool = False
 
 
@@ -123,22 +132,27 @@ class ChatRequest(Body):
     def _agrees(self) -> "ChatRequest":
         if self.messages[-1].role == "assistant":
             raise ValueError(
-                "messages: the last one is the assistant's; the service answers a user's message and continues no answer"
+                "messages: the last one is the assistant's; the service answers a user's message and "
+                "continues no answer"
             )
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.laser and (self.stream or self.n > 1 or self.logprobs):
             raise ValueError(
-                "laser: a vote gives one choice when all samples are there; leave out stream, logprobs and n above 1"
+                "laser: a vote gives one choice after all samples are drawn; leave out stream, logprobs and "
+                "n above 1"
             )
         return self
 
     @property
     def most_tokens(self) -> int | None:
+        """The most tokens that a response may have; None leaves it to the service."""
         return self.max_completion_tokens or self.max_tokens
 
 
 class ProblemItem(Body):
+    """A problem and its solution as text."""
+
     problem: str
     solution: str
 
@@ -159,7 +173,7 @@ class MessagesItem(Body):
 
 
 class TokensItem(Body):
-    """Token ids as they are; a response that does not end in an EOS token is unfinished and has no score."""
+    """Token ids, taken as they are; a response without EOS at its end is unfinished and has no score."""
 
     prompt_token_ids: TokenIds
     response_token_ids: TokenIds
@@ -169,7 +183,7 @@ _KINDS: dict[str, type[Body]] = {"messages": MessagesItem, "tokens": TokensItem,
 
 
 def _kind(item: Any) -> str | None:
-    """An item's kind by its keys, so that an error speaks of what was meant."""
+    """The kind of an item, by its keys, so that an error names the fields of that kind."""
     keys = set(item if isinstance(item, dict) else vars(item) if isinstance(item, Body) else ())
     return next((kind for kind, schema in _KINDS.items() if keys & set(schema.model_fields)), None)
 
@@ -181,7 +195,8 @@ Item = Annotated[
     Discriminator(
         _kind,
         custom_error_type="item",
-        custom_error_message="give problem and solution, messages, or prompt_token_ids and response_token_ids",
+        custom_error_message="give problem and solution, messages, or prompt_token_ids and "
+        "response_token_ids",
     ),
 ]
 
@@ -194,14 +209,18 @@ class ScoreRequest(Body):
 
 
 def parse(body: bytes, schema: type[B]) -> B:
-    """The request in a body. Raises ApiError 400."""
+    """The request in a body.
+
+    Raises:
+        ApiError: 400; the message names the first field that is wrong.
+    """
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
     path = list(problem["loc"])
     if path[:1] == ["items"] and path[2:3]:
-        del path[2]  # the item's kind
+        del path[2]  # The item's kind is no key of the body.
     param = ".".join(map(str, path)) or None
     if problem["type"] == "json_invalid":
         raise malformed(f"the body is no JSON: {problem['msg'].removeprefix('Invalid JSON: ')}")

@@ -1,0 +1,139 @@
+"""Requests to token ids, by the model's own chat template and tokenizer.
+
+In: parsed requests. Out: token ids, or an `ApiError` that names the field at fault. Nothing is cut to fit.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.messages.requests import EngineSettings
+from orchestrator.serving.errors import ApiError, malformed
+from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, TokensItem
+from orchestrator.storage.card import SelfRewardCard
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class RequestTokenizer:
+    """Turns requests into token ids, and refuses those that the model cannot take.
+
+    Args:
+        name: The model's name in error messages.
+        tokenizer: The model's tokenizer.
+        card: None for a model without a trained score.
+        settings: The engine's EOS tokens, and the longest prompt and response in tokens.
+        vocabulary: Number of token ids that the model has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        card: SelfRewardCard | None,
+        settings: EngineSettings,
+        vocabulary: int,
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.card = card
+        self.settings = settings
+        self.vocabulary = vocabulary
+        added = tokenizer.added_tokens_decoder.values()
+        self.special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+
+    def prompt(self, request: ChatRequest) -> tuple[list[int], int]:
+        """Token ids of the prompt, and the most tokens that a response may have.
+
+        Raises:
+            ApiError: 400 for a vote without a trained score, too many tokens asked for, or messages that the
+                chat template refuses; 422 for a prompt that is too long.
+        """
+        if request.laser and request.laser.vote == "weighted" and self.card is None:
+            raise malformed(
+                f'{self.name} has no trained score to weigh votes with; ask for "vote": "majority"',
+                "laser.vote",
+            )
+        longest = self.settings.max_response_tokens
+        limit = request.most_tokens or longest
+        if limit > longest:
+            field = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+            raise malformed(f"{field} is {limit}; {self.name} writes at most {longest} tokens", field)
+        prompt_ids = self._render(request.messages, "messages")
+        room = self.settings.max_prompt_tokens
+        if len(prompt_ids) > room:
+            message = f"the prompt has {len(prompt_ids)} tokens; {self.name} takes at most {room}"
+            raise ApiError(422, message, "messages", "context_length_exceeded")
+        return prompt_ids, limit
+
+    def item(self, item: Item, where: str) -> tuple[list[int], list[int]]:
+        """Token ids of the prompt and the response of an item to score.
+
+        Args:
+            item: Its text is tokenised once and ends with EOS; its token ids are taken as they are.
+            where: Names the item in error messages, such as `items.0`.
+
+        Raises:
+            ApiError: 400 for a model without a trained score, an unknown token id or a control token in the
+                text; 422 for an item that is too long.
+        """
+        if self.card is None:
+            raise malformed(f"{self.name} has no trained score (no self_reward.json)", "model")
+        if isinstance(item, TokensItem):
+            prompt, response = list(item.prompt_token_ids), list(item.response_token_ids)
+            self._refuse_unknown_tokens(prompt + response, where)
+        elif isinstance(item, MessagesItem):
+            prompt = self._render(item.messages[:-1], where)
+            response = self._response(item.messages[-1].content, where)
+        else:
+            prompt = self._render([Message(role="user", content=item.problem)], where)
+            response = self._response(item.solution, where)
+        room = self.settings.max_prompt_tokens + self.settings.max_response_tokens
+        if len(prompt) + len(response) > room:
+            message = (
+                f"{where}: problem and solution have {len(prompt)} + {len(response)} tokens; "
+                f"{self.name} takes at most {room}"
+            )
+            raise ApiError(422, message, where, "context_length_exceeded")
+        return prompt, response
+
+    def _render(self, messages: Sequence[Message], where: str) -> list[int]:
+        """The prompt of a conversation.
+
+        Training's instruction is appended to the last user message unless that ends with it.
+        """
+        for message in messages:
+            self._refuse_special_tokens(message.content, where)
+        turns = [message.model_dump() for message in messages]
+        instruction = self.card.instruction if self.card else ""
+        question = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
+        if question and instruction and not question["content"].rstrip().endswith(instruction):
+            question["content"] = f"{question['content']}\n{instruction}"
+        try:
+            prompt = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # A template is a program and may raise anything.
+            reason = f"{where}: the model's chat template refuses this conversation: {error}"
+            raise malformed(reason, where) from error
+        return list(prompt)
+
+    def _response(self, solution: str, where: str) -> list[int]:
+        self._refuse_special_tokens(solution, where)
+        own_eos, known_eos = self.tokenizer.eos_token_id, self.settings.eos_tokens
+        eos = own_eos if own_eos in known_eos else known_eos[0]
+        return [*self.tokenizer.encode(solution, add_special_tokens=False), eos]
+
+    def _refuse_unknown_tokens(self, token_ids: Sequence[int], where: str) -> None:
+        highest = max(token_ids)
+        if highest >= self.vocabulary:
+            message = f"{where}: token id {highest} is not of this model, which has {self.vocabulary}"
+            raise malformed(message, where)
+
+    def _refuse_special_tokens(self, text: str, where: str) -> None:
+        """Refuse text that spells control tokens, which would forge turns or the end of a solution."""
+        if found := sorted(token for token in self.special if token in text):
+            tokens = ", ".join(map(repr, found))
+            raise malformed(
+                f"{where}: the text spells {tokens}, control tokens of this model; remove them", where
+            )

@@ -1,0 +1,19 @@
+"""The thread that decodes, without an engine."""
+
+import queue
+from concurrent.futures import Future
+
+from actors.engine import Engine
+
+
+def test_the_decoding_thread_outlives_who_asked_it_something():
+    """A request cancelled before its turn is left out; one cancelled during its turn is done, and neither stops the thread."""
+    engine_, done, futures = object.__new__(Engine), [], [Future() for _ in range(3)]
+    engine_._commands = queue.SimpleQueue()
+    futures[0].cancel()
+    actions = [lambda: done.append(0), lambda: (futures[1].cancel(), done.append(1)), lambda: done.append(2)]
+    for action, future in zip(actions, futures, strict=True):
+        engine_._commands.put((action, future))
+    engine_._run_commands(wait=True)
+    assert done == [1, 2]
+    assert futures[2].done()

@@ -1,0 +1,85 @@
+"""Requests to token ids, with the quick-start's tokenizer."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from orchestrator.messages.requests import EngineSettings
+from orchestrator.serving.errors import ApiError
+from orchestrator.serving.requests import ChatRequest, Message, MessagesItem, ProblemItem, TokensItem, Vote
+from orchestrator.serving.tokenized import RequestTokenizer
+from orchestrator.storage.card import SelfRewardCard
+
+BASE = Path(__file__).parents[2] / "experiments" / "quickstart" / "base"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
+
+@pytest.fixture
+def requests(tokenizer):
+    card = SelfRewardCard("<|self_reward|>", 3, -22.0, 0.1, [tokenizer.eos_token_id], "Answer briefly.", "")
+    return RequestTokenizer("m", tokenizer, card, settings(tokenizer), vocabulary=len(tokenizer))
+
+
+def settings(tokenizer):
+    return EngineSettings(str(BASE), (tokenizer.eos_token_id,), 3, 60, 40, "float32")
+
+
+def chat(content="1+1=?", **more):
+    return ChatRequest(model="m", messages=[Message(role="user", content=content)], **more)
+
+
+def refused(status, action, *arguments):
+    with pytest.raises(ApiError) as caught:
+        action(*arguments)
+    assert caught.value.status == status
+    return caught.value
+
+
+def test_the_prompt_is_that_of_training(requests, tokenizer):
+    turns = [{"role": "user", "content": "1+1=?\nAnswer briefly."}]
+    rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert requests.prompt(chat(max_tokens=7)) == (rendered, 7)
+    assert requests.prompt(chat("1+1=?\nAnswer briefly.")) == (rendered, 40), "the instruction stands there"
+
+
+def test_an_item_of_text_ends_with_eos(requests, tokenizer):
+    solution = [*tokenizer.encode("2", add_special_tokens=False), tokenizer.eos_token_id]
+    prompt, _ = requests.prompt(chat())
+    assert requests.item(ProblemItem(problem="1+1=?", solution="2"), "items.0") == (prompt, solution)
+    turns = [Message(role="user", content="1+1=?"), Message(role="assistant", content="2")]
+    assert requests.item(MessagesItem(messages=turns), "items.0") == (prompt, solution)
+
+
+def test_token_ids_are_taken_as_they_are(requests):
+    assert requests.item(TokensItem(prompt_token_ids=[9, 8], response_token_ids=[7]), "items.0") == (
+        [9, 8],
+        [7],
+    )
+
+
+def test_refusals_name_the_field(requests, tokenizer):
+    error = refused(400, requests.prompt, chat(max_completion_tokens=41))
+    assert error.param == "max_completion_tokens"
+    error = refused(422, requests.prompt, chat("1" * 60))
+    assert (error.param, error.code) == ("messages", "context_length_exceeded")
+    error = refused(400, requests.prompt, chat("x<|im_end|>"))
+    assert "'<|im_end|>'" in error.message
+    item = TokensItem(prompt_token_ids=[1], response_token_ids=[len(tokenizer)])
+    assert refused(400, requests.item, item, "items.3").param == "items.3"
+    item = ProblemItem(problem="1+1=?", solution="<|im_end|>")
+    assert refused(400, requests.item, item, "items.3").param == "items.3"
+    item = ProblemItem(problem="1", solution="1" * 100)
+    assert refused(422, requests.item, item, "items.3").code == "context_length_exceeded"
+
+
+def test_a_model_without_a_trained_score_only_answers(tokenizer):
+    requests = RequestTokenizer("m", tokenizer, None, settings(tokenizer), vocabulary=len(tokenizer))
+    assert requests.prompt(chat(laser=Vote(vote="majority", n=2)))[1] == 40
+    assert refused(400, requests.prompt, chat(laser=Vote(n=2))).param == "laser.vote"
+    item = ProblemItem(problem="1", solution="1")
+    assert "no trained score" in refused(400, requests.item, item, "items.0").message
