@@ -1,34 +1,33 @@
-"""The resources that a run needs, as bundles of a placement group, and the refusal of what cannot fit."""
+"""The resources that a run needs, as bundles of a placement group; refuses a run that cannot fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import EngineConfig, LearningConfig, RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
-
-class PoolsConfig(Protocol):
-    """Settings of what a placement group is made for: a training run, or an evaluation, which has no learner."""
-
-    @property
-    def rollout(self) -> EngineConfig: ...
-
-    @property
-    def verification(self) -> VerificationConfig: ...
+ROUNDING = 1e-9
+"""Fractions of a CPU may add up to a little more than the whole."""
 
 
 @dataclass(frozen=True)
 class Bundles:
-    """The run's demand: learner bundles first (one a node), then one an engine, then one a verifier."""
+    """What a run reserves: learner bundles first (one a node), then one an engine, then one a verifier."""
 
     learners: list[Resources]
     engines: list[Resources]
-    """Empty when engines take turns with the learner: they live in its bundles."""
+    """Empty when engines take turns with the learner: they then run in its bundles."""
     verifiers: list[Resources]
     ranks_per_learner: int
-    """Learner ranks in each learner bundle; the last one may hold fewer."""
+    """Learner ranks in each learner bundle; the last bundle may hold fewer."""
+    rank: Resources
+    """What one learner rank reserves; empty without a learner."""
+    engine: Resources
+    """What one engine reserves, all its tensor-parallel ranks together. An engine that takes turns with
+    learner ranks reserves nothing, and runs on as many of their CPUs."""
+    verifier: Resources
+    """What one verifier reserves."""
 
     @property
     def all(self) -> list[Resources]:
@@ -36,7 +35,7 @@ class Bundles:
 
     @property
     def names(self) -> list[str]:
-        """The resources that are asked for."""
+        """The resources that the bundles hold."""
         return list(dict.fromkeys(name for bundle in self.all for name in bundle))
 
     def total(self, resource: str) -> float:
@@ -44,123 +43,159 @@ class Bundles:
 
 
 def bundles_for(config: RunConfig, nodes: list[Resources]) -> Bundles:
-    """The bundles of a run on a cluster of `nodes`.
+    """The bundles of a training run on a cluster of `nodes`.
 
     Raises:
-        ConfigError: The nodes together, or each alone, cannot hold them.
+        ConfigError: The nodes together have too little, or no node can hold one of the actors.
     """
-    learning = config.learning
-    rank = _resources(learning.cpus_per_rank, learning.gpus_per_rank, learning.resources)
-    per_node = max(
-        (min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in rank.items()) for node in nodes),
-        default=0,
-    )
+    learning, rollout = config.learning, config.rollout
+    rank = _share(learning.cpus_per_rank, learning.gpus_per_rank, learning.resources)
+    per_node = max((_copies(rank, node) for node in nodes), default=0)
     per_node = max(1, min(per_node, learning.num_ranks))
+    if rollout.colocate and per_node < learning.num_ranks and per_node % rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.colocate: a node holds {per_node} learner ranks, and "
+            f"rollout.tensor_parallel={rollout.tensor_parallel} does not divide {per_node}: an engine would "
+            "take turns with ranks of two nodes"
+        )
     learners = []
     for start in range(0, learning.num_ranks, per_node):
         count = min(per_node, learning.num_ranks - start)
         learners.append({name: amount * count for name, amount in rank.items()})
-    engines = [] if config.rollout.colocate else _engines(config)
-    bundles = Bundles(learners, engines, _verifiers(config), ranks_per_learner=per_node)
-    if (
-        config.rollout.colocate
-        and per_node < learning.num_ranks
-        and per_node % config.rollout.tensor_parallel
-    ):
-        raise ConfigError(
-            f"rollout.colocate: a node holds {per_node} learner ranks, which rollout.tensor_parallel={config.rollout.tensor_parallel} does "
-            "not divide: an engine would take turns with ranks of two nodes"
-        )
-    _refuse_what_cannot_fit(config, learning, bundles, nodes)
-    return bundles
-
-
-def bundles_without_learner(config: PoolsConfig, nodes: list[Resources], engines: bool = True) -> Bundles:
-    """The bundles of an evaluation, which needs no engine when its samples are stored already. Raises ConfigError as `bundles_for`."""
-    bundles = Bundles([], _engines(config) if engines else [], _verifiers(config), ranks_per_learner=0)
-    _refuse_what_cannot_fit(config, None, bundles, nodes)
-    return bundles
-
-
-def _hold(nodes: list[Resources], bundles: list[Resources]) -> bool:
-    """Whether nodes, as they are when nothing else runs, have room for like bundles."""
-    room = sum(
-        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in bundles[0].items()) for node in nodes
+    engine, verifier = _engine_share(rollout), _verifier_share(config.verification)
+    bundles = Bundles(
+        learners=learners,
+        engines=[] if rollout.colocate else [engine] * rollout.num_engines,
+        verifiers=[verifier] * config.verification.num_workers,
+        ranks_per_learner=per_node,
+        rank=rank,
+        engine=engine,
+        verifier=verifier,
     )
-    return room >= len(bundles)
+    keys = [
+        _learning_keys(learning),
+        _rollout_keys(rollout, len(bundles.engines)),
+        _verification_keys(config.verification),
+    ]
+    _refuse_what_cannot_fit(bundles, nodes, keys)
+    return bundles
 
 
-def _resources(cpus: float, gpus: float, custom: Mapping[str, float]) -> Resources:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | dict(custom)
+def bundles_without_learner(
+    rollout: EngineConfig | None, verification: VerificationConfig, nodes: list[Resources]
+) -> Bundles:
+    """The bundles of an evaluation. `rollout` is None when it needs no engine, because its samples are
+    stored.
+
+    Raises:
+        ConfigError: As `bundles_for`.
+    """
+    engine = {} if rollout is None else _engine_share(rollout)
+    verifier = _verifier_share(verification)
+    bundles = Bundles(
+        learners=[],
+        engines=[] if rollout is None else [engine] * rollout.num_engines,
+        verifiers=[verifier] * verification.num_workers,
+        ranks_per_learner=0,
+        rank={},
+        engine=engine,
+        verifier=verifier,
+    )
+    keys = [] if rollout is None else [_rollout_keys(rollout, rollout.num_engines)]
+    _refuse_what_cannot_fit(bundles, nodes, [*keys, _verification_keys(verification)])
+    return bundles
 
 
-def _engines(config: PoolsConfig) -> list[Resources]:
-    rollout = config.rollout
-    return [
-        _resources(rollout.cpus, rollout.gpus * rollout.tensor_parallel, rollout.resources)
-    ] * rollout.num_engines
-
-
-def _verifiers(config: PoolsConfig) -> list[Resources]:
-    return [
-        _resources(config.verification.cpus, 0.0, config.verification.resources)
-    ] * config.verification.num_workers
+def have_room(nodes: list[Resources], bundles: list[Resources]) -> bool:
+    """Whether the nodes can hold all of these equal bundles while nothing else runs there."""
+    return sum(_copies(bundles[0], node) for node in nodes) >= len(bundles)
 
 
 def demand(bundles: Bundles) -> str:
-    """For a message: `1 CPUs, 2 GPUs`."""
-    return _listed({name: bundles.total(name) for name in bundles.names})
+    """All that the bundles hold, for a message: `1 CPU, 2 GPUs`."""
+    return listed({name: bundles.total(name) for name in bundles.names})
 
 
-def _listed(resources: Mapping[str, float]) -> str:
-    """CPUs, GPUs and custom resources, without what Ray counts for itself."""
-    own = ("memory", "object_store_memory")
-    shown = {
-        name: amount
+def listed(resources: Mapping[str, float]) -> str:
+    """CPUs, GPUs and custom resources for a message, without the resources that Ray counts for itself."""
+    internal = ("memory", "object_store_memory")
+    prefixes = ("node:", "CPU_", "GPU_", "bundle_")
+    return ", ".join(
+        _amount(name, amount)
         for name, amount in resources.items()
-        if name not in own and not name.startswith(("node:", "CPU_", "GPU_", "bundle_"))
-    }
-    return ", ".join(f"{amount:g} {_plural(name)}" for name, amount in shown.items() if "_group_" not in name)
+        if name not in internal and not name.startswith(prefixes) and "_group_" not in name
+    )
 
 
-def _plural(name: str) -> str:
-    return f"{name}s" if name in ("CPU", "GPU") else f"of {name}"
+def _amount(name: str, amount: float) -> str:
+    """`1 CPU`, `0.5 CPUs`, `2 units of the resource rollout`."""
+    plural = "" if amount == 1 else "s"
+    return (
+        f"{amount:g} {name}{plural}"
+        if name in ("CPU", "GPU")
+        else f"{amount:g} unit{plural} of the resource {name}"
+    )
 
 
-def _refuse_what_cannot_fit(
-    config: PoolsConfig, learning: LearningConfig | None, bundles: Bundles, nodes: list[Resources]
-) -> None:
+def _copies(share: Resources, node: Resources) -> int:
+    """How many times a node holds a share."""
+    return min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in share.items())
+
+
+def _share(cpus: float, gpus: float, custom: Mapping[str, float]) -> Resources:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {}) | dict(custom)
+
+
+def _engine_share(rollout: EngineConfig) -> Resources:
+    return _share(rollout.cpus, rollout.gpus * rollout.tensor_parallel, rollout.resources)
+
+
+def _verifier_share(verification: VerificationConfig) -> Resources:
+    return _share(verification.cpus, 0.0, verification.resources)
+
+
+def _refuse_what_cannot_fit(bundles: Bundles, nodes: list[Resources], keys: list[str]) -> None:
+    """`keys` are lines for the message: the settings to lower.
+
+    Raises:
+        ConfigError: The bundles do not fit.
+    """
     problems = []
     for name in bundles.names:
-        there, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
-        if needed > there + 1e-9:
-            problems.append(f"the pools need {needed:g} {_plural(name)}, but {there:g} are there")
-    for bundle in bundles.all:
-        if not problems and not any(
-            all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()) for node in nodes
-        ):
-            problems.append(
-                f"no node can hold {bundle} (an engine, a verifier or one learner rank must fit on one node)"
-            )
+        available, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
+        if needed > available + ROUNDING:
+            problems.append(f"the pools need {_amount(name, needed)}, but the cluster has {available:g}")
+    if not problems:
+        problems = [
+            f"no node can hold {listed(bundle)} (each engine, verifier and learner rank must fit on one node)"
+            for bundle in bundles.all
+            if not any(_copies(bundle, node) for node in nodes)
+        ]
     if problems:
-        rollout, verification = config.rollout, config.verification
-        learners = ""
-        if learning is not None:
-            each_rank = f"learning.cpus_per_rank={learning.cpus_per_rank:g}, learning.gpus_per_rank={learning.gpus_per_rank:g}"
-            each_rank += _custom("learning", learning.resources)
-            learners = f"  learning      {learning.num_ranks} rank(s) x ({each_rank})\n"
-        each_engine = f"rollout.cpus={rollout.cpus:g}, rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel}"
-        each_engine += _custom("rollout", rollout.resources)
-        each_worker = f"verification.cpus={verification.cpus:g}" + _custom(
-            "verification", verification.resources
-        )
         raise ConfigError(
-            "; ".join(dict.fromkeys(problems)) + ":\n"
-            f"{learners}"
-            f"  rollout       {len(bundles.engines)} engine(s) x ({each_engine})\n"
-            f"  verification  {verification.num_workers} worker(s) x ({each_worker})\n"
-            "Lower these (fractions share a CPU), or use a larger cluster (RAY_ADDRESS; laser submit --address)."
+            "; ".join(dict.fromkeys(problems))
+            + ":\n"
+            + "".join(f"  {line}\n" for line in keys)
+            + "Lower these settings (fractions share a CPU), or use a larger cluster "
+            "(RAY_ADDRESS; laser submit --address)."
         )
+
+
+def _learning_keys(learning: LearningConfig) -> str:
+    cpus, gpus = f"learning.cpus_per_rank={learning.cpus_per_rank:g}", f"{learning.gpus_per_rank:g}"
+    share = f"{cpus}, learning.gpus_per_rank={gpus}{_custom('learning', learning.resources)}"
+    return f"learning      {learning.num_ranks} rank(s) x ({share})"
+
+
+def _rollout_keys(rollout: EngineConfig, num_engines: int) -> str:
+    gpus = f"rollout.gpus={rollout.gpus:g} x rollout.tensor_parallel={rollout.tensor_parallel}"
+    share = f"rollout.cpus={rollout.cpus:g}, {gpus}{_custom('rollout', rollout.resources)}"
+    return f"rollout       {num_engines} engine(s) x ({share})"
+
+
+def _verification_keys(verification: VerificationConfig) -> str:
+    share = f"verification.cpus={verification.cpus:g}{_custom('verification', verification.resources)}"
+    return f"verification  {verification.num_workers} worker(s) x ({share})"
 
 
 def _custom(section: str, resources: Mapping[str, float]) -> str:

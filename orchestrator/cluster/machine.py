@@ -1,4 +1,4 @@
-"""What this process may use of the machine that it runs on."""
+"""How many CPUs of the machine this process may use."""
 
 import itertools
 import os
@@ -9,29 +9,30 @@ GIB = 2**30
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: those of its affinity, and no more than its control group's quota, rounded down.
+    """The CPUs of this process: the number in its affinity, limited by the quotas of its control groups.
 
-    At least 1, also where the quota is a fraction of a CPU.
+    A quota of 2.5 CPUs counts as 2; a quota below 1 counts as 1.
 
     Args:
-        root: Holds `proc/self/cgroup` and `sys/fs/cgroup`.
+        root: The folder with `proc/self/cgroup` and `sys/fs/cgroup`.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([allowed, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quotas that hold for this process, in CPUs, those of the groups around its own included."""
+    """Every quota that limits this process, in CPUs: of its control group and of all groups above it."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for line in groups:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         mounts = {controllers, "cpu"} if controllers else {""}
-        # A container sees its own group as the mount's root, but version 1 names it by its path on the host.
+        # Inside a container the mount's root is the container's group, but version 1 gives the group's path
+        # on the host. So look at every level, from that path up to the root.
         group = PurePosixPath(path.lstrip("/"))
         for mount, ancestor in itertools.product(mounts, (group, *group.parents)):
             quota = _quota(root / "sys/fs/cgroup" / mount / ancestor)
@@ -40,7 +41,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota(folder: Path) -> float | None:
-    """The quota of one control group (version 2 or 1); None where it has none."""
+    """The quota of one control group (version 2 or 1) in CPUs; None when it has no quota."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()

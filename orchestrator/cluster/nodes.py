@@ -9,6 +9,7 @@ from orchestrator.cluster.machine import usable_cpus
 from orchestrator.errors import ConfigError
 
 Resources = dict[str, float]
+"""Amounts by Ray's name of the resource: `CPU`, `GPU`, or a custom one."""
 
 
 def local_nodes() -> list[Resources]:
@@ -24,7 +25,10 @@ def local_nodes() -> list[Resources]:
 
 
 def planned_nodes() -> list[Resources]:
-    """The cluster that a run would use: the one that this process is in or that RAY_ADDRESS names, else this machine. Starts nothing."""
+    """The nodes that a run started now would use, without starting Ray.
+
+    They are those of the cluster that this process is in or that RAY_ADDRESS names, else this machine.
+    """
     return connect() if ray.is_initialized() or os.environ.get("RAY_ADDRESS") else local_nodes()
 
 
@@ -35,24 +39,30 @@ def connect() -> list[Resources]:
         ConfigError: No cluster answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if address:
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level="WARNING")
-            except (ConnectionError, ValueError) as error:
-                raise ConfigError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset RAY_ADDRESS to use this machine"
-                ) from error
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(address)
         else:
-            # A Ray of our own has a token of its own, and nobody needs to be told.
-            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-            cpus = int(local_nodes()[0]["CPU"])
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="WARNING",
-            )
+            _start()
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="WARNING")
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Start the cluster "
+            "(ray start --head), or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
+def _start() -> None:
+    # Ray tells of the token that it makes for its own cluster; nobody else will ever need that token.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=int(local_nodes()[0]["CPU"]),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+    )

@@ -1,8 +1,4 @@
-"""Where a run's actors live: connecting to Ray and the run's one placement group.
-
-In: the sizes of the pools. Out: a `Placement` that starts actors in their bundles, or a `ConfigError` with what is needed and what
-is there, before anything is started.
-"""
+"""The placement group of a run: it reserves the bundles, and starts each actor in the bundle of its pool."""
 
 import time
 from collections.abc import Sequence
@@ -17,28 +13,40 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.cluster.bundles import Bundles, PoolsConfig, _hold, _listed, _resources, demand
+from orchestrator.cluster.bundles import Bundles, demand, have_room, listed
 from orchestrator.cluster.nodes import Resources
-from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
 
 FREE_TIMEOUT_S = 120
-"""How long a run waits for others to make room."""
+"""How long a run waits until other jobs release the resources that it needs."""
+
+ENGINE_CALLS = 1000
+"""Calls that an engine answers at a time: all its methods are coroutines."""
+
+VERIFIER_CALLS = 2
+"""Calls that a verifier answers at a time, in threads: a check and a `ping`."""
 
 
 class Placement:
-    """The run's one placement group; its methods start an actor in the bundle of its pool.
+    """One placement group with the bundles of a run; its methods start an actor in the bundle of its pool.
 
-    In a trial of a sweep the run uses the group that is around it: a second one would reserve everything twice.
+    Args:
+        bundles: The resources to reserve.
+        in_trial: Whether the caller is a trial of a sweep. Ray Tune has then reserved the bundles already,
+            and the run uses Tune's group: a second group would reserve everything twice.
+
+    Raises:
+        ConfigError: The cluster did not have the resources free within `FREE_TIMEOUT_S`.
     """
 
-    def __init__(self, config: PoolsConfig, bundles: Bundles, in_trial: bool = False) -> None:
-        self.config, self.bundles, self.owned = config, bundles, not in_trial
+    def __init__(self, bundles: Bundles, in_trial: bool = False) -> None:
+        self.bundles = bundles
+        self.owned = not in_trial
         self.actors: list[Any] = []
         if in_trial:
-            around = get_current_placement_group()
-            assert around is not None, "Tune makes a trial's group before it starts the trial"
-            self.group: PlacementGroup = around
+            current = get_current_placement_group()
+            assert current is not None, "Tune makes a trial's group before it starts the trial"
+            self.group: PlacementGroup = current
             return
         self.group = placement_group(
             bundles.all, strategy="PACK", bundle_label_selector=label_selectors(bundles)
@@ -50,47 +58,48 @@ class Placement:
             raise
 
     def learner(self, cls: type, rank: int, *arguments: Any) -> Any:
-        assert isinstance(self.config, RunConfig), "an evaluation has no learner"
-        settings = self.config.learning
-        share = _resources(settings.cpus_per_rank, settings.gpus_per_rank, settings.resources)
-        return self._spawn(
-            cls, rank // self.bundles.ranks_per_learner, share, settings.cpus_per_rank, 1, arguments
-        )
+        """Start learner rank number `rank`; returns its handle."""
+        share = self.bundles.rank
+        return self._spawn(cls, rank // self.bundles.ranks_per_learner, share, share["CPU"], 1, arguments)
 
     def engine(self, cls: type, index: int, *arguments: Any) -> Any:
-        settings = self.config.rollout
-        share = _resources(settings.cpus, settings.gpus * settings.tensor_parallel, settings.resources)
-        return self._spawn(cls, len(self.bundles.learners) + index, share, settings.cpus, 1000, arguments)
+        """Start engine number `index` on its own resources; returns its handle."""
+        bundle, share = len(self.bundles.learners) + index, self.bundles.engine
+        return self._spawn(cls, bundle, share, share["CPU"], ENGINE_CALLS, arguments)
 
-    def colocated_engine(self, cls: type, index: int, gpus: Sequence[int], *arguments: Any) -> Any:
-        """An engine in the bundle of the learner ranks that it takes turns with, on their `gpus`; it reserves nothing of its own."""
-        settings = self.config.rollout
-        bundle = index * settings.tensor_parallel // self.bundles.ranks_per_learner
-        # Ray shows an actor only GPUs that it reserves, unless it is told otherwise.
-        shown = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-        return self._spawn(cls, bundle, {}, settings.cpus, 1000, arguments, shown)
+    def colocated_engine(self, cls: type, first_rank: int, gpus: Sequence[int], *arguments: Any) -> Any:
+        """Start an engine that takes turns with learner ranks, from `first_rank` on, on their `gpus`.
+
+        It runs in their bundle and reserves nothing. Returns its handle.
+        """
+        bundle = first_rank // self.bundles.ranks_per_learner
+        # Ray leaves CUDA_VISIBLE_DEVICES alone for an actor without GPUs, unless the node's environment says
+        # otherwise.
+        visible = {
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+        }
+        return self._spawn(cls, bundle, {}, self.bundles.engine["CPU"], ENGINE_CALLS, arguments, visible)
 
     def verifier(self, cls: type, index: int, *arguments: Any) -> Any:
-        settings = self.config.verification
+        """Start verifier number `index`; returns its handle."""
         bundle = len(self.bundles.learners) + len(self.bundles.engines) + index
-        return self._spawn(
-            cls, bundle, _resources(settings.cpus, 0.0, settings.resources), settings.cpus, 2, arguments
-        )
+        share = self.bundles.verifier
+        return self._spawn(cls, bundle, share, share["CPU"], VERIFIER_CALLS, arguments)
 
     def nodes(self) -> dict[str, str]:
-        """Ids of the nodes that the group is on, each with the pools there, for messages: `learning, rollout`."""
-        place = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
-        learners, engines = len(self.bundles.learners), len(self.bundles.engines)
-        pools = (
-            ["learning"] * learners + ["rollout"] * engines + ["verification"] * len(self.bundles.verifiers)
-        )
-        on_node: dict[str, dict[str, None]] = {}
+        """The ids of the group's nodes, each with the names of the pools there: `learning, rollout`."""
+        node_of_bundle = ray.util.placement_group_table(self.group)["bundles_to_node_id"]
+        bundles = self.bundles
+        pools = ["learning"] * len(bundles.learners) + ["rollout"] * len(bundles.engines)
+        pools += ["verification"] * len(bundles.verifiers)
+        pools_of_node: dict[str, dict[str, None]] = {}
         for number, pool in enumerate(pools):
-            on_node.setdefault(place[number], {})[pool] = None
-        return {node: ", ".join(names) for node, names in on_node.items()}
+            pools_of_node.setdefault(node_of_bundle[number], {})[pool] = None
+        return {node: ", ".join(names) for node, names in pools_of_node.items()}
 
     def remove(self) -> None:
-        """Give everything back: a group of our own takes its actors with it, in another's only the actors are ours."""
+        """End all actors: with the placement group, or one by one where the group is Tune's."""
         if self.owned:
             remove_placement_group(self.group)
             return
@@ -99,11 +108,12 @@ class Placement:
 
     def _wait_for_room(self) -> None:
         deadline = time.monotonic() + FREE_TIMEOUT_S
-        while not self.group.wait(timeout_seconds=1):  # no longer at once: meanwhile no signal is heard
+        while not self.group.wait(timeout_seconds=1):  # a longer wait would delay the handling of signals
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"the cluster is busy: it could not place {demand(self.bundles)} within {FREE_TIMEOUT_S} s; free are "
-                    f"{_listed(ray.available_resources()) or 'none'}. Stop other jobs, or try again later"
+                    f"the cluster is busy: it could not reserve {demand(self.bundles)} within "
+                    f"{FREE_TIMEOUT_S} s; free: {listed(ray.available_resources()) or 'nothing'}. "
+                    "Stop other jobs, or try again later"
                 )
 
     def _spawn(
@@ -116,7 +126,7 @@ class Placement:
         arguments: tuple,
         variables: dict[str, str] | None = None,
     ) -> Any:
-        # More threads than the share are many times slower as soon as another process competes.
+        # More threads than CPUs are many times slower as soon as another process competes.
         threads = str(max(1, int(cpus)))
         environment = {
             "OMP_NUM_THREADS": threads,
@@ -143,13 +153,14 @@ class Placement:
 
 
 def label_selectors(bundles: Bundles) -> list[dict[str, str]]:
-    """Which nodes each bundle may go to: verifiers leave nodes with GPUs to those who need them, where the others hold all of them.
+    """For each bundle, the nodes that it may go to, as Ray's label selector.
 
-    Named are the nodes that are out of the question, so that one that joins later may take a lost node's place.
+    Verifiers stay off nodes with GPUs when the other nodes have room for all of them. The selector names the
+    nodes to avoid, so that a node which joins later can replace one that is lost.
     """
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     with_gpus = [node for node, resources in nodes.items() if resources.get("GPU")]
     others = [resources for node, resources in nodes.items() if node not in with_gpus]
-    off_gpus = bool(with_gpus) and bool(bundles.total("GPU")) and _hold(others, bundles.verifiers)
+    off_gpus = bool(with_gpus) and bool(bundles.total("GPU")) and have_room(others, bundles.verifiers)
     selector = {"ray.io/node-id": f"!in({','.join(with_gpus)})"} if off_gpus else {}
     return [{}] * (len(bundles.learners) + len(bundles.engines)) + [selector] * len(bundles.verifiers)

@@ -1,11 +1,13 @@
-"""Whether the nodes of a run see what they share, asked of each node before anything is started.
+"""Check, before a run starts anything, that its nodes see the same files.
 
-Learner ranks write their shards of a checkpoint where they run, or to `run.remote`, and ranks and engines read the model where they run.
+Learner ranks write their shards of a checkpoint on their own node, or to `run.remote`. Ranks and engines read
+the model on their own node.
 """
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -15,79 +17,72 @@ from orchestrator.errors import ConfigError, LaserError
 from orchestrator.storage.remote import RemoteStorage
 
 APPEARS_S = 10.0
-"""How long a network file system may take to show one node what another has written."""
+"""How long a network file system may take to show one node the files of another."""
 
 
 def check_shared_folders(
     folder: Path, model: str, pools_of_node: Mapping[str, str], remote: str | None = None
 ) -> None:
-    """See that the learner's nodes read and write what this process does, and that those with learner or engines have the model.
+    """Check that nodes with learner ranks share the run's folder, and that nodes with ranks or engines have
+    the model.
 
     Args:
-        folder: The run's folder, which the learner's nodes share unless there is a `remote`.
-        model: The model's folder; a hub name, which every node fetches for itself, is not looked for.
-        pools_of_node: Node ids, each with the names of the pools there.
-        remote: `run.remote`, which they share instead.
+        folder: The run's folder on this machine.
+        model: The model's folder; a hub name is not checked, because every node downloads it for itself.
+        pools_of_node: Node ids, each with the names of the pools there: `learning, rollout`.
+        remote: `run.remote`, which the nodes share in place of the folder.
 
     Raises:
-        ConfigError: Names the nodes that do not, and what to mount or to set.
+        ConfigError: A node does not; the message names each of them, and what to mount or to set.
     """
-    here = ray.get_runtime_context().get_node_id()
-    # The driver sees its own folders. At a URL it may be let in where actors of its node are not: theirs is the environment of the node.
-    asked = {
+    this_node = ray.get_runtime_context().get_node_id()
+    # This process sees its own folders. It may have credentials for a URL that actors on the same node do not
+    # have.
+    checked = {
         node: pools
         for node, pools in pools_of_node.items()
-        if node != here or (remote and "learning" in pools)
+        if node != this_node or (remote and "learning" in pools)
     }
-    if not asked:
+    if not checked:
         return
-    mark = f".shared-{uuid.uuid4().hex}"
-    storage = RemoteStorage(remote, folder.name) if remote else None
-    if storage is None:
-        (folder / mark).touch()
-    else:
-        storage.write(mark, b"laser")
-    try:
-        looks = {}
-        for node, pools in asked.items():
-            wanted = str(folder.resolve()) if "learning" in pools else None
-            needed = (
-                model if Path(model).is_absolute() and ("learning" in pools or "rollout" in pools) else None
-            )
-            on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-            looks[node] = (
-                ray.remote(_look)
-                .options(num_cpus=0, scheduling_strategy=on_node)
-                .remote(wanted, remote, needed, mark)
-            )
-        found = {node: ray.get(look) for node, look in looks.items()}
-    finally:
-        if storage is not None:
-            storage.delete(mark)
-        for left in folder.glob(f"{mark}*"):
-            left.unlink(missing_ok=True)
+    with _marked(folder, remote) as mark:
+        answers = {}
+        for node, pools in checked.items():
+            run_folder = str(folder.resolve()) if "learning" in pools else None
+            reads_model = "learning" in pools or "rollout" in pools
+            model_folder = model if reads_model and Path(model).is_absolute() else None
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = ray.remote(inspect_node).options(num_cpus=0, scheduling_strategy=there)
+            answers[node] = task.remote(run_folder, remote, model_folder, mark)
+        found = {node: ray.get(answer) for node, answer in answers.items()}
     problems = [
-        f"  node {address} ({asked[node]}): {problem}"
+        f"  node {address} ({checked[node]}): {problem}\n"
         for node, (address, problem) in found.items()
         if problem
     ]
     if problems:
         place = f"run.remote={remote}" if remote else f"run.dir={folder.parent}"
         raise ConfigError(
-            f"{place}, model.path={model}: not all nodes of the run share them:\n"
-            + "\n".join(problems)
-            + "\n"
-            "Mount shared storage at one path on every node, and name folders there (laser submit: --storage). For checkpoints run.remote "
-            "will do, with credentials in every node's environment."
+            f"{place}, model.path={model}: not all nodes of the run share them:\n{''.join(problems)}"
+            "Mount shared storage at the same path on every node, and name folders there "
+            "(laser submit: --storage). For checkpoints, run.remote is enough: give every node's environment "
+            "the credentials."
         )
 
 
-def _look(folder: str | None, remote: str | None, model: str | None, mark: str) -> tuple[str, str]:
-    """On a node: its address, and what is wrong there. Of `folder` and `remote` the latter is looked at, where both are given."""
+def inspect_node(folder: str | None, remote: str | None, model: str | None, mark: str) -> tuple[str, str]:
+    """Runs on a node: its address, and what is wrong there; empty when all is well.
+
+    Args:
+        folder: The run's folder; None when the node needs no checkpoints.
+        remote: The URL to look at in place of `folder`.
+        model: The model's folder; None when the node needs none.
+        mark: The name of a file that the driver has written into the run's folder.
+    """
     problems = []
     if folder is not None:
         problem = (
-            _look_at_url(remote, Path(folder).name, mark) if remote else _look_at_folder(Path(folder), mark)
+            _url_problem(remote, Path(folder).name, mark) if remote else _folder_problem(Path(folder), mark)
         )
         problems += [problem] if problem else []
     if model is not None and not Path(model).exists():
@@ -95,7 +90,25 @@ def _look(folder: str | None, remote: str | None, model: str | None, mark: str) 
     return ray.util.get_node_ip_address(), "; ".join(problems)
 
 
-def _look_at_folder(folder: Path, mark: str) -> str | None:
+@contextmanager
+def _marked(folder: Path, remote: str | None) -> Iterator[str]:
+    """Keep a file in the run's folder, or under its URL, while the context lasts. Yields its name."""
+    mark = f".shared-{uuid.uuid4().hex}"
+    storage = RemoteStorage(remote, folder.name) if remote else None
+    if storage is None:
+        (folder / mark).touch()
+    else:
+        storage.write(mark, b"laser")
+    try:
+        yield mark
+    finally:
+        if storage is not None:
+            storage.delete(mark)
+        for left in folder.glob(f"{mark}*"):  # nodes have added files of their own
+            left.unlink(missing_ok=True)
+
+
+def _folder_problem(folder: Path, mark: str) -> str | None:
     deadline = time.monotonic() + APPEARS_S
     while not (folder / mark).exists():
         if time.monotonic() > deadline:
@@ -108,7 +121,7 @@ def _look_at_folder(folder: Path, mark: str) -> str | None:
     return None
 
 
-def _look_at_url(url: str, name: str, mark: str) -> str | None:
+def _url_problem(url: str, name: str, mark: str) -> str | None:
     try:
         storage = RemoteStorage(url, name)
         if storage.read(mark) is None:

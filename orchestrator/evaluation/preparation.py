@@ -23,6 +23,7 @@ from orchestrator.evaluation.samples import Sample, by_problem, read_samples
 from orchestrator.evaluation.scores import Score
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.models.resolve import Model, resolve_model
+from orchestrator.pools.start import engine_settings
 
 
 @dataclass(frozen=True)
@@ -73,23 +74,18 @@ class Prepared:
 
     def engine_settings(self) -> EngineSettings:
         assert self.model is not None
-        rollout = self.config.rollout
         if self.stored:
             prompt_tokens, response_tokens = max(map(len, self.stored_token_ids.values()), default=1), 1
         else:
             prompt_tokens, response_tokens = _longest_prompt(self.sets), self.longest_response
-        return EngineSettings(
+        return engine_settings(
+            self.config.rollout,
             model_path=self.model.path,
+            dtype=self.dtype,
             eos_tokens=self.model.tokens.eos_tokens,
             z_token=None if self.score is None else self.score.token_id,
             max_prompt_tokens=prompt_tokens,
             max_response_tokens=response_tokens,
-            dtype=self.dtype,
-            tensor_parallel=rollout.tensor_parallel,
-            threads=max(1, int(rollout.cpus)),
-            kv_cache_gib=rollout.kv_cache_gib,
-            on_gpu=rollout.gpus > 0,
-            engine_args=rollout.engine_args,
         )
 
     @cached_property

@@ -76,7 +76,8 @@ def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalRe
 
 def _evaluate(prepared: Prepared, uri: str, progress: EvalProgress) -> EvalResults:
     config = prepared.config
-    bundles_without_learner(config, planned_nodes(), engines=bool(prepared.sets) or prepared.needs_scoring)
+    rollout = config.rollout if prepared.sets or prepared.needs_scoring else None
+    bundles_without_learner(rollout, config.verification, planned_nodes())
     prepared.folder.mkdir(parents=True, exist_ok=True)
     with claimed(prepared.folder, work="evaluating into it", key="folder (-o)"):
         claim_protocol(prepared.folder, prepared.protocol())
@@ -162,7 +163,9 @@ class _Session:
             + ("rollout (vLLM), verification (math-verify)" if engines else "verification (math-verify)")
         )
         settings = self.prepared.engine_settings() if engines else None
-        pools = EvalPools(self.config, settings, bundles_without_learner(self.config, connect(), engines))
+        rollout = self.config.rollout if engines else None
+        bundles = bundles_without_learner(rollout, self.config.verification, connect())
+        pools = EvalPools(self.config, settings, bundles)
         try:
             pools.wait_ready()
         except BaseException:

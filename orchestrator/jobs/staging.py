@@ -65,7 +65,8 @@ class Work:
         """Raises ConfigError, with what is needed and what is there, when the cluster could never place it."""
         for config in self.runs:
             if isinstance(config, EvalConfig):
-                bundles_without_learner(config, nodes, engines=config.model is not None)
+                rollout = config.rollout if config.model is not None else None
+                bundles_without_learner(rollout, config.verification, nodes)
             else:
                 bundles_for(config, nodes)
 

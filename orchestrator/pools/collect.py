@@ -1,11 +1,12 @@
-"""Groups on their way through generation and verification, and the numbers that the loop takes from them.
+"""Take groups of samples through generation and verification.
 
-In: prompts. Out: `Group`s, each with refs to its trajectories and, for every sample, reward, score, length and verdict.
+In: `Group`s, each a problem and the samples to draw. Out: a `Batch` of `CheckedGroup`s, each with refs to its
+trajectories and texts, and with length, score and verdict of every sample.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 from jaxtyping import Bool, Float32, Int32
+from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data.problems import Problem
@@ -23,39 +25,69 @@ from orchestrator.pools.pool import Pool, finished
 from orchestrator.storage.files import atomically
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Group:
-    """One problem and its samples. `trajectories` and `texts` stay in the object store."""
+    """A problem and the samples to draw for it."""
 
     problem: Problem
     request: GroupRequest
-    trajectories: Any = None
-    texts: Any = None
-    summary: GroupSummary | None = None
-    verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedGroup:
+    """A problem and its samples. Tokens and texts stay in the object store."""
+
+    problem: Problem
+    trajectories: ObjectRef
+    """Ref to `Trajectories`."""
+    texts: ObjectRef
+    """Ref to the decoded responses, a list of strings."""
+    summary: GroupSummary
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedGroup(GeneratedGroup):
+    """A problem, its samples and one verdict for each of them.
+
+    Raises:
+        ValueError: The number of verdicts is not that of the samples.
+    """
+
+    verdicts: Sequence[Verdict]
+
+    def __post_init__(self) -> None:
+        samples = len(self.summary.lengths)
+        if len(self.verdicts) != samples:
+            raise ValueError(
+                f"problem {self.problem.id}: {samples} generated samples, but {len(self.verdicts)} verdicts"
+            )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Per-sample scalars of some groups, laid out group after group; what the driver knows of a rollout batch."""
+    """Per-sample values of some groups, one group after another: all that the driver knows of them."""
 
-    groups: list[Group]
+    groups: list[CheckedGroup]
     group: Int32[np.ndarray, "samples"]
+    """Index of the sample's group in `groups`."""
     rewards: Float32[np.ndarray, "samples"]
+    """1 for a correct sample, else 0."""
     verified: Bool[np.ndarray, "samples"]
-    """False where the check timed out or failed: such a sample is neither right nor wrong, and is not trained on."""
+    """False where the check timed out or failed: the sample is neither right nor wrong, and not trained on."""
     finished: Bool[np.ndarray, "samples"]
+    """Whether the response ended by itself, with an EOS token."""
     z_logprobs: Float32[np.ndarray, "samples"]
+    """log pi(z_c | x, y, EOS); NaN where unfinished."""
     lengths: Int32[np.ndarray, "samples"]
     """Response tokens."""
     total_lengths: Int32[np.ndarray, "samples"]
     """Prompt and response tokens."""
     versions: Int32[np.ndarray, "samples"]
-    """Oldest weight version in the sample."""
+    """Weight version of the sample's first token, which is its oldest."""
 
     @property
     def scored(self) -> Bool[np.ndarray, "samples"]:
-        """Samples that have both a verdict and an end at which the score is read."""
+        """Samples that have a verdict and an EOS token, at which the score is read."""
         return self.verified & self.finished
 
     @property
@@ -64,69 +96,70 @@ class Batch:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct solutions among those that could be checked."""
+        """Share of correct samples among the verified ones; NaN when none is verified."""
         return float(self.rewards[self.verified].mean()) if self.verified.any() else float("nan")
 
     def count(self, status: Status) -> int:
+        """Samples with this status."""
         return sum(verdict.status is status for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
 class CollectTimes:
-    """Seconds until the last sample was generated, and from there until the last verdict (the rest overlaps)."""
+    """How long `collect` took, in seconds."""
 
     rollout: float
+    """From the start until the last sample was generated. Most verification happens in this time."""
     verify: float
+    """From there until the last verdict."""
 
 
 def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> tuple[Batch, CollectTimes]:
-    """Generate and verify groups. A group goes to verification when its last sample ends, while others are still generated."""
-    started = last_generated = time.perf_counter()
+    """Generate and verify groups; the batch has them in the same order.
 
-    def generate(group: Group) -> None:
-        rollouts.submit(
-            "generate", group.request, num_returns=3, context=group, remake=partial(generate, group)
-        )
-
-    for group in groups:
-        generate(group)
-    for pool, task, value in finished(rollouts, verifiers):
-        group = task.context
-        if pool is rollouts:
-            group.trajectories, group.texts, _ = task.refs
-            group.summary = value
-            last_generated = time.perf_counter()
-            checked = (group.texts, value.finished.tolist(), group.problem.answer)
-            verifiers.submit("verify", *checked, context=group, remake=partial(generate, group))
-        else:
-            group.verdicts = value
-    return to_batch(groups), CollectTimes(last_generated - started, time.perf_counter() - last_generated)
-
-
-def to_batch(groups: Sequence[Group]) -> Batch:
-    """Lay out the scalars of generated and verified groups.
+    Each group is verified as soon as its last sample ends, while engines generate others. A group whose data
+    is lost with a node is generated again.
 
     Raises:
-        ValueError: A group has no summary, or not one verdict for each of its samples: its scalars would shift those of others.
+        PoolError and Ray's errors: As `Pool.settle`.
     """
-    summaries = []
-    for group in groups:
-        if group.summary is None or len(group.verdicts) != len(group.summary.lengths):
-            samples = "no" if group.summary is None else str(len(group.summary.lengths))
-            raise ValueError(
-                f"problem {group.problem.id}: {samples} generated samples, but {len(group.verdicts)} verdicts"
-            )
-        summaries.append(group.summary)
+    started = last_generated = time.perf_counter()
+    checked: dict[int, CheckedGroup] = {}
+
+    def generate(number: int) -> None:
+        again = partial(generate, number)
+        rollouts.submit("generate", groups[number].request, num_returns=3, context=number, remake=again)
+
+    def verify(number: int, group: GeneratedGroup) -> None:
+        arguments = group.texts, group.summary.finished.tolist(), group.problem.answer
+        again = partial(generate, number)
+        verifiers.submit("verify", *arguments, context=(number, group), remake=again)
+
+    for number in range(len(groups)):
+        generate(number)
+    for pool, task, value in finished(rollouts, verifiers):
+        if pool is rollouts:
+            last_generated = time.perf_counter()
+            trajectories, texts, _ = task.refs
+            number = task.context
+            verify(number, GeneratedGroup(groups[number].problem, trajectories, texts, value))
+        else:
+            number, group = task.context
+            checked[number] = CheckedGroup(**vars(group), verdicts=value)
+    times = CollectTimes(last_generated - started, time.perf_counter() - last_generated)
+    return to_batch([checked[number] for number in range(len(groups))]), times
+
+
+def to_batch(groups: Sequence[CheckedGroup]) -> Batch:
+    """Lay out the values of all samples, one group after another."""
+    summaries = [group.summary for group in groups]
+    sizes = [len(summary.lengths) for summary in summaries]
     statuses = [verdict.status for group in groups for verdict in group.verdicts]
     lengths = np.concatenate([summary.lengths for summary in summaries])
-    prompt_lengths = np.concatenate(
-        [np.full(len(summary.lengths), summary.prompt_tokens, np.int32) for summary in summaries]
-    )
+    prompt_lengths = np.repeat(np.array([summary.prompt_tokens for summary in summaries], np.int32), sizes)
     return Batch(
         groups=list(groups),
-        group=np.concatenate(
-            [np.full(len(summary.lengths), number, np.int32) for number, summary in enumerate(summaries)]
-        ),
+        group=np.repeat(np.arange(len(groups), dtype=np.int32), sizes),
         rewards=np.array([status is Status.CORRECT for status in statuses], np.float32),
         verified=np.array([status not in (Status.TIMEOUT, Status.ERROR) for status in statuses], bool),
         finished=np.concatenate([summary.finished for summary in summaries]),
@@ -143,18 +176,24 @@ def save_rollouts(
     scores: Float32[np.ndarray, "samples"] | None,
     advantages: Float32[np.ndarray, "samples"],
 ) -> None:
-    """Write a batch as parquet, a row a sample, from a task: the tokens do not pass through the driver."""
-    packed = [group.trajectories for group in batch.groups]
-    _write(
-        path,
-        batch,
-        sample_columns(batch, scores) | {"reward": batch.rewards, "advantage": advantages.astype(np.float32)},
-        packed,
-    )
+    """Write a batch with its tokens as parquet, a row a sample.
+
+    Raises:
+        ray.exceptions.ObjectLostError: Tokens or texts were lost with a node.
+    """
+    columns = sample_columns(batch, scores) | {
+        "reward": batch.rewards,
+        "advantage": advantages.astype(np.float32),
+    }
+    _write(path, batch, columns, [group.trajectories for group in batch.groups])
 
 
 def save_samples(path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> None:
-    """Write the solutions of an evaluation as parquet, a row a sample, without their tokens."""
+    """Write the solutions of an evaluation as parquet, a row a sample, without their tokens.
+
+    Raises:
+        ray.exceptions.ObjectLostError: Texts were lost with a node.
+    """
     problems = [batch.groups[number].problem for number in batch.group]
     columns = {
         "kind": [problem.kind for problem in problems],
@@ -166,7 +205,7 @@ def save_samples(path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"
 
 
 def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> dict[str, Any]:
-    """Problem, verdict and score of each sample; the score is NaN where there is none."""
+    """Problem, verdict and score of each sample, as columns of a table. The score is NaN where missing."""
     problems = [batch.groups[number].problem for number in batch.group]
     return {
         "problem_id": [problem.id for problem in problems],
@@ -178,20 +217,28 @@ def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) 
     }
 
 
-def _write(path: Path, batch: Batch, columns: dict[str, Any], trajectories: list | None) -> None:
-    """Write columns, responses and, where given, trajectories, from a task beside the driver, whose files need not be seen elsewhere."""
+def _write(path: Path, batch: Batch, columns: dict[str, Any], trajectories: list[ObjectRef] | None) -> None:
+    """Write columns, responses and, where given, tokens from a task, so that the driver never holds them.
+
+    The task runs on the driver's node, because other nodes need not see the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [group.texts for group in batch.groups]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(_write_table).options(num_cpus=0, scheduling_strategy=here)
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(_write_table).options(num_cpus=0, scheduling_strategy=this_node)
     ray.get(task.remote(str(path.resolve()), trajectories, texts, columns))
 
 
-def _write_table(path: str, trajectory_refs: list | None, text_refs: list, columns: dict[str, Any]) -> None:
+def _write_table(
+    path: str,
+    trajectories: list[ObjectRef] | None,
+    texts: list[ObjectRef],
+    columns: dict[str, Any],
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns["response"] = [text for group in ray.get(text_refs) for text in group]
-    table = pa.table(columns) if trajectory_refs is None else to_table(ray.get(trajectory_refs), columns)
-    with atomically(Path(path)) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    columns["response"] = [text for group in ray.get(texts) for text in group]
+    table = pa.table(columns) if trajectories is None else to_table(ray.get(trajectories), columns)
+    with atomically(Path(path)) as partial_file:
+        pq.write_table(table, partial_file, compression="zstd")

@@ -1,7 +1,8 @@
-"""A supervised pool of like actors: health, restart, retry and back-pressure, the same for every kind of worker.
+"""A supervised pool of equal actors: it restarts workers, retries their tasks and limits the tasks of each.
 
-In: tasks (a method and its arguments). Out of `finished`, as they end and in any order: the tasks with their values. A worker that
-dies is replaced and its tasks are given to others; a replacement is STALE until the pool's `refresh` has brought it up to date.
+In: tasks, which are a method and its arguments. Out of `finished`: the tasks with their values, in the order
+in which they end. The pool replaces a worker that dies and gives its tasks to others. A replacement is STALE,
+and gets no task, until the pool's `refresh` has brought it up to date.
 """
 
 import time
@@ -12,35 +13,44 @@ from enum import StrEnum
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from orchestrator.errors import PoolError
 
 CHECK_EVERY_S = 30.0
+"""How often a pool that waits checks that it still has a ready worker."""
 
 MAX_RESTARTS = 10
-"""Deaths over a run that a pool makes good; one more ends the run."""
+"""Workers that a pool replaces during a run; one more death ends the run."""
+
+POOL_START_TIMEOUT_S = 1800.0
+"""How long workers may take to start: a large model is read from a slow disk, or downloaded."""
 
 
 class WorkerState(StrEnum):
+    """A worker goes from STARTING to STALE to READY, and from READY nowhere: a dead one is replaced."""
+
     STARTING = "starting"
-    """The actor has been asked for and has not answered yet."""
+    """The actor has not answered yet."""
     STALE = "stale"
-    """It answers, but must be refreshed (new weights) before it may work."""
+    """The actor answers, but needs the newest weights before it may work."""
     READY = "ready"
 
 
 @dataclass(eq=False)
 class Task:
-    """A call to be made on any worker. `refs` are the call's ObjectRefs once it runs; the last one is fetched when it ends."""
+    """A call that any worker of the pool may run."""
 
     method: str
     arguments: tuple
     num_returns: int = 1
     context: Any = None
+    """The caller's own, to recognise the task by."""
     remake: Callable[[], None] | None = None
-    """Submits what makes this call's input and result anew, when a node took them with it."""
-    refs: list[Any] = field(default_factory=list)
+    """Submits tasks that make this task's input and result again, for when they were lost with a node."""
+    refs: list[ObjectRef] = field(default_factory=list)
+    """The call's values, once it runs; `finished` fetches the last one."""
     submitted: float = field(default_factory=time.monotonic)
 
 
@@ -49,12 +59,13 @@ class _Worker:
     index: int
     actor: Any
     is_replacement: bool
-    waiting_for: Any
-    """The ref that ends STARTING or STALE; None when READY."""
+    waiting_for: ObjectRef | None
+    """The call whose end moves the worker from STARTING or STALE to the next state; None when READY."""
     state: WorkerState = WorkerState.STARTING
-    tasks: dict[Any, Task] = field(default_factory=dict)
+    tasks: dict[ObjectRef, Task] = field(default_factory=dict)
+    """The tasks that it runs, by their last ref."""
     refreshed_after: int = 0
-    """Broadcasts that had been made when its refresh began."""
+    """Number of the pool's broadcasts before its refresh began."""
     since: float = field(default_factory=time.monotonic)
 
 
@@ -63,24 +74,28 @@ class PoolStats:
     """A pool at one moment."""
 
     queued: int
-    """Tasks that no worker has room for."""
+    """Tasks that wait because no worker has room."""
     oldest_queued_s: float
-    """Seconds since the oldest of them was submitted; 0 without any."""
+    """Age of the oldest queued task in seconds; 0 when none is queued."""
     in_flight: int
+    """Tasks that workers run."""
     workers: dict[WorkerState, int]
-    """Their number in each state."""
+    """Number of workers in each state."""
     restarts: int
 
 
 class Pool:
-    """`size` actors made by `spawn(index)`, each with at most `capacity` tasks at a time.
+    """A number of actors, each with a limited number of tasks at a time.
 
     Args:
         name: For messages.
-        refresh: Called with an actor that answers for the first time; returns a ref that ends when it may work, or None. Called
-            again when a broadcast has been made meanwhile.
-        max_restarts: Replacements over the pool's life; one more death raises `PoolError`.
-        start_timeout_s: How long the pool may be without any worker that can take tasks.
+        spawn: Called with a worker's index, 0 to `size - 1`; returns an actor with a method `ping`.
+        size: Number of workers.
+        capacity: Tasks that one worker runs at a time; the others wait in the pool's queue.
+        refresh: Called with an actor once it answers. Returns the ref of a call after which it may work, or
+            None when it may work at once. Called again when a broadcast has been made meanwhile.
+        max_restarts: Workers that the pool replaces; one more death raises `PoolError`.
+        start_timeout_s: How long the pool may have no ready worker.
     """
 
     def __init__(
@@ -89,12 +104,16 @@ class Pool:
         spawn: Callable[[int], Any],
         size: int,
         capacity: int,
-        refresh: Callable[[Any], Any] = lambda actor: None,
+        refresh: Callable[[Any], ObjectRef | None] = lambda actor: None,
         max_restarts: int = MAX_RESTARTS,
-        start_timeout_s: float = 1800.0,
+        start_timeout_s: float = POOL_START_TIMEOUT_S,
     ) -> None:
-        self.name, self.spawn, self.capacity, self.refresh = name, spawn, capacity, refresh
-        self.max_restarts, self.start_timeout_s = max_restarts, start_timeout_s
+        self.name = name
+        self.spawn = spawn
+        self.capacity = capacity
+        self.refresh = refresh
+        self.max_restarts = max_restarts
+        self.start_timeout_s = start_timeout_s
         self.restarts = 0
         self.broadcasts = 0
         self.queue: deque[Task] = deque()
@@ -108,17 +127,21 @@ class Pool:
         context: Any = None,
         remake: Callable[[], None] | None = None,
     ) -> None:
-        """Queue a call; it starts when a ready worker has room."""
+        """Queue a call; it starts when a ready worker has room. See `Task`."""
         self.queue.append(Task(method, arguments, num_returns, context, remake))
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Block until every worker answers and is up to date.
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Block until every worker is READY.
+
+        Args:
+            timeout_s: In place of the pool's `start_timeout_s`.
 
         Raises:
-            PoolError: Not all did within `timeout_s`, or one could not be started, or they died too often.
+            PoolError: Time ran out, a worker could not be started, or workers died too often.
         """
+        timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
-        while waiting := [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]:
+        while waiting := self._transitions():
             ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise PoolError(
@@ -127,10 +150,14 @@ class Pool:
             self.settle(ready[0])
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Call every ready worker and wait; one that dies meanwhile is replaced. The others are refreshed before they are ready.
+        """Call every READY worker and wait for all; returns the values of those that answered.
+
+        The pool replaces a worker that dies in the call. Workers that are not READY are refreshed before they
+        work.
 
         Raises:
-            ray.exceptions.RayTaskError, ray.exceptions.ObjectLostError: The call failed; raised when all workers have answered or died.
+            ray.exceptions.RayTaskError, ray.exceptions.ObjectLostError: The call failed on a worker. Raised
+                once all workers have answered or died.
         """
         self.broadcasts += 1
         calls = [
@@ -142,10 +169,9 @@ class Pool:
         for worker, ref in calls:
             try:
                 values.append(ray.get(ref))
-            except (
-                RayTaskError,
-                ObjectLostError,
-            ) as error:  # ahead of RayActorError: a call that met another actor's death raises both
+            # A call that failed because another actor died raises an error of both types RayTaskError and
+            # RayActorError. It says nothing about this worker, so it is caught here, before RayActorError.
+            except (RayTaskError, ObjectLostError) as error:
                 failure = failure or error
             except RayActorError as error:
                 self._replace(worker, error)
@@ -154,8 +180,10 @@ class Pool:
         return values
 
     def stats(self) -> PoolStats:
-        """What the pool is doing now; may be asked from another thread."""
-        submitted = [task.submitted for task in list(self.queue)]  # a copy: the pool goes on meanwhile
+        """The pool's numbers now. Safe to call from another thread."""
+        submitted = [
+            task.submitted for task in list(self.queue)
+        ]  # a copy, because the queue changes meanwhile
         states = [worker.state for worker in self.workers]
         return PoolStats(
             queued=len(submitted),
@@ -167,43 +195,37 @@ class Pool:
 
     @property
     def outstanding(self) -> bool:
+        """Whether any task is queued or runs."""
         return bool(self.queue) or any(worker.tasks for worker in self.workers)
 
-    def watched(self) -> list[Any]:
-        """Start what can start, and return the refs whose end `settle` should hear of."""
+    def watched(self) -> list[ObjectRef]:
+        """Start the tasks that workers have room for. Returns the refs to wait for, which `settle` takes."""
         ready = [worker for worker in self.workers if worker.state is WorkerState.READY]
         while self.queue and ready:
             worker = min(ready, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= self.capacity:
                 break
             self._run(worker, self.queue.popleft())
-        waiting = [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
-        return waiting + [ref for worker in self.workers for ref in worker.tasks]
+        return self._transitions() + [ref for worker in self.workers for ref in worker.tasks]
 
-    def settle(self, ref: Any) -> tuple[Task, Any] | None:
-        """Take note of a ref that ended: a task with its value, or None when a worker changed its state or died.
+    def settle(self, ref: ObjectRef) -> tuple[Task, Any] | None:
+        """Record that a ref has ended: returns its task and value, or None when only a worker's state
+        changed.
 
         Raises:
-            PoolError: A worker cannot be started, the restart budget is used up, or data was lost with a node that nobody can remake.
-            ray.exceptions.ObjectLostError: What a worker was to be refreshed with was lost; the owner may have it anew.
-            ray.exceptions.RayTaskError: The task itself failed; that is a fault in the work, not in the worker.
-            ray.exceptions.RayActorError: What the pool's `refresh` raises when the owner of the worker's data has died.
+            PoolError: A worker cannot be started, workers died too often, or a task's data was lost with a
+                node and the task has no `remake`.
+            ray.exceptions.ObjectLostError: The data of a refresh was lost. Its owner must make it again.
+            ray.exceptions.RayTaskError: The task itself failed. A retry would fail too.
+            ray.exceptions.RayActorError: Raised by `refresh`: the owner of its data has died.
         """
         worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
         try:
             value = ray.get(ref)
         except ObjectLostError as error:
-            task = worker.tasks.pop(ref, None)
-            if task is None:  # what it was to be refreshed with
-                worker.state, worker.waiting_for = WorkerState.STARTING, worker.actor.ping.remote()
-                raise
-            if task.remake is None:
-                raise PoolError(
-                    f"the {self.name} pool cannot go on: data of a task went down with its node: {error}"
-                ) from error
-            task.remake()
+            self._settle_lost(worker, ref, error)
             return None
-        except RayTaskError:  # ahead of RayActorError: a task that met another actor's death raises both
+        except RayTaskError:  # before RayActorError, as in `broadcast`
             worker.tasks.pop(ref, None)
             raise
         except RayActorError as error:
@@ -215,23 +237,28 @@ class Pool:
         return None
 
     def check_alive(self) -> None:
-        """Raises PoolError when no worker has been ready for `start_timeout_s`: a cluster that lost a node may have no room for another."""
+        """Check that the pool has a ready worker, or has had too little time for one.
+
+        Raises:
+            PoolError: No worker has been ready for `start_timeout_s`. A cluster that lost a node may have no
+                room for a replacement.
+        """
         waited = min(time.monotonic() - worker.since for worker in self.workers)
-        if waited > self.start_timeout_s and all(
-            worker.state is not WorkerState.READY for worker in self.workers
+        if waited > self.start_timeout_s and not any(
+            worker.state is WorkerState.READY for worker in self.workers
         ):
             raise PoolError(
                 f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})"
             )
 
     def abandon(self) -> None:
-        """Drop every task; nobody wants the values of those that run."""
+        """Drop every task. Those that run continue, but their values are ignored."""
         self.queue.clear()
         for worker in self.workers:
             worker.tasks.clear()
 
     def stop(self) -> None:
-        """Kill every worker and drop every task."""
+        """Drop every task and kill every worker."""
         self.abandon()
         for worker in self.workers:
             ray.kill(worker.actor)
@@ -240,39 +267,52 @@ class Pool:
         actor = self.spawn(index)
         return _Worker(index, actor, is_replacement, waiting_for=actor.ping.remote())
 
+    def _transitions(self) -> list[ObjectRef]:
+        """The refs that workers wait for to become STALE or READY."""
+        return [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
+
     def _advance(self, worker: _Worker) -> None:
-        """What a worker waited for has come: STARTING becomes STALE, STALE becomes READY unless it was overtaken by a broadcast."""
+        """Move a worker whose `waiting_for` has ended: STARTING to STALE, or STALE to READY.
+
+        A STALE worker that missed a broadcast while it was refreshed stays STALE, and is refreshed once more.
+        """
         if worker.state is WorkerState.STALE and worker.refreshed_after == self.broadcasts:
-            worker.waiting_for = None
-        else:
-            refreshed_after, refresh = (
-                self.broadcasts,
-                self.refresh(worker.actor),
-            )  # may raise: then it stays as it was
-            worker.state, worker.refreshed_after, worker.waiting_for = (
-                WorkerState.STALE,
-                refreshed_after,
-                refresh,
-            )
-        if worker.waiting_for is None:
-            worker.state = WorkerState.READY
+            worker.state, worker.waiting_for = WorkerState.READY, None
+            return
+        broadcasts = self.broadcasts
+        ref = self.refresh(worker.actor)  # when this raises, the worker's state stays as it is
+        worker.refreshed_after = broadcasts
+        worker.waiting_for = ref
+        worker.state = WorkerState.READY if ref is None else WorkerState.STALE
+
+    def _settle_lost(self, worker: _Worker, ref: ObjectRef, error: ObjectLostError) -> None:
+        """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
+        task = worker.tasks.pop(ref, None)
+        if task is None:
+            worker.state, worker.waiting_for = WorkerState.STARTING, worker.actor.ping.remote()
+            raise error
+        if task.remake is None:
+            raise PoolError(
+                f"the {self.name} pool cannot continue: the data of a task was lost with its node: {error}"
+            ) from error
+        task.remake()
 
     def _run(self, worker: _Worker, task: Task) -> None:
-        refs = (
-            getattr(worker.actor, task.method).options(num_returns=task.num_returns).remote(*task.arguments)
-        )
+        call = getattr(worker.actor, task.method).options(num_returns=task.num_returns)
+        refs = call.remote(*task.arguments)
         task.refs = [refs] if task.num_returns == 1 else list(refs)
         worker.tasks[task.refs[-1]] = task
 
     def _replace(self, worker: _Worker, error: RayActorError) -> None:
+        """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
         if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
-            # Not an accident of a worker that worked: others, and later ones, would fail like it.
+            # The first start failed, so every other worker would fail too.
             raise PoolError(f"{self.name} worker {worker.index} cannot be started: {error}") from error
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise PoolError(
-                f"workers of the {self.name} pool died {self.restarts} times, more than the {self.max_restarts} restarts it may use; "
-                f"the last one said: {error}"
+                f"workers of the {self.name} pool died {self.restarts} times (limit {self.max_restarts}); "
+                f"the last error: {error}"
             ) from error
         self.queue.extendleft(reversed(worker.tasks.values()))
         ray.kill(worker.actor)
@@ -283,13 +323,16 @@ class Pool:
 
 
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
-    """Tasks of all pools as they end, until none is outstanding. Tasks submitted meanwhile join."""
+    """Run the tasks of all pools: yields each with its pool and value when it ends, until no task is left.
+
+    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
+    """
     while any(pool.outstanding for pool in pools):
-        owner = {ref: pool for pool in pools for ref in pool.watched()}
-        ready, _ = ray.wait(list(owner), num_returns=1, timeout=CHECK_EVERY_S)
+        pool_of = {ref: pool for pool in pools for ref in pool.watched()}
+        ready, _ = ray.wait(list(pool_of), num_returns=1, timeout=CHECK_EVERY_S)
         for ref in ready:
-            if settled := owner[ref].settle(ref):
-                yield owner[ref], *settled
+            if settled := pool_of[ref].settle(ref):
+                yield pool_of[ref], *settled
         if not ready:
             for pool in pools:
                 pool.check_alive()

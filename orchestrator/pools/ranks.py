@@ -1,4 +1,4 @@
-"""The learner's ranks as the driver sees them: their settings, their start, and calls of all of them together."""
+"""The learner ranks on the driver's side: their settings, their start, and calls of all ranks together."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -12,8 +12,10 @@ from orchestrator.algorithm.loss import LossSettings
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.messages.batches import LearnerSettings, PolicySettings
+from orchestrator.pools.handles import RankHandle
 
 PING_TIMEOUT_S = 5.0
+"""How long a living rank may take to answer; a busy one takes longer and passes."""
 
 
 def learner_settings(config: RunConfig, z_token: int | None) -> LearnerSettings:
@@ -59,26 +61,30 @@ def learner_settings(config: RunConfig, z_token: int | None) -> LearnerSettings:
 
 
 def start_ranks(
-    settings: LearnerSettings, spawn: Callable[..., Any], timeout_s: float | None = None
-) -> list[Any]:
+    settings: LearnerSettings,
+    spawn: Callable[..., RankHandle],
+    timeout_s: float | None = None,
+    worker: type = LearnerRank,
+) -> list[RankHandle]:
     """Start all ranks and wait until they hold the model.
 
     Args:
         spawn: `spawn(cls, rank, *arguments)` starts an actor of the class and returns its handle.
         timeout_s: How long to wait for rank 0, and then for all of them; without a limit when None.
+        worker: The class of the actors.
 
     Raises:
         ray.exceptions.GetTimeoutError: They did not start within `timeout_s`.
         ray.exceptions.RayActorError: A rank died while it started.
     """
-    ranks = [spawn(LearnerRank, rank, settings, rank) for rank in range(settings.num_ranks)]
+    ranks = [spawn(worker, rank, settings, rank) for rank in range(settings.num_ranks)]
     address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
     call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
     return ranks
 
 
 def call_ranks(
-    ranks: Sequence[Any], method: str, *arguments: Any, timeout_s: float | None = None
+    ranks: Sequence[RankHandle], method: str, *arguments: Any, timeout_s: float | None = None
 ) -> list[Any]:
     """Call a collective of all ranks; returns what each returned, by rank.
 
@@ -90,13 +96,12 @@ def call_ranks(
     try:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
     except RayTaskError:
-        # A rank fails in a collective when its peer has died. The run can recover from a death, so report
-        # that.
+        # A rank fails in a collective when its peer has died. Report the death: the run can recover from it.
         check_alive(ranks)
         raise
 
 
-def check_alive(ranks: Sequence[Any]) -> None:
+def check_alive(ranks: Sequence[RankHandle]) -> None:
     """Check that no rank has died; a rank that is too busy to answer passes.
 
     Raises:

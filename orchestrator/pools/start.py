@@ -1,23 +1,96 @@
-"""Starting the rollout and the verification pool, for training and evaluation alike."""
+"""Start the rollout pool and the verification pool, for training and evaluation alike.
 
-from orchestrator.config.training import RunConfig
-from orchestrator.data.tokens import ModelTokens, absolute_path
+In: settings and where to start actors. Out: `Pool`s. Both kinds of run so have the same limits.
+"""
+
+from collections.abc import Callable
+
+from ray import ObjectRef
+
+from actors.verification import VerificationWorker
+from orchestrator.cluster.placement import Placement
+from orchestrator.config.training import EngineConfig, VerificationConfig
 from orchestrator.messages.requests import EngineSettings
+from orchestrator.pools.handles import EngineHandle
+from orchestrator.pools.pool import Pool
+
+ENGINE_TASKS = 64
+"""Groups that one engine works on at a time: enough to keep vLLM's scheduler full.
+
+The other groups wait on the driver, so that an engine that starts later can take them.
+"""
+
+VERIFIER_TASKS = 2
+"""Groups that one verifier holds at a time: it checks one, and does not have to wait for the next one."""
 
 
-def engine_settings(config: RunConfig, tokens: ModelTokens) -> EngineSettings:
-    rollout = config.rollout
+def engine_settings(
+    engine: EngineConfig,
+    *,
+    model_path: str,
+    dtype: str,
+    eos_tokens: tuple[int, ...],
+    z_token: int | None,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
+    sleeps: bool = False,
+) -> EngineSettings:
+    """What an engine needs to know, from the `rollout` section and the model.
+
+    Args:
+        engine: The section `rollout` of a training run or an evaluation.
+        model_path: A hub name, or a folder as an absolute path: engines run in folders of their own.
+        dtype: The precision of the weights, never `auto`.
+        eos_tokens: Ids of the tokens that end a response.
+        z_token: The id of z_c; None when no score is read.
+        max_prompt_tokens: In place of the section's.
+        max_response_tokens: In place of the section's.
+        sleeps: Whether the engine shares its GPUs with learner ranks and gives them back by `sleep`.
+    """
     return EngineSettings(
-        model_path=absolute_path(config.model.path),
-        eos_tokens=tokens.eos_tokens,
-        z_token=tokens.z_token,
-        max_prompt_tokens=rollout.max_prompt_tokens,
-        max_response_tokens=rollout.max_response_tokens,
-        dtype=config.engine_dtype,
-        tensor_parallel=rollout.tensor_parallel,
-        threads=max(1, int(rollout.cpus)),
-        kv_cache_gib=rollout.kv_cache_gib,
-        on_gpu=rollout.gpus > 0,
-        sleeps=rollout.colocate,
-        engine_args=rollout.engine_args,
+        model_path=model_path,
+        eos_tokens=eos_tokens,
+        z_token=z_token,
+        max_prompt_tokens=max_prompt_tokens or engine.max_prompt_tokens,
+        max_response_tokens=max_response_tokens or engine.max_response_tokens,
+        dtype=dtype,
+        tensor_parallel=engine.tensor_parallel,
+        threads=max(1, int(engine.cpus)),
+        kv_cache_gib=engine.kv_cache_gib,
+        on_gpu=engine.gpus > 0,
+        sleeps=sleeps,
+        engine_args=engine.engine_args,
+    )
+
+
+def rollout_pool(
+    spawn: Callable[[int], EngineHandle],
+    num_engines: int,
+    refresh: Callable[[EngineHandle], ObjectRef | None] = lambda engine: None,
+) -> Pool:
+    """The pool of engines.
+
+    Args:
+        spawn: Starts the engine with this index.
+        num_engines: May be 0.
+        refresh: Brings an engine that has just started to the newest weights, see `Pool`.
+    """
+    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh)
+
+
+def verification_pool(
+    placement: Placement, settings: VerificationConfig, worker: type = VerificationWorker
+) -> Pool:
+    """The pool of verifiers, each in its own bundle.
+
+    Args:
+        placement: Starts the actors.
+        settings: The section `verification`.
+        worker: The class that runs as an actor.
+    """
+    return Pool(
+        "verification",
+        lambda index: placement.verifier(worker, index, settings.verifier, settings.timeout_s),
+        settings.num_workers,
+        VERIFIER_TASKS,
     )

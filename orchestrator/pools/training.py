@@ -1,105 +1,126 @@
-"""The run's three pools in one placement group, and the weights' way from the learner to the engines."""
+"""The three pools of a training run in one placement group; publishes the learner's weights to engines."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.learning import LearnerRank
 from actors.rollout import RolloutWorker
 from actors.verification import VerificationWorker
 from orchestrator.cluster.bundles import Bundles
 from orchestrator.cluster.placement import Placement
 from orchestrator.cluster.shared_storage import check_shared_folders
 from orchestrator.config.training import RunConfig
-from orchestrator.data.tokens import ModelTokens
+from orchestrator.data.tokens import ModelTokens, absolute_path
 from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
-from orchestrator.pools.pool import MAX_RESTARTS, Pool
+from orchestrator.pools.handles import EngineHandle, RankHandle
+from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Pool
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks
-from orchestrator.pools.start import engine_settings
+from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
 
-START_TIMEOUT_S = 1800.0
+
+@dataclass(frozen=True)
+class WorkerClasses:
+    """The classes that run as actors. A test without GPUs, or a simulation of many nodes, gives others."""
+
+    engine: type = RolloutWorker
+    verifier: type = VerificationWorker
+    rank: type = LearnerRank
 
 
 class Pools:
-    """The run's three pools in one placement group, of their own or, `in_trial`, the one that Tune has made for the trial."""
+    """The pools of one run: engines, verifiers and learner ranks.
+
+    With `rollout.colocate` engines and ranks take turns on the same GPUs: while one side works, the other has
+    released its memory. Without it both hold their own GPUs all the time.
+
+    Args:
+        config: The run's settings.
+        tokens: The model's EOS tokens and z_c.
+        bundles: The resources to reserve, from `bundles_for`.
+        in_trial: Whether Ray Tune has reserved them for the trial that this run is.
+        workers: The classes that run as actors.
+
+    Raises:
+        ConfigError: The cluster has no room, or its nodes do not share the run's folder or the model.
+        PoolError: The learner ranks did not start.
+        ray.exceptions.RayError: An actor failed while it started.
+    """
 
     def __init__(
-        self, config: RunConfig, tokens: ModelTokens, bundles: Bundles, in_trial: bool = False
+        self,
+        config: RunConfig,
+        tokens: ModelTokens,
+        bundles: Bundles,
+        in_trial: bool = False,
+        workers: WorkerClasses = WorkerClasses(),
     ) -> None:
-        self.config, self.z_token = config, tokens.z_token
-        self.chunks: list[Any] = []
+        self.config = config
+        self.z_token = tokens.z_token
+        self.workers = workers
+        self.settings = engine_settings(
+            config.rollout,
+            model_path=absolute_path(config.model.path),
+            dtype=config.engine_dtype,
+            eos_tokens=tokens.eos_tokens,
+            z_token=tokens.z_token,
+            sleeps=config.rollout.colocate,
+        )
+        self.chunks: list[ObjectRef] = []
+        """The newest weights; rank 0 owns these objects, and they are lost when it dies."""
         self.version = -1
-        self.placement = Placement(config, bundles, in_trial)
-        self.settings = engine_settings(config, tokens)
+        """The version of these weights; -1 before the first `publish`."""
         self.colocated = config.rollout.colocate
         self.engines_turn = True
-        """Whether the engines may generate; always, when they have GPUs of their own."""
+        """Whether the engines may generate; always true without `colocate`."""
         self.learner_restarts = 0
+        self.rollouts: Pool
+        self.verifiers: Pool
+        self.learners: list[RankHandle]
+        self.placement = Placement(bundles, in_trial)
         try:
-            check_shared_folders(
-                config.folder, self.settings.model_path, self.placement.nodes(), config.run.remote
-            )
-            self.verifiers = self._start_verifiers()
-            if self.colocated:
-                self.learners = self._start_learners()
-                self._release_learners()  # before an engine looks for free memory
-                self.rollouts = self._start_engines()
-            else:
-                self.rollouts = self._start_engines()
-                self.learners = self._start_learners()
+            self._start_all()
         except BaseException:
             self.stop()
             raise
 
-    def learn(self, batch: TrainBatch) -> list[StepSums]:
-        """One update by all ranks.
+    def wait_ready(self) -> None:
+        """Block until all engines and verifiers can work.
 
         Raises:
-            RayActorError: A rank died.
-            ObjectLostError: Trajectories went down with their node; what the ranks hold is of no more use.
+            PoolError: An actor could not be started.
+            ray.exceptions.RayActorError, ray.exceptions.ObjectLostError: Rank 0 died with the weights that an
+                engine needs.
+        """
+        self.verifiers.wait_ready()
+        self.rollouts.wait_ready()
+
+    def learn(self, batch: TrainBatch) -> list[StepSums]:
+        """One policy update by all ranks; returns the sums of each.
+
+        Raises:
+            ray.exceptions.RayActorError: A rank died.
+            ray.exceptions.ObjectLostError: Trajectories were lost with their node. The ranks must be
+                restarted.
         """
         return self.on_all_ranks("step", batch)
 
-    def restart_learners(self, error: RayError) -> None:
-        """Replace all ranks after one has failed: they hold shards of one model, so the others are of no use without it.
-
-        Raises:
-            PoolError: They died more often than a pool may, or there is no room for them.
-        """
-        self.learner_restarts += 1
-        if self.learner_restarts > MAX_RESTARTS:
-            raise PoolError(
-                f"learner ranks failed {self.learner_restarts} times; the last one said: {error}"
-            ) from error
-        for pool in (self.rollouts, self.verifiers):
-            pool.abandon()
-        self.chunks = []  # the weights are their maker's, who is gone
-        for rank in self.learners:
-            ray.kill(rank)
-        if not self.colocated:
-            self.learners = self._start_learners()
-            return
-        # Engines may have gone with their ranks, and if not, they hold the GPUs that the new ranks need.
-        self.rollouts.stop()
-        self.learners = self._start_learners()
-        self._release_learners()
-        restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
-        self.rollouts.restarts = restarts
-        self.engines_turn = True
-
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
-        rollout = self.config.rollout
-        refs = self.on_all_ranks("publish", self.config.engine_dtype, rollout.sync_chunk_mib * 2**20)
-        self.chunks, self.version = refs[0], version
+        chunk_bytes = self.config.rollout.sync_chunk_mib * 2**20
+        chunks_of_rank = self.on_all_ranks("publish", self.config.engine_dtype, chunk_bytes)
+        self.chunks, self.version = chunks_of_rank[0], version  # only rank 0 returns weights
         if self.colocated:
             self.turn_to_engines()
         else:
             self.rollouts.broadcast("load_weights", version, self.chunks)
 
     def turn_to_engines(self) -> None:
-        """Have the engines ready to generate with the newest weights."""
+        """Let the engines generate with the newest weights. Does nothing when it is their turn already."""
         if self.engines_turn:
             return
         self._release_learners()
@@ -107,90 +128,118 @@ class Pools:
         self.engines_turn = True
 
     def on_all_ranks(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a collective of the ranks, whose turn it is then."""
+        """Call a method on every rank and return each rank's value; with `colocate` the turn goes to the
+        ranks.
+
+        Raises:
+            ray.exceptions.RayActorError: A rank died.
+            ray.exceptions.RayTaskError: The method failed on a rank.
+        """
         if self.engines_turn and self.colocated:
             self._send_engines_to_sleep()
-            self._call_ranks("take_device")
+            call_ranks(self.learners, "take_device")
             self.engines_turn = False
-        return self._call_ranks(method, *arguments)
+        return call_ranks(self.learners, method, *arguments)
 
-    def wait_ready(self) -> None:
-        self.verifiers.wait_ready(START_TIMEOUT_S)
-        self.rollouts.wait_ready(START_TIMEOUT_S)
+    def restart_learners(self, error: RayError) -> None:
+        """Replace all ranks after one has failed: each holds a part of one model, and is of no use without
+        the others.
+
+        Args:
+            error: The failure, for the message.
+
+        Raises:
+            PoolError: The ranks have failed more than `MAX_RESTARTS` times, or the cluster has no room for
+                new ones.
+        """
+        self.learner_restarts += 1
+        if self.learner_restarts > MAX_RESTARTS:
+            raise PoolError(
+                f"learner ranks failed {self.learner_restarts} times; the last error: {error}"
+            ) from error
+        for pool in (self.rollouts, self.verifiers):
+            pool.abandon()
+        self.chunks = []  # rank 0 owned these objects; they are lost with it
+        for rank in self.learners:
+            ray.kill(rank)
+        if not self.colocated:
+            self.learners = self._start_learners()
+            return
+        # The engines hold the GPUs that the new ranks need, unless they died with the old ranks.
+        self.rollouts.stop()
+        self.learners = self._start_learners()
+        self._release_learners()
+        restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
+        self.rollouts.restarts = restarts
+        self.engines_turn = True
 
     @property
     def published_bytes(self) -> int:
-        """Size of the newest weights, all of which each engine reads."""
-        return sum(
-            place["object_size"] for place in ray.experimental.get_object_locations(self.chunks).values()
-        )
+        """Size of the newest weights; each engine reads all of them."""
+        locations = ray.experimental.get_object_locations(self.chunks)
+        return sum(location["object_size"] for location in locations.values())
 
     @property
     def restarts(self) -> int:
+        """Engines, verifiers and sets of learner ranks that were replaced."""
         return self.rollouts.restarts + self.verifiers.restarts + self.learner_restarts
 
     def stop(self) -> None:
-        """Give everything back: the placement group takes its actors with it."""
+        """End all actors and release their resources."""
         self.placement.remove()
 
-    def _call_ranks(self, method: str, *arguments: Any) -> list[Any]:
-        return call_ranks(self.learners, method, *arguments)
-
-    def _send_engines_to_sleep(self) -> None:
-        """Returns when none holds memory: one that has died meanwhile is up again, and asleep too."""
-        replaced = -1
-        while replaced != self.rollouts.restarts:
-            replaced = self.rollouts.restarts
-            self.rollouts.wait_ready(START_TIMEOUT_S)
-            self.rollouts.broadcast("sleep")
-
-    def _release_learners(self) -> None:
-        self._call_ranks("release_device")
-
-    def _start_verifiers(self) -> Pool:
-        settings = self.config.verification
-        return Pool(
-            "verification",
-            lambda index: self.placement.verifier(
-                VerificationWorker, index, settings.verifier, settings.timeout_s
-            ),
-            settings.num_workers,
-            capacity=2,
+    def _start_all(self) -> None:
+        check_shared_folders(
+            self.config.folder, self.settings.model_path, self.placement.nodes(), self.config.run.remote
         )
+        self.verifiers = verification_pool(self.placement, self.config.verification, self.workers.verifier)
+        if self.colocated:
+            self.learners = self._start_learners()
+            self._release_learners()  # before an engine measures the free memory
+            self.rollouts = self._start_engines()
+        else:
+            self.rollouts = self._start_engines()
+            self.learners = self._start_learners()
 
-    def _start_engines(self) -> Pool:
-        return Pool(
-            "rollout",
-            self._start_engine,
-            self.config.rollout.num_engines,
-            # Enough groups to keep vLLM's scheduler full; the rest wait here, where a new engine can take them.
-            capacity=64,
-            refresh=self._bring_up_to_date,
-        )
-
-    def _start_engine(self, index: int) -> Any:
-        if not self.colocated:
-            return self.placement.engine(RolloutWorker, index, self.settings)
-        width = self.config.rollout.tensor_parallel
-        gpus = [
-            gpu
-            for rank in self.learners[index * width : (index + 1) * width]
-            for gpu in ray.get(rank.gpu_ids.remote())
-        ]
-        return self.placement.colocated_engine(RolloutWorker, index, gpus, self.settings)
-
-    def _start_learners(self) -> list[Any]:
+    def _start_learners(self) -> list[RankHandle]:
         settings = learner_settings(self.config, self.z_token)
         try:
-            return start_ranks(settings, self.placement.learner, START_TIMEOUT_S)
+            return start_ranks(settings, self.placement.learner, POOL_START_TIMEOUT_S, self.workers.rank)
         except GetTimeoutError as error:
             raise PoolError(
-                f"the learner ranks did not start within {START_TIMEOUT_S:g} s: is there a node with room for them?"
+                f"the learner ranks did not start within {POOL_START_TIMEOUT_S:g} s: "
+                "does a node have room for them?"
             ) from error
 
-    def _bring_up_to_date(self, engine: Any) -> Any:
+    def _start_engines(self) -> Pool:
+        return rollout_pool(self._start_engine, self.config.rollout.num_engines, self._bring_up_to_date)
+
+    def _start_engine(self, index: int) -> EngineHandle:
+        if not self.colocated:
+            return self.placement.engine(self.workers.engine, index, self.settings)
+        width = self.config.rollout.tensor_parallel
+        first = index * width
+        ranks = self.learners[first : first + width]
+        gpus = [gpu for rank in ranks for gpu in ray.get(rank.gpu_ids.remote())]
+        return self.placement.colocated_engine(self.workers.engine, first, gpus, self.settings)
+
+    def _bring_up_to_date(self, engine: EngineHandle) -> ObjectRef | None:
+        """The pool's `refresh`: load the newest weights into an engine that has just started."""
         if not self.chunks:
             return None
-        # Chunks whose owner has died may be readable in part: every engine that loads them would die half-way.
+        # When the owner of the chunks has died, some of them may still be readable. Every engine that starts
+        # to load them would then fail half-way and end.
         check_alive(self.learners[:1])
         return engine.load_weights.remote(self.version, self.chunks)
+
+    def _release_learners(self) -> None:
+        call_ranks(self.learners, "release_device")
+
+    def _send_engines_to_sleep(self) -> None:
+        """Make all engines release their memory. An engine that dies in the call is replaced, and its
+        replacement must be asked as well."""
+        asked_after = -1
+        while asked_after != self.rollouts.restarts:
+            asked_after = self.rollouts.restarts
+            self.rollouts.wait_ready()
+            self.rollouts.broadcast("sleep")

@@ -23,10 +23,9 @@ from orchestrator.data.problems import Problem
 from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.messages.batches import StepSums
-from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import read_groups
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.collect import Batch, Group, to_batch
+from orchestrator.pools.collect import Batch, CheckedGroup, to_batch
 from orchestrator.pools.ranks import learner_settings, start_ranks
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
@@ -63,14 +62,16 @@ def load_batch(path: Path) -> tuple[Batch, int]:
             "(run.save_rollouts_every)"
         )
     packed, table = read_groups(path)
-    rows = table.select(["group", "problem_id", "problem", "reference", "status", "answer"]).to_pylist()
+    rows = table.select(
+        ["group", "problem_id", "problem", "reference", "status", "answer", "response"]
+    ).to_pylist()
     groups = []
     for number, trajectories in enumerate(packed):
         mine = [row for row in rows if row["group"] == number]
         problem = Problem(mine[0]["problem_id"], mine[0]["problem"], mine[0]["reference"], None, number)
-        request = GroupRequest(trajectories.prompt_ids.tolist(), len(trajectories), seed=0)
         verdicts = [Verdict(Status(row["status"]), row["answer"]) for row in mine]
-        groups.append(Group(problem, request, ray.put(trajectories), None, trajectories.summary(), verdicts))
+        texts = ray.put([row["response"] for row in mine])
+        groups.append(CheckedGroup(problem, ray.put(trajectories), texts, trajectories.summary(), verdicts))
     return to_batch(groups), int(name[1])
 
 

@@ -96,7 +96,7 @@ def test_a_colocated_engine_does_not_take_turns_with_ranks_of_two_nodes():
         "rollout": {"num_engines": 3, "tensor_parallel": 2, "gpus": 1, "colocate": True},
     }
     with pytest.raises(
-        ConfigError, match=r"a node holds 3 learner ranks, which rollout.tensor_parallel=2 does not divide"
+        ConfigError, match=r"a node holds 3 learner ranks, and rollout.tensor_parallel=2 does not divide 3"
     ):
         plan([{"CPU": 16.0, "GPU": 3.0}] * 2, **sections)
     assert plan([{"CPU": 16.0, "GPU": 4.0}] * 2, **sections)[0] == [
@@ -121,7 +121,15 @@ def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monke
     ]
     monkeypatch.setattr(ray, "nodes", lambda: known)  # a cluster with GPUs, which this machine is not
     engine, verifier = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
-    bundles = Bundles([{"CPU": 1.0, "GPU": 1.0}], [engine], [verifier, verifier], ranks_per_learner=1)
+    bundles = Bundles(
+        [engine],
+        [engine],
+        [verifier, verifier],
+        ranks_per_learner=1,
+        rank=engine,
+        engine=engine,
+        verifier=verifier,
+    )
     selector = {"ray.io/node-id": expected} if expected else {}
     assert label_selectors(bundles) == [{}, {}, selector, selector]
 
@@ -130,7 +138,7 @@ def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monke
 def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     config = configure(learning={"num_ranks": num_ranks, "gpus_per_rank": 1})
     placement = object.__new__(Placement)  # without the placement group, which needs a cluster
-    placement.config, placement.bundles = config, bundles_for(config, [{"CPU": 16.0, "GPU": 4.0}] * 3)
+    placement.bundles = bundles_for(config, [{"CPU": 16.0, "GPU": 4.0}] * 3)
     monkeypatch.setattr(placement, "_spawn", lambda cls, bundle, *arguments: bundle)
     chosen = [placement.learner(object, rank) for rank in range(num_ranks)]
     assert [float(chosen.count(bundle)) for bundle in range(max(chosen) + 1)] == [
@@ -141,22 +149,22 @@ def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
 @pytest.mark.parametrize(
     ("nodes", "sections", "start"),
     [
-        ([{"CPU": 2.0}], {"rollout": {"cpus": 1000}}, "the pools need 1002 CPUs, but 2 are there:\n"),
-        ([{"CPU": 8.0}], {"rollout": {"gpus": 1}}, "the pools need 1 GPUs, but 0 are there:\n"),
+        ([{"CPU": 2.0}], {"rollout": {"cpus": 1000}}, "the pools need 1002 CPUs, but the cluster has 2:\n"),
+        ([{"CPU": 8.0}], {"rollout": {"gpus": 1}}, "the pools need 1 GPU, but the cluster has 0:\n"),
         (
             [{"CPU": 8.0}],
             {"rollout": {"resources": {"fast": 0.5}}},
-            "the pools need 0.5 of fast, but 0 are there:\n",
+            "the pools need 0.5 units of the resource fast, but the cluster has 0:\n",
         ),
         (
             [{"CPU": 2.0}],
             {"learning": {"num_ranks": 4, "gpus_per_rank": 1}},
-            "the pools need 6 CPUs, but 2 are there; the pools need 4 GPUs",
+            "the pools need 6 CPUs, but the cluster has 2; the pools need 4 GPUs",
         ),
         (
             [{"CPU": 4.0}, {"CPU": 4.0}],
             {"rollout": {"cpus": 5}},
-            "no node can hold {'CPU': 5.0} (an engine, a verifier or one learner rank",
+            "no node can hold 5 CPUs (each engine, verifier and learner rank",
         ),
     ],
 )
@@ -189,7 +197,7 @@ def placement(ray_cluster):
         rollout={"num_engines": 1, "cpus": 0.5},
         verification={"num_workers": 2, "cpus": 0.25},
     )
-    placement = Placement(config, bundles_for(config, [{"CPU": 2.0}]))
+    placement = Placement(bundles_for(config, [{"CPU": 2.0}]))
     yield placement
     placement.remove()
 

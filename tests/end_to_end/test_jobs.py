@@ -195,7 +195,7 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
 
     table = refused(user.submit("rollout.gpus=1", "run.name=large"))
     assert table.startswith(
-        f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPUs, but 0 are there:\n"
+        f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPU, but the cluster has 0:\n"
     )
     assert (
         "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1, rollout.resources={'rollout': 1.0})\n"

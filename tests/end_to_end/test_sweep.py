@@ -316,10 +316,10 @@ def test_a_sweep_that_finds_no_room_says_what_holds_it_up_and_gives_up(
     ray.get(other.ping.remote())
     path = write_sweep(tmp_path / "waiting.yaml", task, space={"loss.alpha": {"grid": [0.5, 1.0]}}, wait_s=4)
     with pytest.raises(
-        RunError, match=r"a trial needs 1 CPUs, and the cluster has 0.5 CPUs .* free.*gave up after 4 s"
+        RunError, match=r"a trial needs 1 CPU, and the cluster has 0.5 CPUs .* free.*gave up after 4 s"
     ):
         sweep(load_sweep(path))
-    assert "waiting: a trial needs 1 CPUs" in capsys.readouterr().out
+    assert "waiting: a trial needs 1 CPU" in capsys.readouterr().out
     ray.kill(other)
     assert wait_until_free() == before
 

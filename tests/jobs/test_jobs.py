@@ -123,7 +123,7 @@ def test_a_sweep_takes_its_base_and_what_its_points_name(here):
     staged(work)
     assert load_sweep("staged/job.yaml").base == "base.yaml"
     work.refuse_what_no_node_holds([{"CPU": 200.0}])
-    with pytest.raises(ConfigError, match="the pools need 102 CPUs, but 4 are there"):
+    with pytest.raises(ConfigError, match="the pools need 102 CPUs, but the cluster has 4"):
         work.refuse_what_no_node_holds([{"CPU": 4.0}])
 
 

@@ -1,13 +1,4 @@
-"""Engines and learner that share a GPU take turns: the run's own `Pools`, with actors that hold a GPU by name.
-
-They are fakes, because without a GPU no engine and no learner can be made to run out of its memory. Turns with real ones, on CPU:
-tests/end_to_end/test_train.py.
-"""
-
-import os
-import sys
-import time
-from pathlib import Path
+"""Engines and learner that share a GPU take turns: the real `Pools` over the fake actors of tests/fakes.py."""
 
 import pytest
 import ray
@@ -17,120 +8,8 @@ from orchestrator.cluster.bundles import bundles_for
 from orchestrator.config.schema import validate
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import ModelTokens
-from orchestrator.messages.requests import EngineSettings
-from orchestrator.pools import training as pools_module
 from orchestrator.pools.training import Pools
-
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-@ray.remote(num_cpus=0)
-class Gpu:
-    """Memory that engines or learner ranks hold, never both, until they give it back or die; keeps what happened in order."""
-
-    def __init__(self):
-        self.holders, self.events, self.deaths = {}, [], set()
-
-    def take(self, kind, name, process):
-        deadline = time.monotonic() + 10
-        while others := [
-            other
-            for other, (held_by, pid) in self.holders.items()
-            if held_by != kind and Path(f"/proc/{pid}").exists()
-        ]:
-            if time.monotonic() > deadline:
-                raise MemoryError(f"{name} wants the GPU while it is held by {others}")
-            time.sleep(0.1)  # one that was killed is a moment in dying
-        self.holders[name] = kind, process
-        self.events.append(f"{name} takes")
-
-    def give(self, kind, name):
-        self.holders.pop(name, None)
-        self.events.append(f"{name} gives")
-
-    def note(self, event):
-        self.events.append(event)
-
-    def history(self):
-        return self.events
-
-    def kill_next(self, method):
-        self.deaths.add(method)
-
-    def dies(self, method, kind, name):
-        """Whether the caller is to die in this method: a dead process holds nothing."""
-        if method not in self.deaths:
-            return False
-        self.deaths.discard(method)
-        self.events.append(f"{name} dies")
-        return True
-
-
-def gpu():
-    return ray.get_actor("gpu")
-
-
-class Rank:
-    """A learner rank: holds its GPU from its start."""
-
-    def __init__(self, number):
-        self.name = f"rank {number}"
-        ray.get(gpu().take.remote("learner", self.name, os.getpid()))
-
-    def gpu_ids(self):
-        return [3]
-
-    def ping(self):
-        return 0
-
-    def release_device(self):
-        ray.get(gpu().give.remote("learner", self.name))
-
-    def take_device(self):
-        ray.get(gpu().take.remote("learner", self.name, os.getpid()))
-
-    def step(self, batch):
-        ray.get(gpu().note.remote(f"{self.name} learns"))
-
-    def publish(self, dtype, chunk_bytes):
-        return ["chunk"]
-
-
-class Engine:
-    """An engine: holds its GPU from its start, and says whose it shows."""
-
-    def __init__(self, settings):
-        device = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self.name = f"engine on {device or 'its own'}"
-        if device:  # of the learner
-            ray.get(gpu().take.remote("engine", self.name, os.getpid()))
-
-    async def ping(self):
-        return 0
-
-    async def load_weights(self, version, chunks):
-        if await gpu().dies.remote("load_weights", "engine", self.name):
-            os._exit(1)
-        await gpu().note.remote(f"{self.name} loads {version}")
-
-    async def sleep(self):
-        if await gpu().dies.remote("sleep", "engine", self.name):
-            os._exit(1)
-        await gpu().give.remote("engine", self.name)
-
-    async def wake(self, version, chunks):
-        if await gpu().dies.remote("wake", "engine", self.name):
-            os._exit(1)
-        await gpu().take.remote("engine", self.name, os.getpid())
-        await gpu().note.remote(f"{self.name} loads {version}")
-
-
-class Verifier:
-    def __init__(self, *arguments):
-        pass
-
-    def ping(self):
-        return True
+from tests.fakes import FAKES, FakeGpu, gpu
 
 
 @pytest.fixture
@@ -139,18 +18,9 @@ def colocate():
 
 
 @pytest.fixture
-def pools(ray_cluster, monkeypatch, tmp_path, colocate):
+def pools(ray_cluster, tmp_path, colocate):
     """One rank and one engine on one GPU."""
-    held = Gpu.options(name="gpu").remote()
-    monkeypatch.setattr(pools_module, "RolloutWorker", Engine)
-    monkeypatch.setattr(pools_module, "VerificationWorker", Verifier)
-
-    def start_ranks(settings, spawn, timeout_s):
-        ranks = [spawn(Rank, 0, 0)]
-        ray.get([rank.ping.remote() for rank in ranks])
-        return ranks
-
-    monkeypatch.setattr(pools_module, "start_ranks", start_ranks)
+    held = FakeGpu.options(name="gpu").remote()
     tree = {
         "run": {"name": "turns", "steps": 1, "dir": str(tmp_path)},
         "model": {"path": "m"},
@@ -162,18 +32,11 @@ def pools(ray_cluster, monkeypatch, tmp_path, colocate):
     }
     config = validate(tree, RunConfig, "test")
     config.folder.mkdir()
-    pools = Pools(config, ModelTokens.__new__(ModelTokens), bundles_for(config, [{"CPU": 2.0}]))
+    tokens = ModelTokens(tokenizer=None, z_token=1, eos_tokens=(0,))
+    pools = Pools(config, tokens, bundles_for(config, [{"CPU": 2.0}]), workers=FAKES)
     yield pools
     pools.stop()
     ray.kill(held)
-
-
-@pytest.fixture(autouse=True)
-def no_tokens(monkeypatch):
-    monkeypatch.setattr(
-        pools_module, "engine_settings", lambda config, tokens: EngineSettings("m", (0,), 1, 8, 8, "float32")
-    )
-    monkeypatch.setattr(ModelTokens, "z_token", 1, raising=False)
 
 
 def history():

@@ -12,7 +12,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from orchestrator.cluster.shared_storage import _look, check_shared_folders
+from orchestrator.cluster.shared_storage import check_shared_folders, inspect_node
 from orchestrator.config.schema import dump_config, validate
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
@@ -327,13 +327,13 @@ def test_a_failing_upload_leaves_the_checkpoint_here_if_all_of_it_is_here(tmp_pa
 def test_a_node_that_cannot_use_the_url_says_what_is_wrong_there(tmp_path):
     remote, folder = RemoteStorage("s3://laser/runs", "shared"), str(tmp_path / "shared")
     remote.write(".mark", b"")
-    assert _look(folder, "s3://laser/runs", None, ".mark")[1] == ""
+    assert inspect_node(folder, "s3://laser/runs", None, ".mark")[1] == ""
     assert (
-        _look(folder, f"file://{tmp_path}", None, ".mark")[1]
+        inspect_node(folder, f"file://{tmp_path}", None, ".mark")[1]
         == f"file://{tmp_path}/shared is another place there"
     )
     assert listed(remote) == [".mark"]
-    assert "Name s3://, gs:// or file:///" in _look(folder, "nothing://here", None, ".mark")[1]
+    assert "Name s3://, gs:// or file:///" in inspect_node(folder, "nothing://here", None, ".mark")[1]
 
 
 def test_every_learner_s_node_is_asked_for_the_url_the_driver_s_too(ray_cluster, tmp_path):

@@ -1,16 +1,14 @@
 """The figures of an evaluated batch against values worked out by hand."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from orchestrator.data.problems import Problem
-from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.collect import Group, to_batch
+from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.training.evaluate import describe, summarise
 
 NAN = math.nan
@@ -27,9 +25,10 @@ def group(name, samples, kind=None):
     """`samples`: (status, answer, finished, tokens) each."""
     count = len(samples)
     finished = np.array([sample[2] for sample in samples])
-    return Group(
+    return CheckedGroup(
         Problem(name, f"problem {name}", "1", kind, 1),
-        GroupRequest([1, 2], count, 0),
+        trajectories="trajectories",
+        texts="texts",
         summary=GroupSummary(
             prompt_tokens=2,
             lengths=np.array([sample[3] for sample in samples], np.int32),
@@ -71,28 +70,6 @@ def batch():
 
 
 SCORES = np.array([0.9, 0.2, 0.6, NAN, 0.8, 0.4, 0.7, 0.99], np.float32)
-
-
-def test_the_batch_lays_out_scalars_group_after_group(batch):
-    assert batch.group.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert batch.rewards.tolist() == [1, 0, 0, 0, 1, 1, 0, 0]
-    assert batch.verified.tolist() == [True] * 7 + [False]
-    assert batch.scored.tolist() == [True, True, True, False, True, True, True, False]
-    assert batch.total_lengths.tolist() == [12, 22, 32, 42, 12, 12, 12, 32]
-    assert batch.count(TIMEOUT) == 1
-
-
-@pytest.mark.parametrize(
-    ("missing", "message"),
-    [
-        ({"summary": None}, "problem b: no generated samples, but 2 verdicts"),
-        ({"verdicts": []}, "problem b: 2 generated samples, but 0 verdicts"),
-    ],
-)
-def test_an_incomplete_group_shifts_no_others_scalars(missing, message):
-    samples = [(CORRECT, "1", True, 1), (WRONG, "2", True, 1)]
-    with pytest.raises(ValueError, match=message):
-        to_batch([group("a", samples), replace(group("b", samples), **missing), group("c", samples)])
 
 
 def test_every_figure_by_hand(batch):

@@ -8,10 +8,9 @@ import torch
 
 from orchestrator.data.problems import Problem
 from orchestrator.messages.batches import StepSums
-from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.collect import Group, to_batch
+from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.training.step_metrics import step_metrics
 
 
@@ -26,9 +25,8 @@ def batch():
         versions=np.zeros((2, 2), np.int32),
     )
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
-    return to_batch(
-        [Group(Problem("a", "p", "1", None, 1), GroupRequest([1, 2], 2, 0), None, None, summary, verdicts)]
-    )
+    problem = Problem("a", "p", "1", None, 1)
+    return to_batch([CheckedGroup(problem, "trajectories", "texts", summary, verdicts)])
 
 
 def metrics_of(batch, sums, step_s=8.0):

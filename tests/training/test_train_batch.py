@@ -7,10 +7,9 @@ import pytest
 
 from orchestrator.config.training import RunConfig
 from orchestrator.data.problems import Problem
-from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.collect import Group, to_batch
+from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
 NAN = math.nan
@@ -58,9 +57,8 @@ def batch():
                 Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, (0, 0))
             )
         packed = pack([1, 1], samples)
-        group = Group(Problem(str(number), "p", "1", None, 1), GroupRequest([1, 1], 4, 0), f"ref {number}")
-        group.summary, group.verdicts = packed.summary(), [Verdict(status) for status in statuses]
-        groups.append(group)
+        problem, verdicts = Problem(str(number), "p", "1", None, 1), [Verdict(status) for status in statuses]
+        groups.append(CheckedGroup(problem, f"ref {number}", "texts", packed.summary(), verdicts))
     return to_batch(groups)
 
 
