@@ -1,10 +1,11 @@
-"""What the score costs: generation with the one-pass score, against plain generation, and against a second pass over the text.
+"""What the score costs: plain generation, the one-pass score, and a second pass over the text, side by side.
 
     python benchmarks/score_overhead.py [--model FOLDER] [--requests 64] [--rounds 7] [--json FILE]
 
-All three sample the same number of tokens from the same engine, in turns, so that the machine's noise meets all of them alike. The
-second pass is what the reference implementation does: the text is stripped, tokenised again, and prefilled with prompt log-probs. The
-lengths are exact: a processor of the benchmark's own bars EOS until its turn has come, and then leaves nothing else, in all three.
+All three sample the same number of tokens from the same engine, in turns, so that the machine's noise affects
+all of them alike. The second pass is that of the reference implementation: it strips the text, tokenises it
+again, and prefills it with prompt log-probs. The lengths are exact: in all three, the benchmark's logits
+processor bars EOS before the last token and forces it there.
 """
 
 import argparse
@@ -41,7 +42,7 @@ BASE = Path(__file__).parents[1] / "experiments/quickstart/base"
 
 
 class EndAt(LogitsProcessor):
-    """Ends a request that has `extra_args["end_at"]` with EOS after exactly so many tokens."""
+    """Ends a request with EOS after exactly `extra_args["end_at"]` tokens, where that is given."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.requests: dict[int, tuple[int, int, list[int]]] = {}
@@ -76,6 +77,8 @@ class EndAt(LogitsProcessor):
 
 @dataclass(frozen=True)
 class Bench:
+    """An engine with its prompts, and the three ways to sample and score."""
+
     engine: LLMEngine
     tokenizer: Any
     z_token: int
@@ -87,7 +90,7 @@ class Bench:
         return self._run(self.prompts, lambda seed: self._params(length, seed))
 
     def one_pass(self, length: int) -> list[Any]:
-        """The same, and log pi(z_c) from one decode step more."""
+        """Sampling, and log pi(z_c) from one more decode step."""
         extra = sampling_extra_args(self.z_token, [self.eos])
         outputs = self._run(
             self.prompts,
@@ -101,11 +104,11 @@ class Bench:
         return outputs
 
     def two_pass(self, length: int) -> list[Any]:
-        """Sampling alone, then text to tokens again and a prefill whose last prompt log-prob is z_c's."""
+        """Sampling alone, then tokenising again and a prefill whose last prompt log-prob is that of z_c."""
         outputs = self.plain(length)
         texts = [self.tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
         again = [
-            # Text that is tokenised again may become longer; here the work is to be the same.
+            # A text that is tokenised again may be longer; the cut keeps the work equal.
             [
                 *prompt,
                 *self.tokenizer(text, add_special_tokens=False).input_ids[: length - 1],
@@ -125,9 +128,16 @@ class Bench:
         own = {key: more.pop(key) for key in list(more) if key not in ("ignore_eos", "stop_token_ids")}
         more.setdefault("stop_token_ids", [self.eos])
         return SamplingParams(
-            temperature=1.0, seed=seed, max_tokens=max_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY, extra_args={"end_at": end_at or max_tokens, "end_with": self.eos, **own}, **more,
-        )  # fmt: skip
+            temperature=1.0,
+            seed=seed,
+            max_tokens=max_tokens,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={"end_at": end_at or max_tokens, "end_with": self.eos, **own},
+            **more,
+        )
 
     def _run(self, prompts: list[list[int]], params: Callable[[int], SamplingParams]) -> list[Any]:
         for number, prompt in enumerate(prompts):
@@ -141,6 +151,7 @@ class Bench:
 
 
 def prepare(model: Path, requests: int) -> Bench:
+    """An engine of `model` and as many random prompts as `requests`."""
     tokens = load_tokens(str(model), "<|self_reward|>" if model == BASE else None)
     eos = tokens.eos_tokens[0]
     z_token = (
@@ -151,11 +162,19 @@ def prepare(model: Path, requests: int) -> Bench:
     longest = PROMPT_TOKENS + max(RESPONSE_TOKENS) + 8
     engine = LLMEngine.from_engine_args(
         EngineArgs(
-            model=str(model), dtype="float32", max_model_len=longest, max_num_seqs=requests, enable_prefix_caching=False,
-            kv_cache_memory_bytes=2**30, enforce_eager=True, async_scheduling=False, disable_log_stats=True,
-            max_num_batched_tokens=max(4096, requests * longest), logits_processors=[LastTokenProcessor, EndAt],
+            model=str(model),
+            dtype="float32",
+            max_model_len=longest,
+            max_num_seqs=requests,
+            max_num_batched_tokens=max(4096, requests * longest),
+            enable_prefix_caching=False,
+            kv_cache_memory_bytes=2**30,
+            enforce_eager=True,
+            async_scheduling=False,
+            disable_log_stats=True,
+            logits_processors=[LastTokenProcessor, EndAt],
         )
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     usable = [token for token in range(len(tokens.tokenizer)) if token not in (z_token, *tokens.eos_tokens)]
     drawn = torch.randint(len(usable), (requests, PROMPT_TOKENS), generator=generator)
@@ -173,7 +192,7 @@ def measure(bench: Bench, length: int, rounds: int) -> dict[str, Any]:
         for name, run in order[number % 3 :] + order[: number % 3]:
             began = time.perf_counter()
             run(length)
-            if number:  # the first round warms up
+            if number:  # The first round is a warm-up.
                 seconds[name].append(time.perf_counter() - began)
     ratio = {
         name: statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
@@ -205,14 +224,16 @@ def main() -> None:
     bench = prepare(options.model, options.requests)
     found = [measure(bench, length, options.rounds) for length in RESPONSE_TOKENS]
     print(
-        f"{options.model}: {options.requests} requests, prompts of {PROMPT_TOKENS} tokens, medians of {options.rounds} rounds in turns"
+        f"{options.model}: {options.requests} requests, prompts of {PROMPT_TOKENS} tokens, "
+        f"medians of {options.rounds} rounds in turns"
     )
     print(f"{'tokens':>6} {'plain s':>8} {'one pass':>16} {'two passes':>16} {'two / one':>10}")
     for row in found:
         seconds, ratio = row["median_seconds"], row["ratio_to_plain"]
         one, two = (f"{seconds[name]:.2f} s ({ratio[name]:.3f} x)" for name in ("one pass", "two passes"))
         print(
-            f"{row['response_tokens']:>6} {seconds['plain']:>8.2f} {one:>16} {two:>16} {row['two_passes_to_one']:>10.3f}"
+            f"{row['response_tokens']:>6} {seconds['plain']:>8.2f} {one:>16} {two:>16} "
+            f"{row['two_passes_to_one']:>10.3f}"
         )
     if options.json:
         settings = {

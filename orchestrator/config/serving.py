@@ -1,6 +1,6 @@
-"""Settings of the service: `ServeConfig` for `laser serve`, and its two parts, which a file for `serve deploy` gives one by one.
+"""Settings of the service: `ServeConfig` for `laser serve`, and its two parts for the file of `serve deploy`.
 
-Imports neither torch nor Ray.
+This module imports neither torch nor Ray.
 """
 
 import ipaddress
@@ -34,25 +34,25 @@ class ServedEngine(Section):
     replicas: PositiveInt = 1
     """Engine replicas of each model."""
     max_replicas: PositiveInt | None = None
-    """Ray Serve adds replicas up to this many under load; null keeps `replicas`."""
+    """Ray Serve adds replicas under load, up to this number; null keeps `replicas`."""
     max_prompt_tokens: PositiveInt | None = None
     """Longer prompts are refused; null takes a quarter of the model's positions, at most 2048."""
     max_response_tokens: PositiveInt | None = None
-    """A response ends there, unfinished; null takes the rest of the model's positions, at most 8192."""
+    """Longer responses are cut, unfinished; null takes the rest of the model's positions, at most 8192."""
     max_ongoing: PositiveInt = 32
-    """Requests a replica works on at a time. A request may hold several samples or items."""
+    """Requests that a replica works on at a time; each may hold several samples or items."""
     tensor_parallel: PositiveInt = 1
     """GPUs (or CPU processes) that share one engine's weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the engine; `auto` is that of the model's folder."""
+    """Precision of the engine; `auto` takes the precision that the model's folder names."""
     kv_cache_gib: PositiveFloat | None = None
-    """KV-cache of an engine in GiB. On CPU 0.5 unless set; on GPU vLLM's own share of the memory."""
+    """KV cache of an engine in GiB; null means 0.5 on CPU, and vLLM's own share of the memory on GPU."""
     cpus: Share = 1.0
-    """CPUs a replica reserves; fractions share a CPU. While new weights roll out, old and new replicas need room together."""
+    """CPUs that a replica reserves; fractions share a CPU. New weights need room beside the old ones."""
     gpus: Gpus = 0.0
-    """GPUs a tensor-parallel rank reserves; 0 runs the engine on CPU."""
+    """GPUs that a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     engine_args: dict[str, Any] = Field(default={})
-    """Passed through to vLLM's EngineArgs."""
+    """Further arguments of vLLM's EngineArgs."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "ServedEngine":
@@ -61,51 +61,51 @@ class ServedEngine(Section):
 
 
 class Limits(Section):
-    """What one request may ask for, and how many may wait."""
+    """Limits of a request, and of the requests that wait."""
 
     body_mib: PositiveFloat = 4.0
     """Larger request bodies are refused (413)."""
     choices: PositiveInt = 16
-    """`n` of a chat completion."""
+    """The highest `n` of a chat completion."""
     samples: PositiveInt = 64
-    """Solutions drawn for one vote or adaptive sampling."""
+    """The most solutions that one vote or adaptive sampling draws."""
     items: PositiveInt = 64
-    """Solutions scored in one request."""
+    """The most solutions that one request has scored."""
     queued: PositiveInt = 64
-    """Requests that wait for a replica with room, for each model and in each ingress replica; the next one is answered 429."""
+    """Requests that may wait for each model in each ingress replica; the next one is answered 429."""
     retry_after_s: PositiveInt = 1
-    """`Retry-After` of a 429 or 503."""
+    """`Retry-After` of a 429 or 503, in seconds."""
     deadline_s: Seconds = 300.0
-    """A request that has not been answered by then is given up (504)."""
+    """Seconds after which a request that is not answered is given up (504)."""
     drain_s: Seconds = 30.0
-    """How long requests in flight may go on when the service, or a replaced replica, stops."""
+    """Seconds that requests in flight have left when the service, or a replica that is replaced, stops."""
 
 
 class IngressConfig(Section):
     """Arguments of the application `orchestrator.serving.app:ingress`."""
 
     models: list[Name]
-    """Names of the served models; each is an application of its own (`orchestrator.serving.app:engine`)."""
+    """Names of the served models; each has its application (`orchestrator.serving.app:engine`)."""
     keys_file: Path | None = None
-    """API keys, one a line, read when an ingress replica starts; LASER_API_KEY holds a key too."""
+    """File of API keys, one a line, read when an ingress starts; LASER_API_KEY may hold another key."""
     key_hashes: list[str] = Field(default=[])
-    """SHA-256 of further keys, in hex."""
+    """SHA-256 of further API keys, in hex."""
     open: bool = False
-    """Answer without a key. Only for an address that nobody else reaches."""
+    """Answer without an API key; only for an address that no other machine reaches."""
     replicas: PositiveInt = 1
-    """Ingress replicas; they need little, and the limits count in each."""
+    """Ingress replicas; each needs little, and the limits apply to each."""
     cpus: Share = 0.1
-    """CPUs an ingress replica reserves."""
+    """CPUs that an ingress replica reserves."""
     limits: Limits = Limits()
 
 
 class ReplicaConfig(Section):
-    """Arguments of the application `orchestrator.serving.app:engine`, one a model."""
+    """Arguments of the application `orchestrator.serving.app:engine`, which serves one model."""
 
     name: Name
-    """What clients call the model; the application must have this name too."""
+    """The model's name for clients, which must be the application's name too."""
     model: Text
-    """A Hugging Face folder or name, a run, a checkpoint or `models:/NAME/VERSION`, read on the replica's node."""
+    """A folder, run, checkpoint, hub name or `models:/NAME/VERSION`, which the replica's node reads."""
     engine: ServedEngine = ServedEngine()
     limits: Limits = Limits()
 
@@ -114,21 +114,21 @@ class ServeConfig(Section):
     """Settings of `laser serve`."""
 
     models: Annotated[dict[Name, Text], Field(min_length=1)]
-    """Models by the name that clients call them: folders, runs, checkpoints, hub names or `models:/NAME@ALIAS`."""
+    """Models by their names for clients: folders, runs, checkpoints, hub names or `models:/NAME@ALIAS`."""
     host: Text = "127.0.0.1"
-    """Address to listen on. Any but a loopback address needs an API key."""
+    """Address to listen on; all but loopback addresses need an API key."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
     keys_file: Path | None = None
-    """API keys, one a line; LASER_API_KEY holds a key too."""
+    """File of API keys, one a line; LASER_API_KEY may hold another key."""
     follow: bool = False
-    """Serve new weights as they appear: a run's newest export, or what a registry alias names."""
+    """Serve new weights as they appear: a run's newest export, or the version that a registry alias names."""
     follow_every_s: Seconds = 10.0
-    """How often to look for new weights."""
+    """Seconds between looks for new weights."""
     ingress_replicas: PositiveInt = 1
-    """Ingress replicas; they need little, and the limits count in each."""
+    """Ingress replicas; each needs little, and the limits apply to each."""
     ingress_cpus: Share = 0.1
-    """CPUs an ingress replica reserves."""
+    """CPUs that an ingress replica reserves."""
     engine: ServedEngine = ServedEngine()
     limits: Limits = Limits()
 
@@ -147,7 +147,7 @@ class ServeConfig(Section):
             return self.host == "localhost"
 
     def replica(self, name: str, model: str) -> ReplicaConfig:
-        """The part of one model, whose weights `model` names for good."""
+        """The settings of one model; `model` must name the same weights whenever a replica starts."""
         return ReplicaConfig(name=name, model=model, engine=self.engine, limits=self.limits)
 
 
@@ -156,10 +156,15 @@ INGRESS = "laser-ingress"
 
 
 def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: Sequence[str]) -> ServeConfig:
-    """The settings of a command line: `models` as `MODEL` or `NAME=MODEL`, `overrides` as `apply_overrides` reads them.
+    """The settings of a command line.
+
+    Args:
+        models: Models as `MODEL` or `NAME=MODEL`.
+        settings: Settings by key.
+        overrides: Further settings as `apply_overrides` reads them.
 
     Raises:
-        ConfigError: A model has no name of its own, or a key or value is refused.
+        ConfigError: Two models have the same name, or a key or value is refused.
     """
     named: dict[str, str] = {}
     for model in models:
@@ -175,11 +180,8 @@ def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: 
 
 
 def _name(model: str) -> str:
-    """What a model is called unless it is told: the last part of its path that says something."""
-    registered = re.match(r"models:/([^/@]+)", model)
+    """The name of a model that was given without one: the last telling part of its path."""
+    if registered := re.match(r"models:/([^/@]+)", model):
+        return registered[1]
     parts = [part for part in Path(model).parts if part not in ("export", "..", "/")]
-    return (
-        registered[1]
-        if registered
-        else re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "model").lstrip(".-_") or "model"
-    )
+    return re.sub(r"[^A-Za-z0-9._-]", "-", parts[-1] if parts else "").lstrip(".-_") or "model"

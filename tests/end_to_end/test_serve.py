@@ -1,9 +1,10 @@
-"""The real service: Ray Serve, vLLM and HTTP, on the quick-start's base model with a card, called as clients call it."""
+"""The real service: Ray Serve, vLLM and HTTP, with the quick-start's base model and a card."""
 
 import asyncio
 import collections
 import json
 import math
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,9 @@ PROBLEM = "a<b in {12,26,31}, a+b=43; a=?"
 SOLUTION = r"26+31=57>43;12+31=43;\boxed{12}"
 MESSAGES = [{"role": "user", "content": PROBLEM}]
 TOLERANCE = 1e-3
+REQUESTS = (
+    'laser_requests_total{application="laser-ingress",endpoint="chat",model="tiny",replica="0",status="200"}'
+)
 C_REF, BETA_V = -22.0, 0.1
 
 
@@ -280,9 +284,9 @@ def test_votes_and_adaptive_sampling(
     drawn = client.sample(PROBLEM, n=8, seed=3)
     votes: dict[str, float] = collections.defaultdict(float)
     for choice in drawn:
-        _, box, rest = choice.text.rpartition(r"\boxed{")
-        if box:
-            votes[rest.partition("}")[0]] += min(1.0, max(0.0, choice.self_reward or 0.0))
+        answers = re.findall(r"\\boxed\{([^{}]+)\}", choice.text)
+        if len(answers) == choice.text.count(r"\boxed{") == 1:
+            votes[answers[0]] += min(1.0, max(0.0, choice.self_reward or 0.0))
     voted = client.vote(PROBLEM, n=8, seed=3)
     assert voted.votes == pytest.approx(votes, abs=1e-3)
     assert votes[voted.answer] == max(votes.values())
@@ -408,12 +412,7 @@ def test_our_client_raises_what_the_service_said(server: Server) -> None:
 def test_health_needs_no_key_and_metrics_do(server: Server) -> None:
     assert httpx.get(f"{server.url}/healthz", timeout=30).json() == {"status": "ready", "models": ["tiny"]}
     assert httpx.get(f"{server.url}/metrics", timeout=30).status_code == 401
-    assert (
-        server.metric(
-            'laser_requests_total{application="laser-ingress",endpoint="chat",model="tiny",replica="0",status="200"}'
-        )
-        > 0
-    )
+    assert server.metric(REQUESTS) > 0
     assert server.metric("laser_self_reward_count") > 0
     assert server.metric("laser_requests_in_flight") == server.metric("laser_queue_depth") == 0
 
@@ -430,7 +429,7 @@ async def burst(server: Server, count: int) -> list[httpx.Response]:
 
 
 def assert_right(responses: list[httpx.Response], references: dict[str, Reference]) -> None:
-    """Whatever was answered carries the score of the weights that it names."""
+    """Each answer has the score of the weights that it names."""
     for response in responses:
         if response.status_code == 200:
             choice = response.json()["choices"][0]
@@ -445,7 +444,7 @@ def weights(server: Server) -> str:
     return server.chat(max_tokens=1).json()["system_fingerprint"]
 
 
-def test_of_200_requests_at_once_each_is_answered_or_told_to_come_back(
+def test_of_200_requests_at_once_each_is_answered_or_refused_with_retry_after(
     server: Server, reference: Reference
 ) -> None:
     responses = asyncio.run(burst(server, 200))
@@ -461,12 +460,18 @@ def test_of_200_requests_at_once_each_is_answered_or_told_to_come_back(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_is_taken_out_of_the_engine(server: Server, stream: bool) -> None:
-    left = 'laser_requests_total{application="laser-ingress",endpoint="chat",model="tiny",replica="0",status="499"}'
+    left = REQUESTS.replace("200", "499")
     before = server.metric(left)
     one_by_one = {"adaptive": {"confidence": 1, "max_samples": 64}}
     long = {"stream": True, "n": 16, "temperature": 2} if stream else {"laser": one_by_one}
     body = json.dumps({"model": "tiny", "messages": MESSAGES} | long).encode()
-    request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {KEY}",
+        f"Content-Length: {len(body)}",
+    ]
+    request = "\r\n".join([*lines, "\r\n"])
     deadline = time.monotonic() + 60
     while server.metric(left) == before:  # an answer may be done before its client has left
         assert time.monotonic() < deadline

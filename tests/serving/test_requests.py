@@ -69,7 +69,7 @@ class TestRequests:
         assert error.param == param
         assert message in error.message
 
-    def test_items_are_told_apart_by_their_keys(self):
+    def test_the_kind_of_an_item_follows_from_its_keys(self):
         items = [
             {"problem": "p", "solution": "s"},
             {"messages": [*USER, {"role": "assistant", "content": "2"}]},
