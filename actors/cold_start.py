@@ -28,13 +28,13 @@ from orchestrator.data.demonstrations import Demonstrations, length_batches
 from orchestrator.messages.batches import PolicySettings
 
 REPORT_SECONDS = 5.0
-"""Ray Train collects one report every 2 s and blocks a rank that sends more, so a report holds several steps."""
+"""A report holds several steps: Ray Train collects one every 2 s, and blocks a rank that sends more."""
 
 StepMetrics = dict[str, float]
 
 
 def learning_rate(config: SFTConfig, step: int) -> float:
-    """Linear warm-up to the peak, then a cosine to `final_lr_share` of it at the last step. Steps count from 1."""
+    """The rate of a step, from 1: linear warm-up to the peak, then a cosine to `final_lr_share` of it."""
     settings, steps = config.learning, config.run.steps
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
@@ -131,7 +131,7 @@ class SupervisedRank:
 
 
 def train_rank(job: dict[str, Any]) -> None:
-    """Run one of Ray Train's workers: all steps, reported several at a time, and the export as its checkpoint.
+    """Run one of Ray Train's workers: all steps, reported several at a time, and the export as a checkpoint.
 
     Args:
         job: `config`, the `SFTConfig`, and `demonstrations`, an ObjectRef to `Demonstrations`.
@@ -159,7 +159,7 @@ def train_rank(job: dict[str, Any]) -> None:
 
 
 def _any_rank(mine: bool, device: torch.device) -> bool:
-    """Whether `mine` is true on any rank. A report is a collective of Ray Train, so ranks must agree when to make one."""
+    """Whether `mine` is true on any rank. A report is a collective, so ranks must agree on its time."""
     answer = torch.tensor(float(mine), device=device)
     torch.distributed.all_reduce(answer)
     return answer.item() > 0

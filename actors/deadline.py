@@ -1,8 +1,8 @@
 """Calls a function in a child process and kills the child when a call takes too long.
 
-In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`, `ChildDied` or
-`CallFailed`. Only a kill from outside stops long work in C, such as on big integers. A deadline inside the process, by
-signal or by thread, would not hold.
+In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`, `ChildDied`
+or `CallFailed`. Only a kill from outside stops long work in C, such as on big integers. A deadline inside the
+process, by signal or by thread, would not hold.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 from orchestrator.errors import ConfigError
 
 CHILD_START_TIMEOUT_S = 120.0
-"""Seconds for a child's imports and warm-up call. It is long, because many may start at once on a busy machine."""
+"""Seconds for a child's imports and warm-up call. Many may start at once on a busy machine, so it is long."""
 
 
 class DeadlineExceeded(Exception):
@@ -68,13 +68,14 @@ def load_function(import_path: str) -> Callable[..., Any]:
 class DeadlineExecutor:
     """One child process that runs one function, call after call.
 
-    A call's deadline counts from its start in the child: neither the wait for the child nor the child's imports count.
-    Several threads may call it; their calls wait for one another.
+    A call's deadline counts from its start in the child: neither the wait for the child nor the child's
+    imports count. Several threads may call it; their calls wait for one another.
 
     Args:
         function: Import path of the function.
         timeout_s: Seconds that a call may take.
-        warm_up: Arguments of a first call without a deadline, whose outcome is ignored. It pays for lazy imports.
+        warm_up: Arguments of a first call without a deadline, whose outcome is ignored. It pays for lazy
+            imports.
 
     Attributes:
         restarts: How many children have been replaced.
@@ -192,9 +193,10 @@ class _Child:
 
 
 def _serve(connection: Connection, lifeline: int) -> None:
-    """The child's main function: load the function, then answer calls until the parent closes the connection or dies."""
-    # When the parent's end of the lifeline closes, the kernel sends SIGIO, which ends a process by default. It does so
-    # in the middle of C code too. Unlike a parent-death signal, it does not depend on which thread started the child.
+    """The child's main function: load the function, then answer calls until the connection closes."""
+    # When the parent's end of the lifeline closes, the kernel sends SIGIO, which ends a process by default.
+    # It does so in the middle of C code too. Unlike a parent-death signal, it does not depend on which thread
+    # started the child.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
     import_path, warm_up = connection.recv()

@@ -1,4 +1,4 @@
-"""A vLLM engine driven by one thread: solutions with their behaviour log-probs and the score in the same generation.
+"""A vLLM engine driven by one thread: solutions, behaviour log-probs and the score in the same generation.
 
 In: `GroupRequest`s and, between two decode steps, weights with a version. Out, as soon as a group's last
 sample ends: its packed `Trajectories`, the decoded texts and a `GroupSummary`. A service takes single
@@ -75,7 +75,7 @@ class Engine:
         return trajectories, texts, trajectories.summary()
 
     async def sample(self, request: SampleRequest) -> AsyncGenerator[Generated, None]:
-        """Sample one solution, in pieces. Each has the new tokens; the last one has `finished` and `z_logprob`.
+        """Sample one solution, in pieces of new tokens; the last one has `finished` and `z_logprob`.
 
         An iteration that ends early or is cancelled takes the request out of the engine.
         """
@@ -104,7 +104,7 @@ class Engine:
         """
         if self.settings.z_token is None or token_ids[-1] not in self.settings.eos_tokens:
             raise ValueError(
-                "only a response that ends in an EOS token has a score, and only of a model with a score token"
+                "only a response that ends in an EOS token has a score, and only with a score token"
             )
         params = sampling_params(self.settings, seed=0, room=0, response_given=True)
         pieces = [piece async for piece in self._pieces(token_ids, params, room=0, last_token=token_ids[-1])]
@@ -133,11 +133,11 @@ class Engine:
         return version
 
     async def sleep(self) -> None:
-        """Drop running requests and free the GPU's memory, weights included. On CPU it only stops decoding."""
+        """Drop running requests and free the GPU's memory, weights too. A CPU engine only stops decoding."""
         await self._between_steps(self._sleep)
 
     async def wake(self, version: int, chunks: Iterable[WeightChunk]) -> int:
-        """Reserve the memory again and load weights; returns `version`. An engine that is awake only loads them."""
+        """Reserve the memory again and load weights; returns `version`. An awake engine only loads them."""
         await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
         return version
 
@@ -166,7 +166,7 @@ class Engine:
         return str(next(self._numbers))
 
     async def _between_steps(self, action: Callable[[], None]) -> None:
-        """Run `action` on the decoding thread, the only one that uses the engine; raises what `action` raises."""
+        """Run `action` on the decoding thread, which alone uses the engine; raises what `action` raises."""
         done: concurrent.futures.Future = concurrent.futures.Future()
         self._commands.put((action, done))
         await asyncio.wrap_future(done)

@@ -1,10 +1,8 @@
-"""vLLM logits processor behind the one-pass self-reward: after EOS it leaves only z_c, before EOS it bars z_c.
+"""vLLM logits processor of the one-pass self-reward: it bars z_c before EOS and leaves only z_c after EOS.
 
-A request opts in with `SamplingParams.extra_args = {"self_reward_token": z_c, "eos_token_ids": [...]}`. It
-must ignore EOS and stop at z_c: then the last sampled token of a finished response is z_c, and its raw
-log-probability, which vLLM takes before any logits processor, is log pi(z_c | x, y, EOS). It costs one decode
-step a sample. With `"response_given": True` the prompt holds the response and its EOS already: z_c is all
-that is left from the first token on.
+A request switches it on with the `extra_args` of `sampling_extra_args`. It must ignore EOS and stop at z_c.
+Then the last sampled token of a finished response is z_c. vLLM takes raw log-probs before any logits
+processor, so that of z_c is log pi(z_c | x, y, EOS). The score costs one decode step a sample.
 """
 
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 @dataclass(frozen=True)
 class _Request:
+    """What the processor knows of one row of the batch."""
+
     z_token: int
     eos_tokens: frozenset[int]
     output_ids: list[int]
@@ -29,19 +29,24 @@ class _Request:
 
 
 class LastTokenProcessor(LogitsProcessor):
+    """The processor of one engine; it changes only the rows of requests that switched it on."""
+
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.requests: dict[int, _Request] = {}
         self.barred: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Row and z_c of every request; None after the batch has changed."""
+        """Row and z_c of every request, as an index; None after the batch has changed."""
 
     def is_argmax_invariant(self) -> bool:
+        """Greedy sampling needs the processor too."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow vLLM's batch: requests join, leave and change their row."""
         if process_dict_updates(self.requests, batch_update, _request_state):
             self.barred = None
 
     def apply(self, logits: Float[torch.Tensor, "requests vocab"]) -> Float[torch.Tensor, "requests vocab"]:
+        """Bar and force z_c in `logits`, which it changes."""
         if not self.requests:
             return logits
         if self.barred is None:
@@ -49,7 +54,7 @@ class LastTokenProcessor(LogitsProcessor):
                 [(row, request.z_token) for row, request in self.requests.items()], logits.device
             )
         logits[self.barred] = -float("inf")
-        # The last token is read here and not in update_state: placeholders are repaired only just before
+        # Read here and not in update_state: vLLM replaces placeholders by real tokens only just before
         # sampling.
         ended = [
             (row, request.z_token)
@@ -64,7 +69,11 @@ class LastTokenProcessor(LogitsProcessor):
 
 
 def sampling_extra_args(z_token: int, eos_tokens: list[int], response_given: bool = False) -> dict[str, Any]:
-    """The `extra_args` that switch the processor on for a request; `response_given` when its prompt ends in the response's EOS."""
+    """The `extra_args` of vLLM's `SamplingParams` that switch the processor on.
+
+    Args:
+        response_given: Whether the prompt holds the response and its EOS, so that only z_c is left to sample.
+    """
     return {"self_reward_token": z_token, "eos_token_ids": eos_tokens, "response_given": response_given}
 
 

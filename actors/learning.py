@@ -1,4 +1,4 @@
-"""A rank of the learning pool: one DeepSpeed ZeRO-3 rank in a Ray actor, which updates the policy with the others.
+"""A rank of the learning pool: a DeepSpeed ZeRO-3 rank in a Ray actor that updates the policy with its peers.
 
 In: a `TrainBatch`: references to trajectories in the object store, scalars for each sample, and the plan of
 micro-batches. Out: sums for the metrics, and the new weights as chunks in the object store.
@@ -108,7 +108,7 @@ class LearnerRank:
         return sums
 
     def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
-        """Losses and gradients of a batch of one mini-batch, without an optimiser step, to examine a stored step.
+        """Losses and gradients of a batch of one mini-batch, without an optimiser step.
 
         Returns:
             The sums, and each parameter's whole gradient by name.
@@ -224,7 +224,10 @@ class LearnerRank:
         sums: StepSums,
         compare: bool,
     ) -> None:
-        """Forward and backward passes of a mini-batch: as many on every rank, since ranks gather weights together."""
+        """Forward and backward passes of a mini-batch.
+
+        Every rank makes the same number of them, because ranks gather weights together.
+        """
         scored = self.settings.z_token is not None
         micro_batches = mini.plan[self.rank]
         for number, micro in enumerate(micro_batches):
@@ -235,29 +238,18 @@ class LearnerRank:
                 # Nothing to learn from, but the peers wait for this rank's backward pass.
                 self.learner.backward(logprobs.sum() * 0.0, last)
                 continue
-            token_logprobs, z_logprobs = logprobs[rows.is_token], logprobs[~rows.is_token]
-            outputs = laser_loss(
-                LossInputs(
-                    logprobs=token_logprobs,
-                    advantages=self._tensor(batch.advantages[micro])[rows.sample],
-                    total_tokens=mini.total_tokens,
-                    total_finished=mini.total_finished,
-                    old_logprobs=None if old_logprobs is None else old_logprobs[number],
-                    behaviour_logprobs=rows.behaviour_logprobs,
-                    ref_logprobs=self._reference_logprobs(rows),
-                    z_logprobs=z_logprobs if scored else None,
-                    c_ref=self._tensor(batch.c_ref[micro]) if scored else None,
-                    rewards=self._tensor(batch.rewards[micro]) if scored else None,
-                    weights=self._tensor(batch.class_weights[micro]) if scored else None,
-                ),
-                replace(self.settings.loss, alpha=batch.alpha),
+            inputs = replace(
+                _loss_inputs(batch, mini, micro, rows, logprobs, scored),
+                old_logprobs=None if old_logprobs is None else old_logprobs[number],
+                ref_logprobs=self._reference_logprobs(rows),
             )
+            outputs = laser_loss(inputs, replace(self.settings.loss, alpha=batch.alpha))
             self.learner.backward(outputs.total, last)
             sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
             if compare:
-                sums.compare(token_logprobs, rows.behaviour_logprobs)
-                if scored:
-                    sums.compare_scores(z_logprobs, rows.behaviour_z_logprobs)
+                sums.compare(inputs.logprobs, rows.behaviour_logprobs)
+                if inputs.z_logprobs is not None:
+                    sums.compare_scores(inputs.z_logprobs, rows.behaviour_z_logprobs)
 
     @torch.no_grad()
     def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:
@@ -286,5 +278,39 @@ class LearnerRank:
         samples = [groups[number].sample(position) for number, position in places]
         return rollout_rows(samples, self.settings.z_token, self.learner.pad_token, self.learner.device)
 
-    def _tensor(self, values: Float32[np.ndarray, "batch"]) -> Float[Tensor, "batch"]:
-        return torch.from_numpy(values).to(self.learner.device)
+
+def _loss_inputs(
+    batch: TrainBatch,
+    mini: MiniBatch,
+    micro: Sequence[int],
+    rows: RolloutRows,
+    logprobs: Float[Tensor, "read"],
+    scored: bool,
+) -> LossInputs:
+    """Inputs of a micro-batch's loss, still without the old and the reference policy's log-probs.
+
+    Args:
+        micro: Numbers of the micro-batch's samples.
+        logprobs: At the positions that `rows` reads.
+        scored: Whether self-rewarding is on.
+    """
+
+    def of_samples(values: Float32[np.ndarray, "samples"]) -> Float[Tensor, "batch"]:
+        return torch.from_numpy(values[micro]).to(logprobs.device)
+
+    inputs = LossInputs(
+        logprobs=logprobs[rows.is_token],
+        advantages=of_samples(batch.advantages)[rows.sample],
+        total_tokens=mini.total_tokens,
+        total_finished=mini.total_finished,
+        behaviour_logprobs=rows.behaviour_logprobs,
+    )
+    if not scored:
+        return inputs
+    return replace(
+        inputs,
+        z_logprobs=logprobs[~rows.is_token],
+        c_ref=of_samples(batch.c_ref),
+        rewards=of_samples(batch.rewards),
+        weights=of_samples(batch.class_weights),
+    )

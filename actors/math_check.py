@@ -12,8 +12,8 @@ DEFAULT_VERIFIER = "actors.verification:verify_math"
 Verifier = Callable[[str, str], Verdict]
 """(response, reference) -> Verdict. It runs in a child process, which may be killed at any point."""
 
-# TeX allows space before the brace. \{, \} and \\ are characters, not braces. A doubled backslash before `boxed` is a
-# model's escaping, not a line break.
+# TeX allows space before the brace. \{, \} and \\ are characters, not braces. A doubled backslash before
+# `boxed` is a model's escaping, not a line break.
 _BOX_TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|\\\\(?!boxed)|(?P<open>\{)|(?P<close>\})")
 
 
@@ -45,10 +45,7 @@ def last_answer(boxes: list[str | None]) -> str | None:
 
 
 def only_answer(response: str) -> str | None:
-    r"""The answer of a response with exactly one \boxed{}, complete and not empty; None for any other response.
-
-    Only such a response has a vote.
-    """
+    r"""The answer of a response with exactly one \boxed{}, complete and not empty; None without a vote."""
     boxes = boxed_answers(response)
     return boxes[0] or None if len(boxes) == 1 else None
 
@@ -56,8 +53,8 @@ def only_answer(response: str) -> str | None:
 def verify_math(response: str, reference: str) -> Verdict:
     r"""Check the only \boxed{} of a response against the reference, by math-verify: the paper's reward.
 
-    No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end counts. A
-    reference that math-verify cannot read is `error`, unless the answer is the same text.
+    No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end
+    counts. A reference that math-verify cannot read is `error`, unless the answer is the same text.
     """
     boxes = boxed_answers(response)
     answer = last_answer(boxes)
@@ -76,7 +73,7 @@ def verify_math(response: str, reference: str) -> Verdict:
 
 
 def equal_answers(first: str, second: str) -> bool:
-    """Whether math-verify accepts one answer for the other. It is not symmetric, so both directions are tried."""
+    """Whether math-verify accepts one answer for the other. It is not symmetric, so both orders count."""
     import math_verify
 
     _silence_timeout_warning()
@@ -106,8 +103,8 @@ def _compare(answer: str, reference: str) -> Verdict:
 def _silence_timeout_warning() -> None:
     """math-verify warns when its own timeouts are off, as they are here.
 
-    They use SIGALRM, which raises outside the main thread and cannot interrupt work in C. `DeadlineExecutor` has the
-    deadline.
+    They use SIGALRM, which raises outside the main thread and cannot interrupt work in C. `DeadlineExecutor`
+    has the deadline.
     """
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
@@ -118,8 +115,8 @@ _SCIENTIFIC = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 def _parse(text: str) -> list[Any]:
     r"""math-verify's readings: an expression, if it finds one, and the normalised text; [] without any.
 
-    Inside \boxed{} it reads plain numbers, LaTeX with and without dollars, sets and intervals alike. Outside, it
-    misses or misreads many of them ("\frac12" and "(1,2)" give nothing, "1,2,3" gives 1.2).
+    Inside \boxed{} it reads plain numbers, LaTeX with and without dollars, sets and intervals alike. Outside,
+    it misses or misreads many of them ("\frac12" and "(1,2)" give nothing, "1,2,3" gives 1.2).
     """
     from math_verify import parse
 

@@ -17,11 +17,11 @@ from orchestrator.algorithm.voting import answer_classes
 _INTEGER = re.compile(r"([+-]?)0*([0-9]+)")
 
 _PATIENCE = 2
-"""Comparisons of one answer that may time out. An answer that hangs twice hangs with every other answer too."""
+"""Comparisons of an answer that may time out. An answer that hangs twice hangs with every other answer."""
 
 
 class AnswerComparer:
-    """Compares two answers in a child process, which the first comparison starts. Safe to call from several threads.
+    """Compares two answers in a child process, started by the first comparison. Several threads may call it.
 
     Args:
         timeout_s: Seconds that a comparison may take.

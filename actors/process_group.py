@@ -11,7 +11,7 @@ from orchestrator.storage.files import locked
 
 
 def open_store(host: str) -> TCPStore:
-    """Open rank 0's store, at which the ranks meet. It listens at once, so that no other process takes its port.
+    """Open rank 0's store, at which the ranks meet. It listens at once, so no other process takes its port.
 
     Args:
         host: Address of this node, as the other ranks' nodes reach it.

@@ -1,4 +1,4 @@
-"""An engine of the rollout pool as a Ray actor: it maps weights from the object store and runs `actors.engine.Engine`."""
+"""An engine of the rollout pool: `actors.engine.Engine` as a Ray actor that loads weights by ObjectRef."""
 
 from collections.abc import Sequence
 from typing import Any

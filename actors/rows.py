@@ -38,9 +38,10 @@ class RolloutRows:
 def rollout_rows(
     samples: Sequence[Sample], z_token: int | None, pad_token: int, device: torch.device
 ) -> RolloutRows:
-    """Rows of a micro-batch of rollouts. The target after the last token is `z_token`: at EOS its log-prob is the score's.
+    """Rows of a micro-batch of rollouts.
 
-    The last position is read with and without a `z_token`, so that self-rewarding changes no other number.
+    The target after the last token is `z_token`: after EOS its log-prob is the score's. The last position is
+    read with and without a `z_token`, so that self-rewarding changes no other number.
     """
     if not samples:
         # A rank without samples runs a padding token through the model, because its peers gather weights with

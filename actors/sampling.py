@@ -81,7 +81,7 @@ def sampling_params(
     stream: bool = False,
     response_given: bool = False,
 ) -> "SamplingParams":
-    """vLLM's parameters of one request: raw log-probs of the sampled tokens, and z_c after EOS where it is scored.
+    """vLLM's parameters of one request, for raw log-probs of the sampled tokens and of z_c after EOS.
 
     Args:
         room: Tokens that the response may have.

@@ -1,8 +1,8 @@
 """Checks the responses to one problem against its reference answer, each check under a hard deadline.
 
-In: response texts and a reference. Out: a `Verdict` for each; a check that timed out or failed is never a wrong answer.
-`VerificationWorker` is the verification pool's Ray actor. This module imports no Ray, because the child process of
-every worker imports it.
+In: response texts and a reference. Out: a `Verdict` for each; a check that timed out or failed is never a
+wrong answer. `VerificationWorker` is the verification pool's Ray actor. This module imports no Ray, because
+the child process of every worker imports it.
 """
 
 import threading
@@ -47,8 +47,8 @@ class VerificationWorker:
     ) -> None:
         self._executor = DeadlineExecutor(verifier, timeout_s, warm_up=(r"\boxed{\frac12}", "0.5"))
         self._comparer = AnswerComparer(timeout_s)
-        # verify_math reads only the boxes, so responses with the same boxes share a check. Another verifier may read
-        # the whole response.
+        # verify_math reads only the boxes, so responses with the same boxes share a check. Another verifier
+        # may read the whole response.
         self._key: Callable[[str], Any] = (
             (lambda text: tuple(boxed_answers(text))) if verifier == DEFAULT_VERIFIER else str
         )
@@ -59,12 +59,13 @@ class VerificationWorker:
     def verify(self, texts: list[str], finished: list[bool], reference: str) -> list[Verdict]:
         """A verdict for each response to one problem, in order.
 
-        A truncated response counts like any other when it holds one complete box, as in the paper's reward. Equal
-        (reference, answer) pairs share one check. A timeout or an error may come from a busy machine, so the next
-        call checks that answer again.
+        A truncated response counts like any other when it holds one complete box, as in the paper's reward.
+        Equal (reference, answer) pairs share one check. A timeout or an error may come from a busy machine,
+        so the next call checks that answer again.
 
         Args:
-            finished: Whether each response ended by itself; it only makes the detail of a missing answer clearer.
+            finished: Whether each response ended by itself; it only makes the detail of a missing answer
+                clearer.
         """
         with self._lock:
             verdicts_here: dict[Any, Verdict] = {}
@@ -85,7 +86,7 @@ class VerificationWorker:
             return verdicts
 
     def pool_answers(self, answers: list[str]) -> list[int]:
-        """The class of each answer to one problem. Equal answers share a class; numbers follow the first appearance.
+        """The class of each answer to one problem. Equal answers share a class; classes count by appearance.
 
         A comparison that times out or fails means "not equal" and is counted.
         """
@@ -93,7 +94,7 @@ class VerificationWorker:
             return AnswerPool(self._comparer).classes(answers)
 
     def pooling_stats(self) -> dict[str, int]:
-        """Counts of `pool_answers` since the start: `comparisons`, and those that ended in `timeout` or `error`."""
+        """Counts of `pool_answers`: `comparisons`, and those that ended in `timeout` or `error`."""
         return {name: self._comparer.counts[name] for name in ("comparisons", "timeout", "error")}
 
     def ping(self) -> bool:

@@ -1,9 +1,8 @@
 """vLLM weight-transfer plug-in that takes new weights from the Ray object store.
 
-An engine maps the learner's `WeightChunk`s without a copy and hands each to this plug-in, which loads it
-through vLLM's layer-wise
-reload: that also rebuilds what vLLM keeps in packed form. Registered through the `vllm.general_plugins` entry
-point, so that tensor-parallel workers have it too.
+An engine maps the learner's `WeightChunk`s without a copy and passes each to this plug-in. It loads them
+through vLLM's layer-wise reload, which also rebuilds what vLLM keeps in packed form. vLLM finds it by the
+`vllm.general_plugins` entry point, so that tensor-parallel workers have it too.
 """
 
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ BACKEND = "ray_object_store"
 
 @dataclass
 class NoInitInfo(WeightTransferInitInfo):
-    """The object store needs no rendezvous."""
+    """Empty, because the object store needs no rendezvous."""
 
 
 class ObjectStoreWeightTransfer(WeightTransferEngine):
-    """Worker side: loads chunks between two decode steps."""
+    """The worker's side: it loads chunks between two decode steps."""
 
     init_info_cls = NoInitInfo
     update_info_cls = WeightChunk
@@ -45,6 +44,6 @@ class ObjectStoreWeightTransfer(WeightTransferEngine):
 
 
 def register() -> None:
-    """Entry point: vLLM calls this in every process, possibly more than once."""
+    """Register the plug-in. vLLM calls this entry point in every process, possibly more than once."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransfer)

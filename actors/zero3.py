@@ -1,4 +1,4 @@
-"""A causal language model in DeepSpeed ZeRO-3: loading into shards, log-probs, optimiser steps, gathering and export.
+"""A causal language model in DeepSpeed ZeRO-3: loading into shards, log-probs, optimiser steps, and export.
 
 Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.cold_start`).
 """
@@ -17,7 +17,7 @@ from orchestrator.messages.batches import PolicySettings
 
 
 class LogProbModel(torch.nn.Module):
-    """A Hugging Face causal language model whose forward gives log-probs of chosen tokens instead of logits."""
+    """A Hugging Face causal language model that returns log-probs of chosen tokens instead of logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class LogProbModel(torch.nn.Module):
         return self.model.get_output_embeddings()(hidden[read], targets)
 
     def checkpoint_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Parameters by checkpoint name, tied ones under each of their names: vLLM keeps a packed copy for each."""
+        """Parameters by checkpoint name; tied ones come under each name, since vLLM packs each by itself."""
         yield from self.model.named_parameters(remove_duplicate=False)
 
 
 class Learner:
-    """A policy in ZeRO-3 shards and its AdamW. The process group must exist; every method is a collective of its ranks.
+    """A policy in ZeRO-3 shards, with its AdamW. Every method is a collective of the process group.
 
     Args:
         settings: The same on all ranks.
@@ -120,7 +120,7 @@ def load_reference(settings: PolicySettings) -> Any:
 
 
 def padding_token(tokenizer: Any) -> int:
-    """The id that fills rows up: the tokenizer's own, or EOS, or 0. Attention is causal, so it changes no result."""
+    """The id that fills rows up: the tokenizer's own, or EOS, or 0. Causal attention never reads it."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
@@ -203,7 +203,7 @@ def restore_rotary_frequencies(model: torch.nn.Module) -> None:
 def gathered_parameters(
     model: LogProbModel, chunk_bytes: int, is_sender: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes` (at least one parameter).
+    """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes`, or of one parameter.
 
     A collective: every rank iterates it to the end. Only the sender gets tensors. They are copies on the
         model's device, which stay valid after the next group.

@@ -1,1 +1,1 @@
-"""What passes between the driver and the actors: requests, trajectories, verdicts, batches and weights. Imports no Ray."""
+"""Messages between the driver and the actors: requests, trajectories, verdicts, batches and weights."""

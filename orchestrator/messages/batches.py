@@ -1,4 +1,4 @@
-"""What a learner rank starts with, what it trains on, and the sums that it returns."""
+"""A learner rank's settings, the batches that it trains on, and the sums that it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ TrajectoriesRef = Any
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """How a ZeRO-3 rank holds a policy and its optimiser. The cold start and reinforcement learning share them."""
+    """How a ZeRO-3 rank holds a policy and its optimiser, in the cold start and in reinforcement learning."""
 
     model_path: str
     """Hugging Face folder or hub name that the weights come from."""
@@ -44,7 +44,7 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """What a rank of the learning pool needs to know; all ranks have the same."""
+    """Settings of a rank of the learning pool; all ranks have the same."""
 
     policy: PolicySettings
     num_ranks: int
@@ -73,7 +73,7 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rollout batch. Samples are numbered group after group; every array has one entry for each sample."""
+    """One rollout batch. Samples are numbered group after group, and every array has one entry a sample."""
 
     step: int
     groups: Sequence[TrajectoriesRef]
@@ -112,7 +112,7 @@ class StepSums:
     entropy: float = 0.0
     """Sum over tokens."""
     compared_tokens: int = 0
-    """Tokens of the first mini-batch: engine and learner have the same weights there, so they are compared."""
+    """Tokens of the first mini-batch, in which engine and learner have the same weights."""
     mismatch_kl: float = 0.0
     """Sum over the compared tokens of k3 estimates of KL(engine || learner)."""
     mismatch_abs: float = 0.0

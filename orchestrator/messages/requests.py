@@ -1,4 +1,4 @@
-"""What engines are asked for, and the settings that they start with."""
+"""Requests to an engine, and the settings that it starts with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,21 +9,25 @@ CPU_KV_CACHE_GIB = 0.5
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine needs to know. `z_token` None switches the score off."""
+    """Settings of an engine."""
 
     model_path: str
     eos_tokens: tuple[int, ...]
     z_token: int | None
+    """Id of z_c; None switches the score off."""
     max_prompt_tokens: int
     max_response_tokens: int
     dtype: str
     tensor_parallel: int = 1
     threads: int = 1
+    """Of torch, in an engine on CPU."""
     kv_cache_gib: float | None = None
+    """None leaves it to vLLM on a GPU and is `CPU_KV_CACHE_GIB` on a CPU."""
     on_gpu: bool = False
     sleeps: bool = False
-    """Whether it takes turns on its GPU with others."""
+    """Whether it shares its GPU with learner ranks, in turns."""
     engine_args: dict[str, Any] = field(default_factory=dict)
+    """The user's arguments of vLLM's `EngineArgs`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class GroupRequest:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Sample one solution. With `stream` its tokens are told of at every decode step, not only at the end."""
+    """Sample one solution."""
 
     prompt_ids: Sequence[int]
     seed: int
@@ -46,3 +50,4 @@ class SampleRequest:
     temperature: float = 1.0
     top_p: float = 1.0
     stream: bool = False
+    """Whether each decode step returns its tokens, instead of the last one all of them."""

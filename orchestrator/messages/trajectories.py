@@ -1,4 +1,4 @@
-"""The packed trajectories of one group: what a rollout engine makes and a learner rank trains on.
+"""The packed trajectories of one group, which an engine samples and a learner rank trains on.
 
 Samples lie back to back in flat arrays, so that a group travels through the object store as a handful of
 numpy arrays which every reader maps without a copy. `GroupSummary` is the per-sample scalars that the driver
@@ -100,7 +100,11 @@ def pack(prompt_ids: Sequence[int], samples: Sequence[Generated]) -> Trajectorie
 
 
 def to_table(groups: Sequence[Trajectories], columns: dict[str, list]) -> "pa.Table":
-    """Trajectories as an Arrow table, a row a sample; `columns` adds per-sample columns (problem id, verdict, score...)."""
+    """Trajectories as an Arrow table, one row a sample.
+
+    Args:
+        columns: More columns by name, such as problem ids, verdicts and scores, with one value a sample.
+    """
     import pyarrow as pa
 
     rows: dict[str, list] = {

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """What came of a check. All but `correct` are worth 0; `timeout` and `error` say nothing about the answer."""
+    """The result of a check. All but `correct` are worth 0; `timeout` and `error` do not judge the answer."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -17,14 +17,17 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One response's result. `answer` is the text inside its last complete box, `detail` says why it is not correct."""
+    """The result of checking one response."""
 
     status: Status
     answer: str | None = None
+    """The text inside the response's last complete box."""
     detail: str = ""
+    """Why it is not correct."""
     seconds: float | None = field(default=None, compare=False)
-    """What its check took, from being handed to the child process; None where it shares the verdict of another check."""
+    """Duration of its check, with the wait for the child process; None where it shares another's check."""
 
     @property
     def reward(self) -> float:
+        """The paper's reward: 1 if correct, otherwise 0."""
         return 1.0 if self.status is Status.CORRECT else 0.0

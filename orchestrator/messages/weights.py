@@ -1,4 +1,4 @@
-"""Weights on their way from the learner to the engines: bounded chunks of parameters, each one flat byte array.
+"""Weights from the learner to the engines, in bounded chunks of parameters, each one flat byte array.
 
 The object store maps a chunk's array into every reader without a copy. Imports no vLLM: the learner packs,
 the engine unpacks.
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 @dataclass
 class WeightChunk:
-    """Some parameters in checkpoint format, back to back in one byte array."""
+    """Some parameters by checkpoint name, back to back in one byte array."""
 
     names: list[str]
     shapes: list[tuple[int, ...]]
@@ -41,7 +41,7 @@ class WeightChunk:
 def pack_chunks(
     parameters: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, chunk_bytes: int
 ) -> Iterator[WeightChunk]:
-    """Cast parameters to `dtype` and pack them into chunks of at most `chunk_bytes` (a larger one travels alone)."""
+    """Cast parameters to `dtype` and pack them into chunks of at most `chunk_bytes`, or of one parameter."""
     names: list[str] = []
     pieces: list[torch.Tensor] = []
     size = 0

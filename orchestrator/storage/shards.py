@@ -72,9 +72,9 @@ class ShardFiles:
         remote = self._storage()
         if not remote.holds(state):
             raise RunError(
-                f"{checkpoint}: has no files of learner rank {self.rank} on node {node}, and {remote.shown} has no "
-                "such checkpoint. Start the run where its ranks were, or delete that folder to resume from the "
-                "checkpoint before"
+                f"{checkpoint}: has no files of learner rank {self.rank} on node {node}, and {remote.shown} "
+                "has no such checkpoint. Start the run where its ranks were, or delete that folder to resume "
+                "from the checkpoint before"
             )
         self._fetched = checkpoint.with_name(f".partial-fetched-{self.rank}")
         shutil.rmtree(self._fetched, ignore_errors=True)
@@ -84,14 +84,14 @@ class ShardFiles:
 
     @contextlib.contextmanager
     def readable(self, folder: Path) -> Iterator[Path]:
-        """The folder to load this rank's files from: `folder`, or the copy that `fetch` made, deleted afterwards."""
+        """The folder to load this rank's files from: `folder`, or the copy of `fetch`, then deleted."""
         yield self._fetched or folder
         if self._fetched is not None:
             shutil.rmtree(self._fetched)
             self._fetched = None
 
     def _is_here(self, checkpoint: Path, state: TrainingState) -> bool:
-        """Whether this node has the files. A folder of the same name may be left from another attempt at the step."""
+        """Whether this node has the files. The folder may be left from another attempt at the same step."""
         try:
             same = (checkpoint / STATE).read_text() == state.text()
         except FileNotFoundError:
