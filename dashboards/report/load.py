@@ -16,7 +16,14 @@ import yaml
 from orchestrator.config.schema import flat_tree
 from orchestrator.errors import ConfigError
 from orchestrator.storage.folders import RESULTS, results_of
-from orchestrator.storage.journal import JOURNAL, read_events
+from orchestrator.storage.journal import (
+    JOURNAL,
+    EvaluationEvent,
+    StartEvent,
+    StatusEvent,
+    StepEvent,
+    read_events,
+)
 
 Curve = dict[int, float]
 """The values of a metric by step."""
@@ -153,21 +160,20 @@ def read_curves(folder: Path) -> RunCurves:
     evaluations: dict[str, dict[str, Curve]] = {}
     newest_set, status, name = None, "running", None
     for event in read_events(folder):
-        kind = event["event"]
-        if kind == "start":
-            name = event.get("run_name")
-        elif kind == "step":
-            for key, value in _finite(event["values"]).items():
-                training.setdefault(key, {}).setdefault(event["step"], value)
-        elif kind == "evaluation":
-            newest_set = event["set"]
-            figures = evaluations.setdefault(newest_set, {})
-            for key, value in _finite(event["values"]).items():
-                figures.setdefault(key.removeprefix(f"eval/{newest_set}/"), {}).setdefault(
-                    event["step"], value
-                )
-        elif kind == "status":
-            status = event["status"].lower()
+        match event:
+            case StartEvent():
+                name = event.run_name
+            case StepEvent():
+                for key, value in _finite(event.values).items():
+                    training.setdefault(key, {}).setdefault(event.step, value)
+            case EvaluationEvent():
+                newest_set = event.set
+                figures = evaluations.setdefault(newest_set, {})
+                for key, value in _finite(event.values).items():
+                    figure = key.removeprefix(f"eval/{newest_set}/")
+                    figures.setdefault(figure, {}).setdefault(event.step, value)
+            case StatusEvent():
+                status = event.status.lower()
     return RunCurves(training, evaluations, newest_set, status, name)
 
 

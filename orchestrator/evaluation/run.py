@@ -32,7 +32,7 @@ from orchestrator.pools.evaluation import EvalPools
 from orchestrator.pools.failures import LOGS
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.tracking.address import tracking_uri
-from orchestrator.tracking.parent_run import SweepTracker
+from orchestrator.tracking.parent_run import ParentRun
 from orchestrator.tracking.server import Server
 
 RESULTS = "results.json"
@@ -216,7 +216,7 @@ def _deliver(prepared: Prepared, results: EvalResults, uri: str, progress: EvalP
     tags = {"laser.kind": "evaluation", "laser.model": results.model, "laser.folder": str(folder.resolve())}
     settings = flat_settings(config)
     try:
-        tracker = SweepTracker(
+        tracker = ParentRun(
             uri,
             config.tracking.experiment,
             folder.name,

@@ -5,7 +5,6 @@ In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that can be s
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,12 +17,11 @@ from mlflow.exceptions import MlflowException
 
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import locked
-from orchestrator.tracking.server import REQUEST_DEFAULTS, Server, may_pass
+from orchestrator.tracking.client_environment import patient_requests
+from orchestrator.tracking.server import Server, may_pass
 
 ARTIFACT = "model"
 CONTENT_TAG = "laser.sha256"
-PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
-"""While a model travels: a server that passes gigabytes on to its store answers only when they are there."""
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -55,7 +53,7 @@ def register(
             return str(current.version)
         path = f"{ARTIFACT}/{digest[:12]}"
         artifacts = client.get_run(run_id).info.artifact_uri
-        with _patient_requests():
+        with patient_requests():
             client.log_artifacts(run_id, str(source), path)
         try:
             client.create_registered_model(name)
@@ -96,7 +94,7 @@ def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Pat
                 partial = final.with_name(f".{final.name}.partial")
                 shutil.rmtree(partial, ignore_errors=True)
                 location = server.client.get_model_version_download_uri(version.name, version.version)
-                with _patient_requests():
+                with patient_requests():
                     downloaded = download_artifacts(
                         artifact_uri=location, dst_path=str(partial), tracking_uri=tracking_uri
                     )
@@ -174,16 +172,3 @@ def _told(server: Server, what: str) -> Iterator[None]:
     except Exception as error:  # artifact stores raise errors of their own kinds
         why = "cannot be reached" if may_pass(error) else "refused"
         raise ConfigError(f"{what}: MLflow at {server.shown} {why}: {server.explain(error)}") from error
-
-
-@contextlib.contextmanager
-def _patient_requests() -> Iterator[None]:
-    """For gigabytes, after a quick request has found the server there. What the user has set stays."""
-    quick = {
-        name: REQUEST_DEFAULTS[name] for name in PATIENT if os.environ.get(name) == REQUEST_DEFAULTS[name]
-    }
-    os.environ.update({name: PATIENT[name] for name in quick})
-    try:
-        yield
-    finally:
-        os.environ.update(quick)

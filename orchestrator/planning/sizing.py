@@ -14,7 +14,7 @@ from statistics import median
 from orchestrator.config.schema import Mark, changed_settings, has_mark
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
-from orchestrator.storage.journal import read_events
+from orchestrator.storage.journal import StepEvent, read_events
 
 RECENT_STEPS = 20
 """Medians are over the newest steps: responses grow during training, and a resumed run may have had other
@@ -153,7 +153,7 @@ def measure_run(folder: Path) -> Measured:
             f"{folder}: holds no run (no config.yaml); name a run's folder, such as runs/quickstart"
         )
     config = load_config(saved)
-    steps = [event["values"] for event in read_events(folder) if event["event"] == "step"][-RECENT_STEPS:]
+    steps = [event.values for event in read_events(folder) if isinstance(event, StepEvent)][-RECENT_STEPS:]
     if len(steps) < FEWEST_STEPS:
         raise ConfigError(
             f"{folder}: {len(steps)} steps are measured, and {FEWEST_STEPS} are needed; train a few steps "

@@ -1,7 +1,7 @@
-"""The journal of a run: what it measured, on disk before anything goes over a network.
+"""The journal of a run: every measurement is on disk before it goes over a network.
 
-In: events, once each. Out: `metrics.jsonl`, one JSON object a line, append-only; `.mlflow-sent` beside it counts the events that MLflow
-has. Readers such as a report use `read_events`. Imports neither MLflow nor torch.
+In: events, once each. Out: `metrics.jsonl`, one JSON object a line, append-only; and `.mlflow-sent`, the number of events
+that MLflow has. Readers such as the report use `read_events`. This module imports neither MLflow nor torch.
 """
 
 import json
@@ -11,7 +11,8 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,29 +21,105 @@ from orchestrator.storage.files import write_atomically
 
 JOURNAL = "metrics.jsonl"
 SENT = ".mlflow-sent"
-Ending = Literal["FINISHED", "FAILED", "KILLED"]
-"""How a run ended, in MLflow's words; KILLED is one that was asked to stop."""
-
 RUN_ID = "mlflow_run_id"
 
-TAIL_BYTES = 2**16
-"""Some dozens of the newest steps."""
+Ending = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended, in MLflow's words. KILLED: a signal or a scheduler asked it to stop."""
+RunStatus = Literal["RUNNING", Ending]
 
-Event = dict[str, Any]
+TAIL_BYTES = 2**16
+"""How much `last_step` reads from the end of a journal: some dozens of steps."""
+
+
+@dataclass(frozen=True)
+class StartEvent:
+    """The first event of a journal."""
+
+    time: int
+    """Milliseconds since 1970, as in every event."""
+    run_name: str
+    id: str
+    """Distinguishes this journal from those of other runs with the same name."""
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Metrics of a training step."""
+
+    time: int
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvaluationEvent:
+    """Figures of a held-out set after a step; 0 is the initial model."""
+
+    time: int
+    step: int
+    set: str
+    values: dict[str, float]
+    table: str | None
+    """Path of the sampled solutions, within the run's folder."""
+    figure: str | None
+    """Path of the plot of score distributions, within the run's folder."""
+
+
+@dataclass(frozen=True)
+class SummaryEvent:
+    """`summary.json` has been written."""
+
+    time: int
+
+
+@dataclass(frozen=True)
+class StatusEvent:
+    """The run ended, or it was resumed."""
+
+    time: int
+    status: RunStatus
+
+
+Event = StartEvent | StepEvent | EvaluationEvent | SummaryEvent | StatusEvent
+
+_KINDS: dict[str, type[Event]] = {
+    "start": StartEvent,
+    "step": StepEvent,
+    "evaluation": EvaluationEvent,
+    "summary": SummaryEvent,
+    "status": StatusEvent,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def to_json(event: Event) -> str:
+    """The event as one line of the journal, without the line's end. The key `event` names its kind and comes first."""
+    return json.dumps({"event": _NAMES[type(event)], **vars(event)}, allow_nan=False)
+
+
+def from_json(line: str | bytes) -> Event:
+    """The event of a journal's line. Keys that this version does not know are ignored.
+
+    Raises:
+        ValueError: The line is not JSON, its kind is unknown, or a key is missing.
+    """
+    return _event(json.loads(line))
 
 
 def read_events(folder: Path) -> list[Event]:
-    """The events of a run's journal, oldest first; none without a journal. Also while the run goes on: an unfinished last line is left out.
+    """The events of a run's journal, oldest first; none if there is no journal.
+
+    The run may still be training: an unfinished last line is left out.
 
     Raises:
-        RunError: A line other than the last is no event.
+        RunError: A line is not an event, and is not the unfinished last one.
     """
     path = folder / JOURNAL
     return [event for event, _ in _parse(path)] if path.exists() else []
 
 
 def last_step(folder: Path) -> int:
-    """The newest training step, from the end of the journal alone: cheap enough to ask every second. 0 while there is none."""
+    """The newest training step; 0 before the first one. Reads only the journal's end, so it is cheap to call every second."""
     path = folder / JOURNAL
     if not path.exists():
         return 0
@@ -53,36 +130,47 @@ def last_step(folder: Path) -> int:
 
 
 def saved_run_id(folder: Path) -> str | None:
-    """The MLflow run that shows this folder's journal, if one has been created."""
+    """The MLflow run that shows this folder's journal; None before it is created."""
     path = folder / RUN_ID
     return (path.read_text().strip() or None) if path.exists() else None
 
 
 def forget(folder: Path) -> None:
-    """Delete the journal of an earlier attempt, so that the next one is another run, in MLflow too."""
+    """Delete the journal of an earlier attempt, so that the next attempt is a new run, in MLflow too."""
     for name in (RUN_ID, JOURNAL, SENT):
         (folder / name).unlink(missing_ok=True)
 
 
-class Journal:
-    """The journal in `folder`, of which one process may be the writer. Another thread may read it meanwhile.
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
-    Opening drops a last line that a kill has cut off.
+
+class Journal:
+    """The journal in `folder`. One process may write it at a time; another thread may read it meanwhile.
+
+    Opening a journal removes a last line that a killed process left unfinished.
+
+    Args:
+        folder: The run's folder; it is created if it does not exist.
+        clock: The time of each event, in milliseconds since 1970.
 
     Attributes:
-        last_step: The last training step in it; -1 without one.
+        last_step: The last training step in it; -1 if there is none.
         evaluations: The (set, step) of the evaluations in it.
         status: The last status in it, if any.
 
     Raises:
-        RunError: A line other than the last is no event, or the file cannot be written.
+        RunError: A line is not an event, or the file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / JOURNAL
+    def __init__(self, folder: Path, clock: Callable[[], int] = now_ms) -> None:
+        self.folder = folder
+        self.path = folder / JOURNAL
+        self.clock = clock
         self.last_step = -1
         self.evaluations: set[tuple[str, int]] = set()
-        self.status: str | None = None
+        self.status: RunStatus | None = None
         self._starts: list[int] = []  # of the lines, in bytes
         self._end = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,44 +188,57 @@ class Journal:
         """Number of events that MLflow has, counted from the first one."""
         return self._sent
 
+    @property
+    def opening(self) -> StartEvent:
+        """The first event.
+
+        Raises:
+            RunError: The journal is empty or begins with another event.
+        """
+        first = next(self.events(0), None)
+        if not isinstance(first, StartEvent):
+            raise RunError(f"{self.path}: does not begin with a start event; restore its first line")
+        return first
+
     def start(self, run_name: str) -> None:
-        """The first event. `id` tells this journal from those of other runs of the same name."""
-        self._append({"event": "start", "time": _now(), "run_name": run_name, "id": uuid.uuid4().hex})
+        """Append the first event, with a new `id`."""
+        self._append(StartEvent(self.clock(), run_name, uuid.uuid4().hex))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        self._append({"event": "step", "time": _now(), "step": step, "values": _numbers(values)})
+        """Append a step's metrics. A NaN is left out; an infinity becomes the largest number."""
+        self._append(StepEvent(self.clock(), step, _numbers(values)))
 
     def evaluation(
         self, name: str, step: int, values: Mapping[str, float], table: str | None, figure: str | None
     ) -> None:
-        """`table` and `figure` are paths within the folder."""
-        event = {"event": "evaluation", "time": _now(), "step": step, "set": name, "values": _numbers(values)}
-        self._append(event | {"table": table, "figure": figure})
+        """Append an evaluation of the set `name`. `table` and `figure` are paths within the folder."""
+        self._append(EvaluationEvent(self.clock(), step, name, _numbers(values), table, figure))
 
     def summary(self) -> None:
-        """Says that `summary.json` has been written."""
-        self._append({"event": "summary", "time": _now()})
+        """Append that `summary.json` has been written."""
+        self._append(SummaryEvent(self.clock()))
 
-    def set_status(self, status: str) -> None:
-        self._append({"event": "status", "time": _now(), "status": status})
+    def set_status(self, status: RunStatus) -> None:
+        """Append the run's new status."""
+        self._append(StatusEvent(self.clock(), status))
 
     def events(self, first: int) -> Iterator[Event]:
-        """The events from number `first` on, as many as there are now."""
+        """The events from number `first`, up to the newest one at the time of the call."""
         count = len(self)
         if first >= count:
             return
         with self.path.open("rb") as file:
             file.seek(self._starts[first])
             for _ in range(first, count):
-                yield json.loads(file.readline())
+                yield from_json(file.readline())
 
     def mark_sent(self, count: int) -> None:
-        """MLflow has the first `count` events."""
+        """Record that MLflow has the first `count` events."""
         write_atomically(self.folder / SENT, f"{count}\n")
         self._sent = count
 
     def _append(self, event: Event) -> None:
-        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        line = (to_json(event) + "\n").encode()
         try:
             with self.path.open("ab") as file:
                 file.write(line)
@@ -145,56 +246,74 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             if self.path.exists():
-                os.truncate(self.path, self._end)  # half a line in the middle would spoil the next one
+                os.truncate(self.path, self._end)  # half a line would spoil the next one
             raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}). Mend that (is the disk full?); the same command continues from the "
-                "last checkpoint."
+                f"{self.path}: cannot be written ({error.strerror}). Is the disk full? Correct the cause, then run the same "
+                "command: it resumes from the last checkpoint."
             ) from error
         self._count(event, len(line))
 
     def _count(self, event: Event, size: int) -> None:
-        if event["event"] == "step":
-            self.last_step = max(self.last_step, event["step"])
-        elif event["event"] == "evaluation":
-            self.evaluations.add((event["set"], event["step"]))
-        elif event["event"] == "status":
-            self.status = event["status"]
+        match event:
+            case StepEvent():
+                self.last_step = max(self.last_step, event.step)
+            case EvaluationEvent():
+                self.evaluations.add((event.set, event.step))
+            case StatusEvent():
+                self.status = event.status
         self._starts.append(self._end)
         self._end += size
 
     def _read_sent(self) -> int:
-        """0 also when the file is empty or torn, as after a power cut: whoever delivers looks what the server has."""
+        """The saved number, or 0 where a power cut left the file empty or torn.
+
+        A number that is too low is safe: before the delivery sends an event again, it asks the server which points it has.
+        """
         try:
             return int((self.folder / SENT).read_text())
         except (FileNotFoundError, ValueError):
             return 0
 
 
+def _event(tree: Any) -> Event:
+    kind = _KINDS.get(tree.get("event", "")) if isinstance(tree, dict) else None
+    if kind is None:
+        raise ValueError("it is not an event")
+    missing = [field.name for field in fields(kind) if field.name not in tree]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    return kind(**{field.name: tree[field.name] for field in fields(kind)})
+
+
 def _parse(path: Path) -> Iterator[tuple[Event, int]]:
-    """Events and the sizes of their lines in bytes, up to a last line that is not whole."""
+    """Events and the sizes of their lines in bytes, up to a last line that is unfinished."""
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        if number == len(lines) and not _is_whole(line):
+            return
         try:
-            event = json.loads(line)
-            whole = isinstance(event, dict) and "event" in event and line.endswith(b"\n")
-        except ValueError:
-            whole = False
-        if whole:
-            yield event, len(line)
-        elif number < len(lines):
+            event = from_json(line)
+        except ValueError as error:
             raise RunError(
-                f"{path}: line {number} is no event of a journal; delete that line, or move the file away"
-            )
+                f"{path}: line {number} is no event of a journal ({error}); delete that line, or move the file away"
+            ) from error
+        yield event, len(line)
 
 
-def _now() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
+def _is_whole(line: bytes) -> bool:
+    """Whether all of a line reached the disk, also one of a kind that only a later version knows."""
+    try:
+        return line.endswith(b"\n") and "event" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
-    """What JSON can hold. NaN says that a step does not define the value: no point of the curve. Infinity is the largest number, as MLflow
-    stores it."""
+    """The values that JSON can hold.
+
+    A NaN means that the step does not define the value: the curve has no point there. An infinity becomes the largest
+    number, as MLflow stores it.
+    """
     most = sys.float_info.max
     return {
         key: max(-most, min(most, float(value))) for key, value in values.items() if not math.isnan(value)

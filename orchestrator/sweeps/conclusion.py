@@ -12,7 +12,7 @@ from orchestrator.sweeps.plan import SweepPlan
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import OVER, Ledger, State, SweepBest, SweepOutcome, Trial, Trunk
 from orchestrator.sweeps.trial import TRIAL_PATIENCE_S, tags_of
-from orchestrator.tracking.parent_run import SweepTracker
+from orchestrator.tracking.parent_run import ParentRun
 from orchestrator.tracking.tracker import deliver_leftovers
 
 
@@ -29,7 +29,7 @@ class Conclusion:
         self,
         plan: SweepPlan,
         ledger: Ledger,
-        tracker: SweepTracker,
+        tracker: ParentRun,
         progress: SweepProgress,
         tags: Mapping[str, str],
         ended: Collection[str],

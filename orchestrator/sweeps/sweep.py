@@ -23,8 +23,8 @@ from orchestrator.sweeps.plan import Member, SweepPlan
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import OVER, Ledger, State, SweepOutcome
 from orchestrator.sweeps.stages import Stages
-from orchestrator.tracking.parent_run import SweepTracker
-from orchestrator.tracking.tracker import without_password
+from orchestrator.tracking.parent_run import ParentRun
+from orchestrator.tracking.server import without_password
 from orchestrator.training.preparation import prepare
 
 
@@ -59,7 +59,7 @@ class _Sweep:
         self.plan = plan
         self.ledger = ledger
         self.progress = progress
-        self.tracker = SweepTracker(
+        self.tracker = ParentRun(
             plan.tracking_uri,
             plan.base.tracking.experiment,
             plan.sweep.name,

@@ -1,66 +1,62 @@
-"""Delivers a run's journal to MLflow, in order and each event once, from a thread that neither a slow nor a dead server lets stall the run.
+"""Delivers a run's journal to MLflow, in order and each event once.
 
-In: the journal. Out: one MLflow run, whose id is in the folder's `mlflow_run_id`. What cannot be delivered stays in the journal.
+In: the journal. Out: one MLflow run, and lines about outages. A thread does the work, so that neither a slow nor an
+unavailable server delays the training. Events that cannot be delivered stay in the journal.
 """
 
-import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from enum import StrEnum
 
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
-
-from orchestrator.storage.files import write_atomically
-from orchestrator.storage.journal import RUN_ID, Event, Journal, saved_run_id
+from orchestrator.storage.journal import Journal
+from orchestrator.tracking.health import DeliveryState, Reaction, ServerHealth
+from orchestrator.tracking.run_writer import RunCard, RunWriter
 from orchestrator.tracking.server import Server, may_pass
 
-JOURNAL_TAG = "laser.journal"
-"""Tag of an MLflow run that says whose journal it shows: a run whose creation was not acknowledged is found by it."""
-PARAM_VALUE_LIMIT = 6000
-TAG_VALUE_LIMIT = 8000
-METRICS_PER_REQUEST = 1000
-LONGEST_PAUSE = 60.0
-"""Seconds between two attempts, at most."""
 
+class Phase(StrEnum):
+    """What the owner of a delivery wants of it."""
 
-@dataclass(frozen=True)
-class RunCard:
-    """What MLflow is told about a run at its start."""
-
-    experiment: str
-    name: str
-    params: Mapping[str, str]
-    config: str
-    """YAML, kept as `config.yaml`."""
-    tags: Mapping[str, str]
+    OPEN = "open"
+    """Send each event when the journal gets it."""
+    CLOSING = "closing"
+    """Send the remaining events, then end."""
+    STOPPED = "stopped"
+    """End after the current request."""
 
 
 class Delivery(threading.Thread):
-    """Sends what the journal gets. Errors are told through `say`, never raised.
+    """Sends the events of `journal` to `server`. It reports errors through `say` and never raises them.
 
     Attributes:
-        run_id: The MLflow run; None until there is one.
-        away: Whether the server's absence has been told, and not yet its return.
-        refusal: Why the server will not take the events, once it has said so; nothing is sent after that. It is said unless it is the
-            answer to the first attempt, which whoever has started the thread waits for.
-        settled: Set when the first attempt has led to something: events arrived, the absence was told, or a refusal.
+        phase: What the owner wants.
+        health: What is known of the server.
     """
 
     def __init__(self, server: Server, journal: Journal, card: RunCard, say: Callable[[str], None]) -> None:
         super().__init__(name="mlflow-delivery", daemon=True)
-        self.server, self.journal, self.card, self.say = server, journal, card, say
-        self.run_id = saved_run_id(journal.folder)
-        self.away = False
-        self.refusal: str | None = None
-        self.settled = threading.Event()
-        self._news, self._closing, self._stopped = threading.Event(), threading.Event(), threading.Event()
-        self._joined = False
-        # Whether what follows the cursor may be on the server already: a process was killed, or a request failed, after it had arrived.
-        self._unsure = True
-        self._failures, self._pause, self._doubted = 0, 1.0, False
+        self.server = server
+        self.journal = journal
+        self.say = say
+        self.phase = Phase.OPEN
+        self.health = ServerHealth()
+        self._writer = RunWriter(server, journal, card)
+        # Guards `phase` and `health`, and wakes the threads that wait for a change of them or for events.
+        self._changed = threading.Condition()
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run; None until it exists."""
+        return self._writer.run_id
+
+    @property
+    def state(self) -> DeliveryState:
+        return self.health.state
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the server will not take the events; None unless it refused."""
+        return self.health.refusal
 
     @property
     def undelivered(self) -> int:
@@ -68,193 +64,91 @@ class Delivery(threading.Thread):
         return len(self.journal) - self.journal.sent
 
     def notify(self) -> None:
-        """The journal has got an event."""
-        self._news.set()
+        """Say that the journal has a new event."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def first_outcome(self, timeout_s: float) -> DeliveryState:
+        """Wait until the first attempt has an outcome. If there is none after `timeout_s`, report the server as unavailable."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state is not DeliveryState.STARTING, timeout_s)
+            self._update(self.health.unanswered, f"no answer within {timeout_s:g} s")
+            return self.state
 
     def close(self, timeout_s: float) -> None:
-        """Deliver the rest, for so long at most, and end."""
-        self._closing.set()
-        self._news.set()
+        """Deliver the remaining events for at most `timeout_s` seconds, then end."""
+        self._enter(Phase.CLOSING)
         self.join(timeout_s)
-        self._stopped.set()
-
-    def tell_away(self, reason: str) -> None:
-        """Say, once, that the server cannot be reached."""
-        if not self.away:
-            self.away = True
-            self.say(
-                f"MLflow at {self.server.shown} cannot be reached ({reason}). The run goes on; its metrics wait in {self.journal.path}"
-            )
-        self.settled.set()
+        self._enter(Phase.STOPPED)
 
     def run(self) -> None:
-        while not self._stopped.is_set():
+        while self.phase is not Phase.STOPPED and self.state is not DeliveryState.REFUSED:
             try:
                 self._deliver()
-            except Exception as error:  # artifact stores raise errors of their own kinds; each is told, and none may end a training
-                self._fail(error)
-                if self.refusal:
-                    return
+            except (
+                Exception
+            ) as error:  # artifact stores have their own kinds of errors; none may end a training
+                self._handle(error)
                 continue
-            self.settled.set()
-            if self._closing.is_set() and not self.undelivered:
+            if not self._wait_for_events():
                 return
-            self._news.wait()
-            self._news.clear()
-
-    def _fail(self, error: Exception) -> None:
-        self._unsure = True
-        if not may_pass(error):
-            if self._joined and not self._doubted:
-                self._joined, self._doubted = (
-                    False,
-                    True,
-                )  # was the run deleted? Then it begins anew, otherwise the refusal stands
-                return
-            self.refusal = self.server.explain(error)
-            if self.settled.is_set() and not self._stopped.is_set():
-                self.say(
-                    f"MLflow at {self.server.shown} refuses the run: {self.refusal}. Nothing more is sent; the run goes on, its metrics "
-                    f"wait in {self.journal.path}"
-                )
-            self.settled.set()
-            return
-        self._failures += 1
-        if (
-            self._failures > 1 and not self._stopped.is_set()
-        ):  # one lost connection or one locked database is not worth a line
-            self.tell_away(self.server.explain(error))
-        if self._closing.is_set():
-            self._stopped.wait(self._pause)
-        elif self._closing.wait(self._pause):
-            self._pause = 0.5  # little time is left
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _deliver(self) -> None:
-        """Send all that waits."""
-        if not self._joined:
-            self._join_run()
-        while not self._stopped.is_set() and (batch := self._next_batch()):
-            self._send(batch)
+        """Send all events that wait."""
+        self._writer.attach()
+        while self.phase is not Phase.STOPPED and (batch := self._writer.next_batch()):
+            self._writer.send(batch)
             self.journal.mark_sent(self.journal.sent + len(batch))
-            self.settled.set()
-            self._failures, self._pause, self._doubted = 0, 1.0, False
-            if self.away:
-                self.away = False
-                self.say(
-                    f"MLflow at {self.server.shown} answers again; {self.undelivered} more events are on their way"
-                )
+            self._update(self.health.delivered)
+        self._update(self.health.delivered)
 
-    def _join_run(self) -> None:
-        """Go on with the run of the folder; without one that the server still has, begin a new one with the first event."""
-        if not self._is_active(self.run_id):
-            experiment = self.server.experiment_id(self.card.experiment)
-            journal_id = next(self.journal.events(0))["id"]
-            self.journal.mark_sent(0)
-            found = self.server.client.search_runs(
-                [experiment], f"tags.`{JOURNAL_TAG}` = '{journal_id}'", max_results=1
-            )
-            if found:
-                run = found[0]
-            else:
-                tags = {**self.card.tags, JOURNAL_TAG: journal_id}
-                start = next(self.journal.events(0))["time"]
-                run = self.server.client.create_run(
-                    experiment, start_time=start, tags=tags, run_name=self.card.name
-                )
-                self._unsure = False
-            write_atomically(self.journal.folder / RUN_ID, run.info.run_id)
-            self.run_id = run.info.run_id
-        self._joined = True
-
-    def _is_active(self, run_id: str | None) -> bool:
-        if run_id is None:
-            return False
-        try:
-            return self.server.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-
-    def _next_batch(self) -> list[Event]:
-        """The next event, or as many steps as one request holds. It begins at the cursor and is no shorter when it is made again."""
-        batch: list[Event] = []
-        room = METRICS_PER_REQUEST
-        for event in self.journal.events(self.journal.sent):
-            if event["event"] != "step":
-                return batch or [event]
-            room -= len(event["values"])
-            if batch and room < 0:
-                break
-            batch.append(event)
-        return batch
-
-    def _send(self, batch: Sequence[Event]) -> None:
-        """Each kind of event can be sent a second time without a trace of the first, points of curves by looking what is there."""
-        client, event = self.server.client, batch[0]
-        if event["event"] == "start":
-            known = client.get_run(
-                self.run_id
-            ).data.params  # of an attempt that ended here; they cannot be changed
-            params = [
-                Param(key, value[:PARAM_VALUE_LIMIT])
-                for key, value in self.card.params.items()
-                if key not in known
-            ]
-            client.log_batch(self.run_id, params=params)
-            client.log_text(self.run_id, self.card.config, "config.yaml")
-        elif event["event"] == "step":
-            self._send_points(batch)
-        elif event["event"] == "evaluation":
-            if event["table"]:
-                self._upload(event["table"])
-                self._show_tables()
-            if event["figure"]:
-                self._upload(event["figure"])
-            self._send_points(batch)
-        elif event["event"] == "summary":
-            self._upload("summary.json")
-        elif event["status"] == "RUNNING":
-            client.update_run(self.run_id, status="RUNNING")
+    def _handle(self, error: Exception) -> None:
+        """Record a failed attempt, and wait before the next one."""
+        self._writer.expect_repeats()
+        reason = self.server.explain(error)
+        if may_pass(error):
+            self._update(self.health.failed, reason)
+            self._pause()
         else:
-            client.set_terminated(self.run_id, status=event["status"], end_time=event["time"])
+            self._update(lambda: self.health.refused(reason, self._writer.attached), reason)
 
-    def _send_points(self, events: Sequence[Event]) -> None:
-        points = [
-            Metric(key, value, event["time"], event["step"])
-            for event in events
-            for key, value in event["values"].items()
-        ]
-        if self._unsure:
-            there = {key: self._steps_there(key) for key in {point.key for point in points}}
-            points = [point for point in points if point.step not in there[point.key]]
-        if points:
-            self.server.client.log_batch(self.run_id, metrics=points, synchronous=True)
-            self._unsure = False  # events arrive in order: when one was missing, so are those after it
+    def _update(self, outcome: Callable[[], Reaction | None], reason: str = "") -> None:
+        """Record an outcome and do what it asks for. Lines are said before other threads see the new state."""
+        with self._changed:
+            match outcome():
+                case Reaction.REPORT_OUTAGE:
+                    self._report(
+                        f"cannot be reached ({reason}). The run continues; its metrics wait in {self.journal.path}"
+                    )
+                case Reaction.REPORT_RECOVERY:
+                    self._report(f"answers again; {self.undelivered} more events are being sent")
+                case Reaction.REPORT_REFUSAL:
+                    self._report(
+                        f"refuses the run: {reason}. Nothing more is sent; the run continues, and its metrics wait in "
+                        f"{self.journal.path}"
+                    )
+                case Reaction.FIND_RUN:
+                    self._writer.detach()
+            self._changed.notify_all()
 
-    def _steps_there(self, key: str) -> set[int]:
-        return {point.step for point in self.server.client.get_metric_history(self.run_id, key)}
+    def _report(self, text: str) -> None:
+        if self.phase is not Phase.STOPPED:
+            self.say(f"MLflow at {self.server.shown} {text}")
 
-    def _upload(self, path: str) -> None:
-        """A file of the run's folder, to the same place among the run's artifacts; a file that was deleted since is left out."""
-        file = self.journal.folder / path
-        if file.exists():
-            self.server.client.log_artifact(
-                self.run_id, str(file), str(Path(path).parent) if "/" in path else None
-            )
+    def _enter(self, phase: Phase) -> None:
+        with self._changed:
+            self.phase = phase
+            self._changed.notify_all()
 
-    def _show_tables(self) -> None:
-        """Let MLflow's view show the tables up to this event, the newest of them that fit the tag.
+    def _pause(self) -> None:
+        """Wait for the next attempt. A pause ends early when the owner closes the delivery."""
+        with self._changed:
+            phase = self.phase
+            if self._changed.wait_for(lambda: self.phase is not phase, self.health.next_pause_s()):
+                self.health.hurry()
 
-        `MlflowClient.log_table` is not used: it appends rows to a table that it finds, and after some 140 tables its tag is cut off.
-        """
-        events = list(self.journal.events(0))[: self.journal.sent + 1]
-        shown = [
-            {"path": event["table"], "type": "table"}
-            for event in events
-            if event["event"] == "evaluation" and event["table"]
-        ]
-        while len(value := json.dumps(shown)) > TAG_VALUE_LIMIT:
-            del shown[0]
-        self.server.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, value)
+    def _wait_for_events(self) -> bool:
+        """Whether there are any; False when the delivery has to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.undelivered or self.phase is not Phase.OPEN)
+            return self.undelivered > 0

@@ -1,4 +1,7 @@
-"""The MLflow run of a sweep or an evaluation."""
+"""The MLflow run of a sweep, to which the runs of its trials belong, or of an evaluation.
+
+In: metrics, tags, files. Out: one MLflow run. It has no journal: all that it shows is in the folder's `results.json` too.
+"""
 
 import math
 import time
@@ -13,22 +16,29 @@ from mlflow.utils.time import get_current_time_millis
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import RUN_ID, saved_run_id
-from orchestrator.tracking.delivery import PARAM_VALUE_LIMIT
-from orchestrator.tracking.server import Server, may_pass
+from orchestrator.tracking.server import PARAM_VALUE_LIMIT, Server, may_pass
 
 ATTEMPTS = 4
-"""Of a request about a sweep's parent run, with pauses of 1, 2 and 4 s."""
+"""Of one request, with pauses of 1, 2 and 4 s."""
 
 
-class SweepTracker:
-    """The MLflow run of a sweep, the parent of its trials' runs, or of an evaluation. The server has to be there when it starts.
+class ParentRun:
+    """The MLflow run of a sweep or of an evaluation. The server must answer when it starts.
 
     Args:
-        folder: Of the sweep; `mlflow_run_id` in it names the run to go on with.
-        kind: What it is, for messages.
+        uri: The MLflow server.
+        folder: Of the sweep or evaluation. If `mlflow_run_id` in it names an active run, that run is resumed.
+        params: Of the MLflow run, when it is created.
+        tags: Of the MLflow run, when it is created.
+        say: Receives a line for each request that failed after the start.
+        kind: `sweep` or `evaluation`, for messages.
+
+    Attributes:
+        server: The MLflow server.
+        run_id: The MLflow run.
 
     Raises:
-        ConfigError: The server cannot be reached, or refuses. Later failures are said, and no error.
+        ConfigError: The server cannot be reached, or refuses. Later failures are reported and raise nothing.
     """
 
     def __init__(
@@ -42,18 +52,20 @@ class SweepTracker:
         say: Callable[[str], None] = print,
         kind: str = "sweep",
     ) -> None:
-        self.server, self.say, self.kind = Server(uri), say, kind
+        self.server = Server(uri)
+        self.say = say
+        self.kind = kind
         try:
             self.run_id = self._resume(folder) or self._start(experiment, name, folder, params, tags)
-        except Exception as error:  # database drivers raise errors of their own kinds
-            what = "cannot be reached" if may_pass(error) else f"refused the {kind}"
+        except Exception as error:  # database drivers have their own kinds of errors
+            problem = "cannot be reached" if may_pass(error) else f"refused the {kind}"
             raise ConfigError(
-                f"tracking: MLflow at {self.server.shown} {what}: {self.server.explain(error)}. The {kind} needs a server that answers "
-                "when it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
+                f"tracking: MLflow at {self.server.shown} {problem}: {self.server.explain(error)}. The {kind} needs a server "
+                "that answers when it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
             ) from error
 
     def log(self, values: Mapping[str, float]) -> None:
-        """The newest values of the sweep's own metrics."""
+        """Log the newest values of the run's own metrics; a NaN is left out."""
         now = get_current_time_millis()
         metrics = [
             Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)
@@ -63,7 +75,7 @@ class SweepTracker:
         )
 
     def tag_child(self, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
-        """Tags of a trial's run, and its status (such as KILLED for one that was pruned)."""
+        """Set tags of a trial's run, and its status (such as KILLED for a pruned trial)."""
 
         def tag() -> None:
             self.server.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -73,14 +85,13 @@ class SweepTracker:
         self._send(f"tags of run {run_id}", tag)
 
     def log_artifact(self, path: Path) -> None:
-        """A file, under its own name."""
+        """Store a file under its name."""
         self._send(path.name, lambda: self.server.client.log_artifact(self.run_id, str(path)))
 
     def finish(self, failed: bool = False) -> None:
-        self._send(
-            "the end",
-            lambda: self.server.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED"),
-        )
+        """Log the end."""
+        status = "FAILED" if failed else "FINISHED"
+        self._send("end", lambda: self.server.client.set_terminated(self.run_id, status))
 
     def _resume(self, folder: Path) -> str | None:
         run_id = saved_run_id(folder)
@@ -109,15 +120,15 @@ class SweepTracker:
         return run.info.run_id
 
     def _send(self, what: str, request: Callable[[], object]) -> None:
-        """Try some times; the sweep is worth more than its page in MLflow."""
+        """Try a request several times, then report the failure: a sweep is worth more than its page in MLflow."""
         for attempt in range(ATTEMPTS):
             try:
                 request()
                 return
-            except Exception as error:  # artifact stores raise errors of their own kinds; told below
+            except Exception as error:  # artifact stores have their own kinds of errors
                 reason = self.server.explain(error)
                 if not may_pass(error):
                     break
             if attempt < ATTEMPTS - 1:
                 time.sleep(2.0**attempt)
-        self.say(f"MLflow at {self.server.shown} has not got the {self.kind}'s {what}: {reason}")
+        self.say(f"MLflow at {self.server.shown} does not have the {self.kind}'s {what}: {reason}")

@@ -1,10 +1,9 @@
-"""An MLflow server that may be away or may refuse: what its URI must look like, what its errors mean, how they are told.
+"""An MLflow server that may be unavailable or may refuse.
 
-In: a tracking URI. Out: a client whose requests fail soon, and messages without passwords.
+In: a tracking URI. Out: a client whose requests fail soon, what an error means, and messages without passwords.
 """
 
 import logging
-import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -21,26 +20,34 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import atomically, locked
+from orchestrator.tracking.client_environment import set_client_defaults
 
-REQUEST_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own 7 block for minutes, and send again what may have arrived
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # its lines would break the panel
-}
-"""Environment variables of the MLflow client, unless the user has set them; the timeout is in seconds."""
+PARAM_VALUE_LIMIT = 6000
+"""Characters that MLflow stores of a parameter's value."""
 
+_SECRET_NAMES = ("password", "token", "secret")
 _PASSING = frozenset((408, 425, 429, 499, 500, 502, 503, 504))
 _LONGEST_REASON = 400
 
 
 def without_password(uri: str) -> str:
-    """The URI with `***` for its password, also one given as a parameter."""
-    uri = re.sub(r"(//[^/:@]*):.*@", r"\1:***@", uri)
-    return re.sub(r"([?&][^=&]*(?:password|token|secret)[^=&]*=)[^&]*", r"\1***", uri, flags=re.IGNORECASE)
+    """The URI with `***` for its password, and for the values of parameters such as `password` and `token`."""
+    head, password, tail = _around_password(uri)
+    base, mark, query = (head if password is None else f"{head}***{tail}").partition("?")
+    pairs = [f"{pair.partition('=')[0]}=***" if _names_secret(pair) else pair for pair in query.split("&")]
+    return base + mark + "&".join(pairs)
+
+
+def secrets_in(uri: str) -> list[str]:
+    """What `without_password` hides, as it is written in the URI."""
+    head, password, tail = _around_password(uri)
+    pairs = (head if password is None else tail).partition("?")[2].split("&")
+    found = [password, *(pair.partition("=")[2] for pair in pairs if _names_secret(pair))]
+    return [secret for secret in found if secret]
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later: the server is away, busy or locked. Otherwise it has refused."""
+    """Whether the same request may succeed later, because the server is unavailable, busy or locked; otherwise it refused."""
     if isinstance(error, MlflowException):
         return error.get_http_status_code() in _PASSING and not isinstance(error, InvalidUrlException)
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -49,7 +56,7 @@ def may_pass(error: Exception) -> bool:
 
 
 class Refusal(MlflowException):
-    """Our own: this server, as it is, cannot take the run."""
+    """Raised here, not by MLflow: the server cannot take the run until the user changes something."""
 
     def get_http_status_code(self) -> int:
         return 400
@@ -58,15 +65,18 @@ class Refusal(MlflowException):
 class Server:
     """MLflow at `uri`.
 
+    Attributes:
+        shown: The URI without its password, for messages.
+
     Raises:
-        ConfigError: The URI cannot be that of any MLflow. Nothing is sent, and no server has to be there.
+        ConfigError: No MLflow can have this URI. The constructor sends nothing, and no server has to run.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri, self.shown = uri, without_password(uri)
-        for name, value in REQUEST_DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        # We say ourselves what failed; MLflow also tells how it makes the tables of a new database, urllib3 each attempt.
+        self.uri = uri
+        self.shown = without_password(uri)
+        set_client_defaults()
+        # Our own messages say what failed. MLflow also logs how it makes a new database's tables, and urllib3 each attempt.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -74,8 +84,9 @@ class Server:
             self._check_uri()
         except (MlflowException, ValueError, sqlalchemy.exc.ArgumentError) as error:
             raise ConfigError(
-                f"tracking.uri: {self.shown!r} is no address of an MLflow server ({self.explain(error)}). Use http(s)://host:port, "
-                "postgresql://user:password@host/database or sqlite:///file, here or in MLFLOW_TRACKING_URI"
+                f"tracking.uri: {self.shown!r} is not the address of an MLflow server ({self.explain(error)}). Use "
+                "http(s)://host:port, postgresql://user:password@host/database or sqlite:///file, here or in "
+                "MLFLOW_TRACKING_URI"
             ) from error
 
     @property
@@ -84,27 +95,26 @@ class Server:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """Making it takes seconds for a new database, and minutes for one that is away."""
+        """The client. The first access takes seconds for a new database, and minutes for an unavailable one."""
         if self.is_sqlite and (path := self._database()).name not in ("", ":memory:"):
             _make_database(path)
         return MlflowClient(tracking_uri=self.uri)
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of this name, made if there is none. Raises what MLflow raises, and Refusal when it has been deleted."""
+        """The experiment of this name, which is created if it does not exist.
+
+        Raises:
+            Refusal: The experiment has been deleted.
+            Exception: What MLflow raises.
+        """
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            # Beside the database; a server has its own artifact store.
-            artifacts = (
-                (self._database().parent / "mlartifacts").resolve().as_uri() if self.is_sqlite else None
-            )
             try:
-                return self.client.create_experiment(name, artifacts)
+                return self.client.create_experiment(name, self._artifact_location())
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                experiment = self.client.get_experiment_by_name(
-                    name
-                )  # another run of the same moment was first
+                experiment = self.client.get_experiment_by_name(name)  # another run created it meanwhile
         if experiment.lifecycle_stage != "active":
             raise Refusal(
                 f"its experiment {name!r} has been deleted: restore it, or choose another tracking.experiment",
@@ -113,16 +123,18 @@ class Server:
         return experiment.experiment_id
 
     def explain(self, error: BaseException) -> str:
-        """The error on one line, without the password."""
+        """The error on one line, without passwords."""
         text = " ".join(str(error).split()) or type(error).__name__
-        if cause := re.search(
-            r"Caused by \w+\((.*)\)\)", text
-        ):  # of a connection that failed; what is around it repeats the address
+        # The cause of a failed connection is enough; the text around it repeats the address.
+        if cause := re.search(r"Caused by \w+\((.*)\)\)", text):
             text = re.sub(r"HTTPS?Connection(Pool)?\([^)]*\): ", "", cause[1]).strip("\"'")
-        if password := re.search(r"//[^/:@]*:(.*)@", self.uri):
-            for form in (password[1], unquote(password[1])):
-                text = text.replace(form, "***") if form else text
+        for secret in secrets_in(self.uri):
+            text = text.replace(secret, "***").replace(unquote(secret), "***")
         return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + " ..."
+
+    def _artifact_location(self) -> str | None:
+        """Beside a sqlite database; None for a server, which has its own artifact store."""
+        return (self._database().parent / "mlartifacts").resolve().as_uri() if self.is_sqlite else None
 
     def _database(self) -> Path:
         return Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
@@ -136,14 +148,34 @@ class Server:
             parts = urlsplit(self.uri)
             if not parts.hostname or parts.port == 0:
                 raise ValueError("it names no host")
-        _ = self.client  # sends nothing; refuses a scheme that it does not know
+        _ = self.client  # sends nothing, and refuses an unknown scheme
+
+
+def _around_password(uri: str) -> tuple[str, str | None, str]:
+    """The URI in three parts: before its password, the password, and after it; the whole URI, None and "" without one.
+
+    The password is all that stands between the first ":" and the last "@". URL parsers would show a part of a password that
+    was not percent-encoded: `urlsplit` ends the host at a "/", SQLAlchemy's `make_url` ends the password at its first "@".
+    """
+    scheme, separator, rest = uri.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    user, colon, password = credentials.partition(":")
+    if not colon or "/" in user:
+        return uri, None, ""
+    return f"{scheme}{separator}{user}:", password, f"@{place}"
+
+
+def _names_secret(pair: str) -> bool:
+    """Whether a `name=value` of a URI's query holds a secret."""
+    name, _, value = pair.partition("=")
+    return bool(value) and any(word in name.lower() for word in _SECRET_NAMES)
 
 
 def _make_database(path: Path) -> None:
-    """A new sqlite database with MLflow's tables, if there is none yet.
+    """Create a sqlite database with MLflow's tables, unless it exists.
 
-    MLflow makes them in dozens of migrations, for seconds: two processes at once, or a kill, would leave a database that no process can
-    open again. So it is made under another name, by one process.
+    MLflow creates the tables in dozens of migrations, which take seconds. Two processes at once, or a kill, would leave a
+    database that no process can open. So one process creates it under another name, then renames it.
     """
     if path.exists():
         return

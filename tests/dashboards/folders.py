@@ -21,7 +21,7 @@ NASTY = '</script><script>document.title="broken out"</script><img src="https://
 def write_journal(folder, name, training=None, evaluations=None, status="FINISHED", set_name="test"):
     """`training` and `evaluations` are values by step."""
     folder.mkdir(parents=True, exist_ok=True)
-    events = [{"event": "start", "time": 0, "run_name": name}]
+    events = [{"event": "start", "time": 0, "run_name": name, "id": name}]
     events += [
         {"event": "step", "time": step, "step": step, "values": values}
         for step, values in (training or {}).items()

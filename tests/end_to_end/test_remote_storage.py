@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
-from orchestrator.storage.journal import read_events
+from orchestrator.storage.journal import StepEvent, read_events
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(
     resumed = laser.run("train", str(config))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "continuing from" in resumed.stdout
-    steps = [event["step"] for event in read_events(folder) if event["event"] == "step"]
+    steps = [event.step for event in read_events(folder) if isinstance(event, StepEvent)]
     assert steps == [1, 2, 3, 4]
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["c_ref"]) == (4, killed_at["c_ref"])
@@ -144,7 +144,7 @@ def test_nodes_that_share_no_folder_need_none(
     done = laser.run("train", str(config), *settings, "run.steps=3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing from" in done.stdout
-    assert [event["step"] for event in read_events(folder) if event["event"] == "step"] == [1, 2, 3]
+    assert [event.step for event in read_events(folder) if isinstance(event, StepEvent)] == [1, 2, 3]
     assert [path for path in stored(s3, "apart") if path.endswith("_1.pt")] == [
         "checkpoints/step-000002/learner/random_state_1.pt",
         "checkpoints/step-000003/learner/random_state_1.pt",

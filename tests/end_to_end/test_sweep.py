@@ -21,7 +21,7 @@ from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import RunError
 from orchestrator.models.registry import fetch
 from orchestrator.pools.ranks import learner_settings, start_ranks
-from orchestrator.storage.journal import read_events
+from orchestrator.storage.journal import StepEvent, read_events
 from orchestrator.sweeps.sweep import sweep
 from orchestrator.training.replay import load_batch
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
@@ -111,7 +111,7 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     for trial in results["trials"]:
         if trial["status"] == "finished":
             steps = [
-                event["step"] for event in read_events(folder / trial["folder"]) if event["event"] == "step"
+                event.step for event in read_events(folder / trial["folder"]) if isinstance(event, StepEvent)
             ]
             assert steps == list(range(WARM_UP + 1, STEPS + 1)), "a child's metrics start at the branch"
             figures = trial["metrics"]

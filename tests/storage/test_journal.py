@@ -1,4 +1,4 @@
-"""The journal on disk: what a kill may do to it, and who may read it."""
+"""The journal on disk: its format, its readers, and what a kill may do to it."""
 
 import json
 import math
@@ -8,18 +8,26 @@ import pytest
 
 from orchestrator.errors import RunError
 from orchestrator.storage import journal as journal_module
-from orchestrator.storage.journal import Journal, forget, last_step, read_events, saved_run_id
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch):
-    monkeypatch.setattr(journal_module, "_now", lambda: 1700)
+from orchestrator.storage.journal import (
+    EvaluationEvent,
+    Journal,
+    StartEvent,
+    StatusEvent,
+    StepEvent,
+    SummaryEvent,
+    forget,
+    from_json,
+    last_step,
+    read_events,
+    saved_run_id,
+    to_json,
+)
 
 
 @pytest.fixture
 def journal(tmp_path):
     """A run of two steps and an evaluation."""
-    journal = Journal(tmp_path / "trial")
+    journal = Journal(tmp_path / "trial", clock=lambda: 1700)
     journal.start("trial")
     journal.step(1, {"train/accuracy": 0.25, "self_reward/f1": math.nan})
     journal.step(2, {"train/accuracy": 0.5})
@@ -45,6 +53,63 @@ def test_the_file_is_one_object_a_line(journal):
     ]  # fmt: skip
 
 
+STORED = [
+    '{"event": "start", "time": 1, "run_name": "trial", "id": "ab"}',
+    '{"event": "step", "time": 2, "step": 1, "values": {"train/accuracy": 0.25, "time/step": 3}}',
+    '{"event": "evaluation", "time": 3, "step": 1, "set": "test", "values": {}, "table": "samples/a.json", "figure": null}',
+    '{"event": "summary", "time": 4}',
+    '{"event": "status", "time": 5, "status": "KILLED"}',
+]
+"""Lines as every version of this project has written them."""
+
+
+def test_lines_on_disk_are_typed_events_and_back_to_the_byte():
+    events = [from_json(line) for line in STORED]
+    assert events == [
+        StartEvent(1, "trial", "ab"),
+        StepEvent(2, 1, {"train/accuracy": 0.25, "time/step": 3}),
+        EvaluationEvent(3, 1, "test", {}, "samples/a.json", None),
+        SummaryEvent(4),
+        StatusEvent(5, "KILLED"),
+    ]
+    assert [to_json(event) for event in events] == STORED
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"event": "step", "time": 1, "values": {}}', "step is missing"),
+        ('{"event": "step", "values": {}}', "time, step is missing"),
+        ('{"event": "later", "time": 1}', "it is not an event"),
+        ("[]", "it is not an event"),
+        ("{", "Expecting"),
+    ],
+)
+def test_a_line_that_is_no_event_is_refused(line, reason):
+    with pytest.raises(ValueError, match=reason):
+        from_json(line)
+
+
+def test_unknown_keys_of_an_event_are_ignored():
+    assert from_json('{"event": "summary", "time": 4, "added": 1}') == SummaryEvent(4)
+
+
+def test_a_complete_last_line_of_a_later_version_is_refused_and_kept(journal):
+    whole = journal.path.read_bytes() + b'{"event": "later", "time": 1}\n'
+    journal.path.write_bytes(whole)
+    with pytest.raises(RunError, match="line 5 is no event"):
+        Journal(journal.folder)
+    assert journal.path.read_bytes() == whole
+
+
+def test_the_opening_event_is_the_first_one(journal):
+    assert journal.opening.run_name == "trial"
+    _, *rest = journal.path.read_text().splitlines(keepends=True)
+    journal.path.write_text("".join(rest))
+    with pytest.raises(RunError, match="does not begin with a start event"):
+        _ = Journal(journal.folder).opening
+
+
 def test_infinity_is_the_largest_number_and_the_file_plain_json(journal):
     journal.step(3, {"policy/grad_norm": math.inf, "loss/total": -math.inf})
     *_, last = journal.path.read_text().splitlines()
@@ -52,11 +117,11 @@ def test_infinity_is_the_largest_number_and_the_file_plain_json(journal):
     assert values == {"policy/grad_norm": sys.float_info.max, "loss/total": -sys.float_info.max}
 
 
-def test_opened_again_it_knows_what_is_in_it(journal):
+def test_a_reopened_journal_knows_its_content(journal):
     journal.set_status("FAILED")
     again = Journal(journal.folder)
     assert (len(again), again.last_step, again.evaluations, again.status) == (5, 2, {("test", 2)}, "FAILED")
-    assert [event.get("step") for event in again.events(2)] == [2, 2, None]
+    assert [type(event) for event in again.events(2)] == [StepEvent, EvaluationEvent, StatusEvent]
     assert list(again.events(5)) == []
     empty = Journal(journal.folder / "other")
     assert (len(empty), empty.last_step, empty.evaluations, empty.status, empty.sent) == (
@@ -77,19 +142,25 @@ def test_opened_again_it_knows_what_is_in_it(journal):
         b'{"event": "step\xc3',
     ],
 )
-def test_a_last_line_that_a_kill_cut_off_is_dropped(journal, tail):
+def test_an_unfinished_last_line_is_dropped(journal, tail):
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole + tail)
-    assert len(read_events(journal.folder)) == 4, "a reader leaves it out"
-    assert journal.path.read_bytes() == whole + tail, "and leaves it alone"
+    assert len(read_events(journal.folder)) == 4, "a reader leaves the last line out"
+    assert journal.path.read_bytes() == whole + tail, "and does not change the file"
     again = Journal(journal.folder)
     assert journal.path.read_bytes() == whole
     again.step(3, {"train/accuracy": 1.0})
-    assert [event["step"] for event in again.events(3)] == [2, 3]
-    assert [event.get("step") for event in read_events(journal.folder)] == [None, 1, 2, 2, 3]
+    assert [event.step for event in again.events(3)] == [2, 3]
+    assert [type(event) for event in read_events(journal.folder)] == [
+        StartEvent,
+        StepEvent,
+        StepEvent,
+        EvaluationEvent,
+        StepEvent,
+    ]
 
 
-def test_a_broken_line_in_the_middle_is_told_with_its_number(journal):
+def test_a_broken_line_in_the_middle_is_reported_with_its_number(journal):
     first, second, *rest = journal.path.read_text().splitlines(keepends=True)
     journal.path.write_text(first + second[:10] + "\n" + "".join(rest))
     with pytest.raises(RunError, match=r"metrics\.jsonl: line 2 is no event"):
@@ -111,17 +182,17 @@ def test_a_full_disk_leaves_no_half_line(journal, monkeypatch):
     assert (len(journal), journal.last_step) == (4, 2)
     monkeypatch.undo()
     journal.step(3, {"train/accuracy": 1.0})
-    assert [event["step"] for event in Journal(journal.folder).events(4)] == [3]
+    assert [event.step for event in Journal(journal.folder).events(4)] == [3]
 
 
-def test_the_cursor_outlives_the_process_and_a_torn_one_begins_anew(journal):
+def test_the_cursor_outlives_the_process_and_a_torn_one_is_zero(journal):
     assert journal.sent == 0
     journal.mark_sent(3)
     assert Journal(journal.folder).sent == 3
     (journal.folder / ".mlflow-sent").write_text("")
     assert Journal(journal.folder).sent == 0
     (journal.folder / ".mlflow-sent").write_text("17\n")
-    assert Journal(journal.folder).sent == 4, "no more than there are"
+    assert Journal(journal.folder).sent == 4, "at most the number of events"
 
 
 def test_a_folder_can_be_forgotten(journal):

@@ -18,7 +18,7 @@ from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
-from orchestrator.storage.journal import Journal, read_events
+from orchestrator.storage.journal import Journal, StepEvent, read_events
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.storage.shards import writer_of
 from orchestrator.training.run import _fetch_newer
@@ -202,7 +202,7 @@ def train_to(config: RunConfig, *steps: int) -> tuple[Checkpoints, RemoteStorage
 
 
 def steps_of(folder: Path) -> list[int]:
-    return [event["step"] for event in read_events(folder) if event["event"] == "step"]
+    return [event.step for event in read_events(folder) if isinstance(event, StepEvent)]
 
 
 def test_a_folder_that_is_lost_comes_back_up_to_the_newest_checkpoint(configure, tmp_path):

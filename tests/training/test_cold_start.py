@@ -39,7 +39,7 @@ from orchestrator.data.demonstrations import (
 from orchestrator.data.tokens import ModelTokens, load_tokens
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.storage.files import claimed
-from orchestrator.storage.journal import read_events
+from orchestrator.storage.journal import StatusEvent, read_events
 from orchestrator.training.cold_start import STORAGE, train
 
 CPU = torch.device("cpu")
@@ -293,7 +293,9 @@ class TestCommand:
         with contextlib.suppress(SystemExit):
             assert cli.main(arguments) == 1
         assert [
-            event["status"] for event in read_events(tmp_path / "runs" / "cold") if event["event"] == "status"
+            event.status
+            for event in read_events(tmp_path / "runs" / "cold")
+            if isinstance(event, StatusEvent)
         ] == ["KILLED"]
         with claimed(tmp_path / "runs" / "cold"):
             pass

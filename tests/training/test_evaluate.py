@@ -9,7 +9,7 @@ from orchestrator.data.problems import Problem
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
-from orchestrator.training.evaluate import describe, summarise
+from orchestrator.training.evaluate import describe, score_figure, summarise
 
 NAN = math.nan
 CORRECT, WRONG, NO_ANSWER, TIMEOUT, ERROR = (
@@ -167,3 +167,10 @@ def test_figures_that_the_samples_do_not_define_are_nan_and_not_printed():
     unchecked = summarise(to_batch([group("a", [(TIMEOUT, None, True, 5)])]), np.array([0.5], np.float32))
     assert math.isnan(unchecked.accuracy)
     assert math.isnan(unchecked.auroc)
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_scores_of_one_class_can_be_drawn(correct):
+    figure = score_figure(np.array([0.2, 3.0], np.float32), np.array([correct, correct]), "test")
+    drawn = sum(patch.get_height() for patch in figure.axes[0].patches)
+    assert drawn == 2  # the score of 3 lies within the axis
