@@ -17,17 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-SHOWN = {
-    "train/accuracy": "accuracy",
-    "self_reward/f1": "F1",
-    "loss/total": "loss",
-    "train/response_tokens": "tokens",
-    "time/rollout": "rollout s",
-    "time/verify": "verify s",
-    "time/learn": "learn s",
-    "time/sync": "sync s",
-    "time/step": "step s",
-}
+from orchestrator.measures import Place, shown_in
+
+SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
+"""What the panel and the plain lines show of a step: labels by metric."""
 PLAIN_LINES_EVERY = 10
 LINES_EVERY_VARIABLE = "LASER_LINES_EVERY"
 """Environment variable that replaces it, for a program that reads the lines."""

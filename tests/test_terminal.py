@@ -6,10 +6,11 @@ import pytest
 from rich.console import Console
 
 from orchestrator import terminal as progress
+from orchestrator.measures import Place, shown_in
 from orchestrator.terminal import RunProgress
-from orchestrator.training.show import SUMMARY_ROWS, show_summary
+from orchestrator.training.show import show_summary
 
-FIGURES = dict.fromkeys(SUMMARY_ROWS, 0.25)
+FIGURES = {measure.key: 0.25 for measure in shown_in(Place.SUMMARY)}
 SUMMARY = {"base": FIGURES, "trained": FIGURES | {"accuracy": 0.5, "auroc": None}, "problems": 300, "samples_per_problem": 8,
            "steps": 200, "seconds": 301.4, "c_ref": -21.0}  # fmt: skip
 

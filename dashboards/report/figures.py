@@ -5,6 +5,7 @@ In: a `Comparison` and `Scores`. Out: plain values, which the template and `repo
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,7 @@ from dashboards.report.load import Comparison, Curve, Run
 from dashboards.report.samples import Scores
 from orchestrator.config.schema import Mark, keys_marked
 from orchestrator.config.training import RunConfig
+from orchestrator.measures import FIGURES
 
 MAX_CURVE_POINTS = 200
 HISTOGRAM_RANGE = (-0.5, 1.5)
@@ -151,6 +153,12 @@ def point_text(point: dict[str, Any], keys: Sequence[str]) -> str:
     """A point of settings in words, such as `beta_v 0.1, alpha 0.5`; `keys` are all searched keys."""
     names = short_names(keys)
     return ", ".join(f"{names.get(key, key)} {value_text(value)}" for key, value in point.items())
+
+
+def objective_text(metric: str) -> str:
+    """An expression of evaluation figures in words, such as `(accuracy + F1) / 2`."""
+    labels = {measure.key: measure.label for measure in FIGURES}
+    return re.sub(r"[a-z]\w*", lambda name: labels.get(name[0], name[0].replace("_", " ")), metric)
 
 
 def value_text(value: Any) -> str:

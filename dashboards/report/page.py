@@ -17,11 +17,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from dashboards.report import sections
-from dashboards.report.figures import ranking, seed_groups
+from dashboards.report.figures import objective_text, ranking, seed_groups
 from dashboards.report.load import Comparison, load_runs
-from dashboards.report.metrics import TIME_GROUP, metric_words
 from dashboards.report.payload import payload, shortened
 from dashboards.report.samples import newest_scores
+from orchestrator.measures import TIME_CHARTS
 from orchestrator.storage.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -90,8 +90,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shortened": shortened, "metric_words": metric_words}
-    environment.globals |= {"CELL_WIDTH": sections.CELL_WIDTH, "TIME_GROUP": TIME_GROUP}
+    environment.filters |= {"shortened": shortened, "objective_text": objective_text}
+    environment.globals |= {"CELL_WIDTH": sections.CELL_WIDTH, "TIME_CHARTS": TIME_CHARTS}
     # `tojson` writes `<` as \u003c, so that a solution cannot end the script that holds the numbers.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment

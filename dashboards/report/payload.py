@@ -22,6 +22,7 @@ from dashboards.report.figures import (
     choose_samples,
     histograms,
     is_continuous,
+    objective_text,
     off_by,
     reliability,
     short_names,
@@ -30,9 +31,9 @@ from dashboards.report.figures import (
     value_text,
 )
 from dashboards.report.load import Comparison, Curve, Run, Sweep
-from dashboards.report.metrics import CHARTS, EVALUATION_GROUP, SURFACES, TIME_PARTS, metric_words
 from dashboards.report.samples import Scores
 from orchestrator.algorithm.metrics import expected_calibration_error
+from orchestrator.measures import CHART_GROUPS, EVALUATION_CHARTS, Place, charted_in, shown_in
 
 MAX_SAMPLES = 150
 MAX_SAMPLED_RUNS = 12
@@ -119,7 +120,7 @@ def _until(curves: dict[str, Curve], step: int) -> dict[str, Curve]:
 def _curves(runs: list[dict[str, Curve]], after: int) -> dict[str, Any]:
     """Bands of all drawn metrics after step `after`; without `low` and `high` where they are the mean."""
     curves = {}
-    for metric in [chart.metric for group in CHARTS.values() for chart in group]:
+    for metric in [measure.key for group in CHART_GROUPS for measure in charted_in(group)]:
         own = [{step: value for step, value in run.get(metric, {}).items() if step > after} for run in runs]
         found = band(thinned(own, largest=metric.endswith("_max")))
         if not found.steps:
@@ -133,17 +134,17 @@ def _curves(runs: list[dict[str, Curve]], after: int) -> dict[str, Any]:
 def _drawn_charts(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
     """Charts that have values, and the titles of those that are 0 throughout."""
     charts, zero = [], []
-    for group, members in CHARTS.items():
-        source = "evaluation" if group == EVALUATION_GROUP else "training"
-        for chart in members:
+    for group in CHART_GROUPS:
+        source = "evaluation" if group == EVALUATION_CHARTS else "training"
+        for measure in charted_in(group):
             curves = [run.evaluations if source == "evaluation" else run.training for run in runs]
-            values = [value for curve in curves for value in curve.get(chart.metric, {}).values()]
+            values = [value for curve in curves for value in curve.get(measure.key, {}).values()]
             if values and not any(values) and source == "training":
-                zero.append(chart.title)
+                zero.append(measure.heading)
             elif values:
-                described = {"title": chart.title, "caption": chart.caption}
-                place = {"id": f"{source}:{chart.metric}", "group": group, "source": source}
-                charts.append({**place, "metric": chart.metric, **described})
+                described = {"title": measure.heading, "caption": measure.caption}
+                place = {"id": f"{source}:{measure.key}", "group": group, "source": source}
+                charts.append({**place, "metric": measure.key, **described})
     return charts, zero
 
 
@@ -151,14 +152,16 @@ def _time_parts(groups: list[SeedGroup]) -> list[dict[str, Any]]:
     """Mean seconds of each part of a step by group, over its own steps; for a single group its curves too."""
     found = []
     for group in groups:
-        values = {name: _own_values(group, metric) for metric, name in TIME_PARTS.items()}
+        values = {part.title: _own_values(group, part.key) for part in shown_in(Place.STEP_PARTS)}
         if any(values.values()):
             means = {name: float(np.mean(each)) if each else 0.0 for name, each in values.items()}
             found.append({"label": group.label, "mean": means})
     if len(groups) == 1 and found:
         curves = {
-            name: band(thinned([run.training.get(metric, {}) for run in groups[0].runs], largest=False))
-            for metric, name in TIME_PARTS.items()
+            part.title: band(
+                thinned([run.training.get(part.key, {}) for run in groups[0].runs], largest=False)
+            )
+            for part in shown_in(Place.STEP_PARTS)
         }
         found[0]["curves"] = {
             name: {"steps": curve.steps, "mean": curve.mean} for name, curve in curves.items()
@@ -202,10 +205,11 @@ def _sweep_points(comparison: Comparison, number: int) -> dict[str, Any]:
 
 def surface_figures(sweep: Sweep) -> list[tuple[str, str, str, Callable[[Run], float | None]]]:
     """Name, title, caption and value of the figures that are drawn over the searched keys."""
-    figures = [(name, title, caption, figure_of(name)) for name, (title, caption) in SURFACES.items()]
-    if sweep.metric in SURFACES:
+    drawn = list(shown_in(Place.REPORT_SURFACES))
+    figures = [(each.key, each.heading, each.caption, figure_of(each.key)) for each in drawn]
+    if sweep.metric in [each.key for each in drawn]:
         return figures
-    words = f"{metric_words(sweep.metric)}: the objective of the sweep."
+    words = f"{objective_text(sweep.metric)}: the objective of the sweep."
     return [*figures, ("objective", "Objective", words[0].upper() + words[1:], objective_of)]
 
 

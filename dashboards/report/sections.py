@@ -18,14 +18,15 @@ from dashboards.report.figures import (
     cell,
     differing_settings,
     is_continuous,
+    objective_text,
     point_text,
     short_names,
     surface_axes,
     value_text,
 )
 from dashboards.report.load import Comparison, Run, Sweep
-from dashboards.report.metrics import COLUMNS, HEADLINE, TIME_GROUP, metric_words
 from dashboards.report.payload import figure_of, shortened, surface_figures
+from orchestrator.measures import TIME_CHARTS, Place, shown_in
 from orchestrator.terminal import clock
 
 CELL_WIDTH = 62
@@ -169,7 +170,7 @@ def headline(comparison: Comparison, groups: list[SeedGroup], found: Ranking) ->
     if found.best and found.first is not None:
         objective = f"{found.values[found.first]:.3f}"
         counts.append(Tile("Best run", runs[found.first].name, wide=True))
-        counts.append(Tile("Its objective", objective, metric_words(found.metric)))
+        counts.append(Tile("Its objective", objective, objective_text(found.metric)))
     return counts
 
 
@@ -180,7 +181,7 @@ def _sweep_tiles(comparison: Comparison, sweep: Sweep) -> list[Tile]:
         seeds = f"mean of {best.seeds} seeds" if best.seeds > 1 else "one seed"
         point = point_text(best.point, sweep.keys) or best.trial
         tiles.append(Tile("Best point", point, f"{seeds}; best trial {best.trial}", wide=True))
-        tiles.append(Tile("Its objective", f"{best.objective:.3f}", metric_words(sweep.metric)))
+        tiles.append(Tile("Its objective", f"{best.objective:.3f}", objective_text(sweep.metric)))
         members = [run for run in comparison.runs if run.point == best.point]
         accuracy, f1 = (cell(members, figure_of(name)).mean for name in ("accuracy", "self_verification_f1"))
         if not math.isnan(accuracy):
@@ -201,8 +202,8 @@ def _run_tiles(run: Run) -> list[Tile]:
     tiles = [Tile("Status", "", f"{steps_text(run)} steps", run=run)]
     if not run.evaluation:
         return [*tiles, Tile("Evaluation", "none", "no held-out set, or not evaluated yet")]
-    shown = {name: label for name, label in HEADLINE.items() if name in run.evaluation}
-    return tiles + [Tile(label, _change(run, name), "base → trained") for name, label in shown.items()]
+    shown = [measure for measure in shown_in(Place.REPORT_TILES) if measure.key in run.evaluation]
+    return tiles + [Tile(each.heading, _change(run, each.key), "base → trained") for each in shown]
 
 
 def _change(run: Run, name: str) -> str:
@@ -218,7 +219,11 @@ def steps_text(run: Run) -> str:
 def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -> RunTable:
     """The runs with the settings that differ and the figures of their newest evaluations."""
     runs, keys = comparison.runs, differing_settings(comparison)
-    figures = [name for name in COLUMNS if any(name in run.evaluation for run in runs)]
+    figures = [
+        measure
+        for measure in shown_in(Place.REPORT_TABLE)
+        if any(measure.key in run.evaluation for run in runs)
+    ]
     sets = sorted({run.set_name for run in runs if run.set_name})
     names = short_names(keys)
     columns = [
@@ -227,7 +232,7 @@ def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -
         Column("status"),
         Column("steps", "Trained steps", is_number=True),
         *([Column("evaluated on")] if len(sets) > 1 else []),
-        *(Column(*COLUMNS[name], is_number=True) for name in figures),
+        *(Column(measure.label, measure.about, is_number=True) for measure in figures),
         *([Column("objective", found.metric, is_number=True)] if found.values else []),
     ]
     group_of = {id(run): number for number, group in enumerate(groups) for run in group.runs}
@@ -238,7 +243,7 @@ def run_table(comparison: Comparison, groups: list[SeedGroup], found: Ranking) -
             is_best=number in found.best,
             is_first=bool(found.best) and number == found.first,
             settings=[_setting(run, key) for key in keys],
-            figures=[run.evaluation.get(name) for name in figures]
+            figures=[run.evaluation.get(measure.key) for measure in figures]
             + ([found.values.get(number)] if found.values else []),
         )
         for number, run in enumerate(runs)
@@ -322,5 +327,5 @@ def chart_groups(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for chart in data["charts"]:
         groups.setdefault(chart["group"], []).append(chart)
     if data["parts"]:
-        groups.setdefault(TIME_GROUP, [])
+        groups.setdefault(TIME_CHARTS, [])
     return groups

@@ -8,18 +8,8 @@ import statistics
 from typing import Any
 
 from orchestrator.config.training import RunConfig, load_config
+from orchestrator.measures import Place, shown_in
 from orchestrator.training.run import train
-
-FIGURES = (
-    "accuracy",
-    "self_verification_f1",
-    "auroc",
-    "auroc_problem_only",
-    "auroc_within_problem",
-    "maj_at_k",
-    "weighted_at_k",
-    "finished_share",
-)
 
 
 def spread(summaries: list[dict[str, Any]], model: str, figure: str) -> str:
@@ -40,7 +30,7 @@ def main() -> None:
     size = f"{first['problems']} problems x {first['samples_per_problem']} samples, {first['steps']} steps"
     print(f"\n{arguments.seeds} seeds, {size}: median (range)\n")
     print("| figure | base | trained |\n|---|---|---|")
-    for figure in FIGURES:
+    for figure in (measure.key for measure in shown_in(Place.SUMMARY)):
         print(f"| {figure} | {spread(summaries, 'base', figure)} | {spread(summaries, 'trained', figure)} |")
     print(f"| seconds | | {statistics.median(s['seconds'] for s in summaries):.0f} |")
 

@@ -24,12 +24,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
-
-FIGURES = (
-    "accuracy", "finished_share", "self_verification_f1", "accuracy_correct", "accuracy_wrong", "auroc", "auroc_within_problem",
-    "auroc_problem_only", "mixed_problems", "ece", "maj_at_k", "weighted_at_k", "response_tokens", "unverified",
-)  # fmt: skip
-"""Names in a sweep's metric: the figures of an evaluation."""
+from orchestrator.measures import Place, shown_in
 
 Value = bool | int | float | str | None
 
@@ -142,7 +137,7 @@ class SweepConfig(Section):
             raise ValueError(f"seeds: {self.seeds} names a seed twice")
         metric = _formula("metric", self.metric)
         try:
-            metric.number(dict.fromkeys(FIGURES, 0.5))
+            metric.number({measure.key: 0.5 for measure in shown_in(Place.OBJECTIVE)})
         except NotDefined:
             pass  # as with a difference in a denominator, where all figures are the same
         except ValueError as error:

@@ -24,14 +24,10 @@ from orchestrator.algorithm.voting import (
     weighted_maj_at_k,
 )
 from orchestrator.evaluation.samples import Sample, by_problem
+from orchestrator.measures import measure_of
 
 AVERAGE = "average"
 BOOTSTRAP_DRAWS = 10_000
-QUALITY = (
-    "self_verification_f1", "accuracy_correct", "accuracy_wrong", "f1_answered", "accuracy_correct_answered", "accuracy_wrong_answered",
-    "auroc", "auroc_within_problem", "ece",
-)  # fmt: skip
-"""The figures that are the score's own."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +210,7 @@ def _quality(groups: Sequence[Sequence[Sample]], scored: bool) -> tuple[dict[str
         if sample.verified and not math.isnan(sample.score)
     ]
     if not scored or not usable:
-        return dict.fromkeys(QUALITY, math.nan), 0
+        return {name: math.nan for name in Figures.__annotations__ if measure_of(name).of_score}, 0
     scores = np.array([sample.score for _, sample in usable])
     correct = np.array([sample.correct for _, sample in usable])
     answered = np.array([sample.status != "no_answer" for _, sample in usable])
@@ -222,12 +218,18 @@ def _quality(groups: Sequence[Sequence[Sample]], scored: bool) -> tuple[dict[str
     overall = metrics.self_verification(scores, correct, ended)
     among_answered = metrics.self_verification(scores[answered], correct[answered], ended[answered])
     within, mixed = metrics.auroc_within_problem(scores, correct, np.array([number for number, _ in usable]))
-    figures = [
-        *(overall.f1, overall.accuracy_correct, overall.accuracy_wrong),
-        *(among_answered.f1, among_answered.accuracy_correct, among_answered.accuracy_wrong),
-        *(metrics.auroc(scores, correct), within, metrics.expected_calibration_error(scores, correct)),
-    ]
-    return dict(zip(QUALITY, figures, strict=True)), mixed
+    figures = {
+        "self_verification_f1": overall.f1,
+        "accuracy_correct": overall.accuracy_correct,
+        "accuracy_wrong": overall.accuracy_wrong,
+        "f1_answered": among_answered.f1,
+        "accuracy_correct_answered": among_answered.accuracy_correct,
+        "accuracy_wrong_answered": among_answered.accuracy_wrong,
+        "auroc": metrics.auroc(scores, correct),
+        "auroc_within_problem": within,
+        "ece": metrics.expected_calibration_error(scores, correct),
+    }
+    return figures, mixed
 
 
 def _votes(group: Sequence[Sample], scored: bool) -> ProblemSamples:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluation.figures import AVERAGE, EvalResults, Figures, SetResults
+from orchestrator.measures import Place, shown_in
 from orchestrator.storage.files import atomically
 from orchestrator.terminal import clock
 
@@ -21,21 +22,6 @@ PLAIN_LINES_EVERY_S = 10.0
 FEWEST_FOR_COST = 4
 """Samples a problem from which on rules of sampling differ."""
 
-ROWS = {
-    "accuracy": "accuracy",
-    "accuracy_low": "  95 % interval",
-    "finished_share": "finished",
-    "self_verification_f1": "self-verification F1",
-    "accuracy_correct": "  right ones called right",
-    "accuracy_wrong": "  wrong ones called wrong",
-    "f1_answered": "F1 with an answer",
-    "accuracy_correct_answered": "  right ones called right",
-    "accuracy_wrong_answered": "  wrong ones called wrong",
-    "auroc": "AUROC",
-    "auroc_within_problem": "  within a problem",
-    "ece": "calibration error",
-    "response_tokens": "tokens a sample",
-}
 COLOURS = {
     "majority": "tab:gray",
     "weighted": "tab:blue",
@@ -155,9 +141,9 @@ def _figures_table(results: EvalResults) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     sizes = [f"{found.problems} x {found.samples_per_problem}" for found in results.sets]
     table.add_row("problems x samples", *sizes, *[""] * (len(columns) - len(sizes)))
-    for key, label in ROWS.items():
-        if any(not math.isnan(getattr(figures, key)) for _, figures in columns):
-            table.add_row(label, *(_cell(figures, key) for _, figures in columns))
+    for measure in shown_in(Place.EVALUATION):
+        if any(not math.isnan(getattr(figures, measure.key)) for _, figures in columns):
+            table.add_row(measure.title, *(_cell(figures, measure.key) for _, figures in columns))
     return table
 
 
@@ -170,7 +156,7 @@ def _cell(figures: Figures, key: str) -> str:
 
 def _votes_table(sets: Sequence[SetResults]) -> Table:
     table = Table(title="k of a problem's samples")
-    for name in ("set", "k", "pass@k", "Maj@k", "weighted Maj@k", "best-of-k by score"):
+    for name in ("set", "k", *(measure.title for measure in shown_in(Place.VOTES))):
         table.add_column(name, justify="left" if name == "set" else "right")
     for found in sets:
         for row in found.at_k:

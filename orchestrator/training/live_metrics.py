@@ -18,6 +18,7 @@ from typing import Any, Self
 from ray.util import metrics as ray_metrics
 
 from orchestrator.config.training import RunConfig
+from orchestrator.measures import measure_of
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.pool import PoolStats
 from orchestrator.pools.training import Pools
@@ -78,6 +79,11 @@ class LiveMetric:
         return self.kind(self.name, self.about, tag_keys=tag_keys)
 
 
+def _gauge_of(name: str, key: str) -> LiveMetric:
+    """The gauge of one metric of a step."""
+    return LiveMetric(name, Gauge, measure_of(key).about, of_step={key: ""})
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -104,12 +110,7 @@ METRICS = {
                 "time/other": "other",
             },
         ),
-        LiveMetric(
-            "laser_samples_per_second",
-            Gauge,
-            "Samples a second of the last step",
-            of_step={"throughput/samples_per_s": ""},
-        ),
+        _gauge_of("laser_samples_per_second", "throughput/samples_per_s"),
         LiveMetric(
             "laser_pool_tokens_per_second",
             Gauge,
@@ -134,59 +135,17 @@ METRICS = {
             ("pool", "state"),
         ),
         LiveMetric("laser_pool_restarts_total", Counter, "Workers replaced after they died", ("pool",)),
-        LiveMetric(
-            "laser_batch_staleness_steps",
-            Gauge,
-            "Mean age of the last batch's weights",
-            of_step={"rollout/staleness": ""},
-        ),
-        LiveMetric(
-            "laser_weight_sync_seconds", Gauge, "Duration of the last weight sync", of_step={"time/sync": ""}
-        ),
-        LiveMetric(
-            "laser_weight_sync_bytes",
-            Gauge,
-            "Bytes of weights that each engine reads",
-            of_step={"sync/bytes": ""},
-        ),
+        _gauge_of("laser_batch_staleness_steps", "rollout/staleness"),
+        _gauge_of("laser_weight_sync_seconds", "time/sync"),
+        _gauge_of("laser_weight_sync_bytes", "sync/bytes"),
         LiveMetric("laser_check_seconds", Histogram, "Seconds of a check, by its status", ("status",)),
         LiveMetric("laser_deadline_kills_total", Counter, "Checks killed at verification.timeout_s"),
-        LiveMetric(
-            "laser_accuracy_ratio",
-            Gauge,
-            "Share of correct samples among the last batch's checked ones",
-            of_step={"train/accuracy": ""},
-        ),
-        LiveMetric(
-            "laser_self_verification_f1_ratio",
-            Gauge,
-            "F1 of score > 0.5 against the verifier",
-            of_step={"self_reward/f1": ""},
-        ),
-        LiveMetric(
-            "laser_score_correct",
-            Gauge,
-            "Mean score of correct solutions",
-            of_step={"self_reward/score_correct": ""},
-        ),
-        LiveMetric(
-            "laser_score_wrong",
-            Gauge,
-            "Mean score of wrong solutions",
-            of_step={"self_reward/score_wrong": ""},
-        ),
-        LiveMetric(
-            "laser_grad_norm",
-            Gauge,
-            "Norm of the gradient, before clipping",
-            of_step={"policy/grad_norm": ""},
-        ),
-        LiveMetric(
-            "laser_mismatch_nats",
-            Gauge,
-            "Largest difference between an engine's and the learner's log-prob",
-            of_step={"policy/mismatch_max": ""},
-        ),
+        _gauge_of("laser_accuracy_ratio", "train/accuracy"),
+        _gauge_of("laser_self_verification_f1_ratio", "self_reward/f1"),
+        _gauge_of("laser_score_correct", "self_reward/score_correct"),
+        _gauge_of("laser_score_wrong", "self_reward/score_wrong"),
+        _gauge_of("laser_grad_norm", "policy/grad_norm"),
+        _gauge_of("laser_mismatch_nats", "policy/mismatch_max"),
         LiveMetric("laser_run_disk_free_ratio", Gauge, "Free share of the disk of run.dir"),
     )
 }

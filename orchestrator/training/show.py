@@ -7,19 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.measures import Place, shown_in
 from orchestrator.terminal import clock, figure, program
 from orchestrator.tracking.address import tracking_command
-
-SUMMARY_ROWS = {
-    "accuracy": "accuracy",
-    "self_verification_f1": "self-verification F1",
-    "auroc": "AUROC of the score",
-    "auroc_problem_only": "  of the problem's kind alone",
-    "auroc_within_problem": "  within a problem",
-    "maj_at_k": "Maj@{k}",
-    "weighted_at_k": "weighted Maj@{k}",
-    "finished_share": "finished",
-}
 
 
 def show_summary(
@@ -33,12 +23,10 @@ def show_summary(
         table = Table(title=f"{samples}, {summary['steps']} steps, {clock(summary['seconds'])}")
         for name in ("", "base", "trained", "change"):
             table.add_column(name, justify="left" if not name else "right")
-        for key, label in SUMMARY_ROWS.items():
-            base, trained = summary["base"][key], summary["trained"][key]
-            known = base is not None and trained is not None
-            table.add_row(
-                label.format(k=k), figure(base), figure(trained), f"{trained - base:+.3f}" if known else ""
-            )
+        for measure in shown_in(Place.SUMMARY):
+            base, trained = summary["base"][measure.key], summary["trained"][measure.key]
+            change = f"{trained - base:+.3f}" if base is not None and trained is not None else ""
+            table.add_row(measure.title.replace("@k", f"@{k}"), figure(base), figure(trained), change)
         console.print(table)
     laser = program("laser")
     lines = [
