@@ -164,7 +164,9 @@ def _jobs_logs(options: argparse.Namespace) -> int:
     job_id = cluster.find(options.job).submission_id
     if options.follow:
         return _follow(options, cluster, job_id)
-    print(cluster.log(job_id), end="")
+    from orchestrator.jobs.following import readable
+
+    print(readable(cluster.log(job_id)), end="")
     return 0
 
 

@@ -1,8 +1,8 @@
 """What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
 
+import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
@@ -22,18 +22,19 @@ from orchestrator.measures import Place, shown_in
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
 PLAIN_LINES_EVERY = 10
-LINES_EVERY_VARIABLE = "LASER_LINES_EVERY"
-"""Environment variable that replaces it, for a program that reads the lines."""
+STEP_RECORDS_VARIABLE = "LASER_STEP_RECORDS"
+"""With this environment variable each step is printed as a record, a line of JSON, for a program that reads the log."""
 
 
 class StepLine(NamedTuple):
-    """What a plain line says of a step."""
+    """A step as a line: as text for a person, or as a record for a program."""
 
     step: int
     total: int
     values: Mapping[str, float]
-    """Metrics by their full names, of which `SHOWN` are written."""
+    """Metrics by their full names, of which the line has those of `SHOWN`."""
     eta: str
+    """Time to the last step, such as 1:02:03, or a dash."""
 
     def __str__(self) -> str:
         shown = "  ".join(
@@ -41,15 +42,26 @@ class StepLine(NamedTuple):
         )
         return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
 
+    def record(self) -> str:
+        """The step as a line of JSON; a value that is not a number is null."""
+        values = {
+            key: self.values[key] if math.isfinite(self.values[key]) else None
+            for key in SHOWN
+            if key in self.values
+        }
+        return json.dumps({"event": "step", **self._asdict(), "values": values})
+
     @classmethod
-    def parse(cls, line: str) -> "StepLine | None":
-        """The step that `str(step_line)` was made of, with values as they are shown; None for any other line."""
-        found = re.fullmatch(r"step (\d+)/(\d+)  (.*)  ETA ([-\d:]+)", line)
-        if found is None:
+    def from_record(cls, line: str) -> "StepLine | None":
+        """The step of a record; None for any other line."""
+        if not line.startswith('{"event": "step"'):
             return None
-        written = dict(part.rpartition(" ")[::2] for part in found[3].split("  ") if part)
-        values = {key: _parsed(written[label]) for key, label in SHOWN.items() if label in written}
-        return cls(int(found[1]), int(found[2]), values, found[4])
+        try:
+            read = json.loads(line)
+            values = {key: math.nan if value is None else value for key, value in read["values"].items()}
+            return cls(read["step"], read["total"], values, read["eta"])
+        except (ValueError, KeyError, AttributeError):
+            return None
 
 
 class LivePanel:
@@ -86,7 +98,7 @@ class RunProgress(LivePanel):
         super().__init__(console)
         self.total, self.first = total, done
         self.first_step_at: float | None = None
-        self.lines_every = int(os.environ.get(LINES_EVERY_VARIABLE, PLAIN_LINES_EVERY))
+        self.prints_records = bool(os.environ.get(STEP_RECORDS_VARIABLE))
         self.bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"), console=self.console,
@@ -95,14 +107,22 @@ class RunProgress(LivePanel):
         self.values: Mapping[str, float] = {}
 
     def step(self, step: int, values: Mapping[str, float], eta: str | None = None) -> None:
-        """Step `step` is done, with these metrics; `eta` is told where the steps are not seen as they are made."""
+        """Show step `step`, which is done, with its metrics.
+
+        Args:
+            eta: Time to the last step; measured between the calls unless given.
+        """
         self.values = values
         eta = eta or self._eta(step)
         if self.live:
             self.bar.update(self.task, completed=step, eta=eta)
             self.live.update(self._panel())
-        elif step % self.lines_every == 0 or step in (self.first, self.total):
-            self.console.print(str(StepLine(step, self.total, values, eta)), soft_wrap=True)
+            return
+        line = StepLine(step, self.total, values, eta)
+        if self.prints_records:
+            self.console.print(line.record(), soft_wrap=True, markup=False)
+        elif step % PLAIN_LINES_EVERY == 0 or step in (self.first, self.total):
+            self.console.print(str(line), soft_wrap=True)
 
     def _eta(self, step: int) -> str:
         """Time to the last step at the pace so far. The first step only starts the clock: it also waited for the pools."""
@@ -139,10 +159,6 @@ def figure(value: float | None) -> str:
 
 def _number(value: float) -> str:
     return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _parsed(number: str) -> float:
-    return math.nan if number == "-" else float(number)
 
 
 def clock(seconds: float) -> str:

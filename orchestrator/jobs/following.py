@@ -1,6 +1,7 @@
-"""A job as it is followed from here: its log, each line once, and in a terminal its steps as the panel of a run.
+"""A job followed from here: its log, each line once, with its steps in a panel in a terminal.
 
-The job runs on whatever happens here: a connection that breaks is opened again, and only the cluster says that the job has ended.
+The job runs whether or not it is followed. A connection that breaks is opened again, and only the cluster
+says that a job has ended.
 """
 
 import asyncio
@@ -14,29 +15,29 @@ from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
 
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.jobs.client import KIND, RUN, Cluster
+from orchestrator.jobs.client import KIND_KEY, RUN_KEY, Cluster
 from orchestrator.terminal import RunProgress, StepLine
 
 POLL_S = 0.5
-RETRY_S = 2.0
+RECONNECT_S = 2.0
 GIVE_UP_S = 600.0
-"""Without an answer for so long, following ends; the job may well go on."""
+"""Seconds without an answer after which following ends. The job may still run."""
 QUIET_S = 60.0
-"""After so long without a line the connection is opened anew: one that is dead may not look so."""
-LOST = (ConfigError, RuntimeError, aiohttp.ClientError, OSError)
+"""Seconds without a line after which the connection is opened again: a dead connection may look alive."""
+CONNECTION_ERRORS = (ConfigError, RuntimeError, aiohttp.ClientError, OSError)
 
 
 def follow(cluster: Cluster, job: JobDetails, console: Console | None = None) -> None:
     """Show a job's log until the job has succeeded.
 
     Raises:
-        RunError: It has failed, was stopped, or the cluster has not answered for `GIVE_UP_S`.
+        RunError: The job failed or was stopped, or the cluster did not answer for `GIVE_UP_S`.
     """
-    with _View(job.metadata[RUN], console) as view:
+    with _View(job.metadata[RUN_KEY], console) as view:
         asyncio.run(_show(cluster, job.submission_id, view))
     ended = cluster.job(job.submission_id)
     if ended.status is not JobStatus.SUCCEEDED:
-        # The log has told why, unless there is none.
+        # The log says why, unless the driver never started.
         why = (
             f" with exit status {ended.driver_exit_code}"
             if ended.driver_exit_code is not None
@@ -47,11 +48,17 @@ def follow(cluster: Cluster, job: JobDetails, console: Console | None = None) ->
         )
 
 
+def readable(log: str) -> str:
+    """A job's log with its step records as text, as `laser train` prints them."""
+    return "\n".join(str(StepLine.from_record(line) or line) for line in log.split("\n"))
+
+
 class _View:
-    """Lines as they come, and from the first step on, in a terminal, the panel that `laser train` shows there."""
+    """Prints lines; in a terminal it shows steps in the panel of `laser train`."""
 
     def __init__(self, title: str, console: Console | None) -> None:
-        self.title, self.console = title, console or Console(highlight=False)
+        self.title = title
+        self.console = console or Console(highlight=False)
         self.panel: RunProgress | None = None
         self.stack = contextlib.ExitStack()
 
@@ -62,16 +69,16 @@ class _View:
         self.stack.close()
 
     def show(self, line: str) -> None:
-        step = StepLine.parse(line) if self.console.is_terminal else None
-        if step is None:
-            self.console.print(line, markup=False, soft_wrap=True)
+        step = StepLine.from_record(line)
+        if step is None or not self.console.is_terminal:
+            self.console.print(str(step or line), markup=False, soft_wrap=True)
             return
         if self.panel is None:
             self.panel = self.stack.enter_context(
                 RunProgress(self.title, step.total, step.step - 1, self.console)
             )
         self.panel.step(step.step, step.values, step.eta)
-        if step.step == step.total:  # what follows belongs below it
+        if step.step == step.total:  # the lines after the last step belong below the panel
             self.stack.close()
 
 
@@ -81,10 +88,17 @@ async def _show(cluster: Cluster, job_id: str, view: _View) -> None:
 
 
 async def log_lines(cluster: Cluster, job_id: str, say: Callable[[str], None]) -> AsyncIterator[str]:
-    """The lines of a job's log until its end, each once; `say` is told when the connection breaks. Raises RunError after `GIVE_UP_S`."""
+    """The lines of a job's log until its end, each once.
+
+    Args:
+        say: Called with a message when the connection breaks.
+
+    Raises:
+        RunError: The cluster did not answer for `GIVE_UP_S`.
+    """
     seen, rest, lost_at = 0, "", None
     while True:
-        position, complete = 0, False  # each connection starts with the first line
+        position, complete = 0, False  # each connection starts with the log's first line
         try:
             async with contextlib.aclosing(cluster.client.tail_job_logs(job_id)) as tail:
                 with contextlib.suppress(TimeoutError):
@@ -99,31 +113,39 @@ async def log_lines(cluster: Cluster, job_id: str, say: Callable[[str], None]) -
             if cluster.job(job_id).status.is_terminal() and complete:
                 break
             lost_at = None
-        except LOST as error:
+        except CONNECTION_ERRORS as error:
             ended = False
-            with contextlib.suppress(*LOST):  # only its log may be out of reach
+            with contextlib.suppress(*CONNECTION_ERRORS):  # perhaps only the log is out of reach
                 ended = cluster.job(job_id).status.is_terminal()
             if lost_at is None:
                 lost_at = time.monotonic()
-                say(f"the connection to {cluster.address} is lost, and looked for again")
+                say(f"lost the connection to {cluster.address}; reconnecting")
             elif ended and time.monotonic() - lost_at > QUIET_S:
                 break
             elif time.monotonic() - lost_at > GIVE_UP_S:
                 raise RunError(
-                    f"{cluster.address} has not answered for {GIVE_UP_S:g} s; follow again with laser jobs logs -f {job_id}{cluster.option}"
+                    f"{cluster.address} has not answered for {GIVE_UP_S:g} s. Follow the job again with "
+                    f"laser jobs logs -f {job_id}{cluster.option}"
                 ) from error
-        await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(RECONNECT_S)
     if rest:
         yield rest
 
 
 def stop(cluster: Cluster, name: str, say: Callable[[str], None] = print) -> None:
-    """Ask the job `name`, an id or a run, to end, and wait until it has: a run makes a checkpoint first."""
+    """Stop a job and wait for its end. A training run saves a checkpoint first.
+
+    Args:
+        name: The job's id, or the run's name.
+
+    Raises:
+        ConfigError: No job has this id or name, or the cluster does not answer.
+    """
     job = cluster.find(name)
     if not job.status.is_terminal():
         cluster.stop(job.submission_id)
-        saves = ": a run makes a checkpoint" if job.metadata[KIND] == "train" else ""
-        say(f"{job.submission_id} is asked to stop, and waited for{saves}")
+        saves = "; the run saves a checkpoint" if job.metadata[KIND_KEY] == "train" else ""
+        say(f"stopping {job.submission_id}, waiting for its end{saves}")
     while not job.status.is_terminal():
         time.sleep(POLL_S)
         job = cluster.job(job.submission_id)

@@ -1,6 +1,7 @@
-"""Tells, as a job of the cluster, which of our requirements its image does not meet.
+"""Runs as a job of the cluster and prints which of our requirements its image lacks.
 
-It runs where our packages may be missing: the standard library and `packaging`, which comes with Ray, have to do.
+Our packages may be missing there, so this module needs only the standard library and `packaging`, which Ray
+needs.
 """
 
 import json
@@ -9,15 +10,18 @@ from importlib.metadata import PackageNotFoundError, distribution, requires
 
 from packaging.requirements import Requirement
 
-MARK = "laser-requirements: "
+REQUIREMENTS_MARK = "laser-requirements: "
+"""Start of the line that holds the result."""
 
 
 def unmet(requirements: Iterable[str], extra: str = "") -> list[str]:
-    """Those that no installed distribution satisfies; of a distribution's extras (`ray[tune]`) those of its own requirements.
+    """The requirements that no installed distribution satisfies.
+
+    For a requirement with extras (`ray[tune]`) these include the extras' own requirements.
 
     Args:
-        requirements: As in a distribution's metadata.
-        extra: Also consider those that only this extra asks for.
+        requirements: Requirements as in a distribution's metadata.
+        extra: An extra whose requirements count too.
     """
     missing = []
     for requirement in map(Requirement, requirements):
@@ -36,8 +40,13 @@ def unmet(requirements: Iterable[str], extra: str = "") -> list[str]:
     return missing
 
 
-def report(distribution_name: str) -> dict[str, list[str]]:
-    """Unmet requirements: those of everybody under `all`, and those of an engine on CPU and on GPU, of which either does."""
+def unmet_by_kind(distribution_name: str) -> dict[str, list[str]]:
+    """Unmet requirements of a distribution.
+
+    Returns:
+        Those that every job needs under `all`, and those of vLLM's builds under `cpu` and `gpu`, of which one
+        is enough.
+    """
     wanted = requires(distribution_name) or []
     common = unmet(wanted)
     return {"all": common} | {
@@ -46,4 +55,4 @@ def report(distribution_name: str) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    print(MARK + json.dumps(report("laser-orchestrator")))
+    print(REQUIREMENTS_MARK + json.dumps(unmet_by_kind("laser-orchestrator")))

@@ -8,10 +8,10 @@ from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.jobs.client import KIND, RUN
+from orchestrator.jobs.client import KIND_KEY, RUN_KEY
 from orchestrator.terminal import clock
 
-COLOURS = {
+JOB_COLOURS = {
     JobStatus.RUNNING: "cyan",
     JobStatus.SUCCEEDED: "green",
     JobStatus.FAILED: "red",
@@ -20,26 +20,27 @@ COLOURS = {
 
 
 def show_jobs(jobs: Sequence[JobDetails], console: Console | None = None) -> None:
-    """One a line."""
+    """Print a table with one job a line."""
     console = console or Console(highlight=False)
     table = Table("job", "kind", "status", "submitted", "took", box=None)
     for job in jobs:
-        table.add_row(job.submission_id, job.metadata[KIND], _status(job), _time(job.start_time), _took(job))
+        table.add_row(
+            job.submission_id, job.metadata[KIND_KEY], _status(job), _time(job.start_time), _took(job)
+        )
     console.print(table if jobs else "no jobs")
 
 
 def show_job(job: JobDetails, console: Console | None = None) -> None:
-    """All that is known of one."""
+    """Print a job's run, state, times and code version."""
     console = console or Console(highlight=False)
     metadata = job.metadata
     code = [f"version {metadata['laser.version']}"]
     if commit := metadata.get("laser.commit"):
-        code.append(
-            f"commit {commit[:12]}" + (", changed since" if metadata["laser.dirty"] == "true" else "")
-        )
+        changed = ", changed since" if metadata["laser.dirty"] == "true" else ""
+        code.append(f"commit {commit[:12]}{changed}")
     shown = {
         "job": job.submission_id,
-        "run": f"{metadata[RUN]} ({metadata[KIND]})",
+        "run": f"{metadata[RUN_KEY]} ({metadata[KIND_KEY]})",
         "status": _status(job),
         "submitted": f"{_time(job.start_time)}, took {_took(job)}",
         "code": ", ".join(code),
@@ -51,7 +52,7 @@ def show_job(job: JobDetails, console: Console | None = None) -> None:
 
 
 def _status(job: JobDetails) -> str:
-    colour = COLOURS.get(job.status, "dim")
+    colour = JOB_COLOURS.get(job.status, "dim")
     return f"[{colour}]{job.status.value}[/{colour}]"
 
 

@@ -1,6 +1,7 @@
-"""What a job takes to the cluster: the code, its configuration as resolved here, and the local files that this names.
+"""What is sent with a job: the code, the configuration as resolved here, and the local files that it names.
 
-In: a configuration file and overrides. Out: `Work`, and a folder that Ray unpacks on each node as the working directory of the job.
+In: a configuration file and overrides. Out: a `Job`, and a folder that Ray unpacks on each node as the job's
+working directory.
 """
 
 import importlib
@@ -25,18 +26,22 @@ from orchestrator.errors import ConfigError
 from orchestrator.models.resolve import RUNS
 from orchestrator.storage.folders import results_of
 
-Kind = Literal["train", "sweep", "eval"]
+JobKind = Literal["train", "sweep", "eval"]
 
 UPLOAD_LIMIT_MIB = 100
-"""What the dashboard of a Ray cluster takes in one request."""
+"""The largest request that the dashboard of a Ray cluster accepts."""
 
 DISTRIBUTION = "laser-orchestrator"
 PACKAGES = ("orchestrator", "actors", "dashboards", "experiments")
 JOB_FILE, CONFIG_FILE, LAUNCHER = "job.json", "job.yaml", "launch.sh"
 
+# Where Ray was started as .venv/bin/ray, PATH has no Python or another one. The raylet started the process
+# that started this shell, and its command line has the Python of Ray's workers. Ray's `py_executable` does
+# not help: it needs a path or a command here, where the cluster's path is not known, and it replaces the
+# Python of Ray's workers, not the one of a job's command. Tried with Ray 2.60, a head started as
+# .venv/bin/ray and `py_executable: python`: the job stayed PENDING, since no worker could start.
 LAUNCH = """\
-# Run a module with the Python that runs Ray itself. PATH has none, or another, where Ray was started as .venv/bin/ray; but the raylet,
-# whose child started this shell, was told.
+# Run a module with the Python that runs Ray itself.
 raylet=$(cut -d' ' -f4 /proc/$PPID/stat)
 python=$(tr '\\0' '\\n' < "/proc/$raylet/cmdline" | sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p')
 exec "${python:-python}" -m "$@"
@@ -44,25 +49,29 @@ exec "${python:-python}" -m "$@"
 
 
 @dataclass(frozen=True)
-class Work:
-    """A run, a sweep or an evaluation that is to be done elsewhere."""
+class Job:
+    """A training run, a sweep or an evaluation to run on a cluster."""
 
-    kind: Kind
+    kind: JobKind
     name: str
-    """Of the run or sweep, or of the evaluation's folder."""
+    """Name of the run or sweep, or of the evaluation's folder."""
     config: Section
     folder: Path
     """Where its results go."""
     tracking: TrackingConfig
     runs: list[RunConfig] | list[EvalConfig]
-    """What has to find room on the cluster: itself, or the trials of a sweep."""
+    """What the cluster must have room for: the run itself, or each trial of a sweep."""
     inputs: dict[str, Path]
-    """Files and folders of this machine, by the relative path that the configuration calls them."""
+    """Files and folders of this machine, by the relative path that the configuration has for them."""
     results: dict[str, str]
-    """Settings that name a folder for results by a relative path."""
+    """Settings that name a folder for results by a relative path, with that path."""
 
-    def refuse_what_no_node_holds(self, nodes: list[Resources]) -> None:
-        """Raises ConfigError, with what is needed and what is there, when the cluster could never place it."""
+    def refuse_too_large(self, nodes: list[Resources]) -> None:
+        """Refuse a job that these nodes could never hold.
+
+        Raises:
+            ConfigError: The message has what the job needs and what the nodes have.
+        """
         for config in self.runs:
             if isinstance(config, EvalConfig):
                 rollout = config.rollout if config.model is not None else None
@@ -71,83 +80,91 @@ class Work:
                 bundles_for(config, nodes)
 
 
-def load_work(config_file: Path, overrides: list[str]) -> Work:
-    """What a file asks for: a sweep has a `space`, a training run a section `run`, and anything else is an evaluation.
+def load_job(config_file: Path, overrides: list[str]) -> Job:
+    """The job of a configuration file.
+
+    A file with a section `run` is a training run, one with a `space` a sweep, and any other an evaluation.
 
     Raises:
-        ConfigError: It is refused as by the command that it is for, or it names a file that is neither here nor on the cluster.
+        ConfigError: The job's own command would refuse the file, or the file names a path that is neither
+            here nor an absolute path on the cluster.
     """
     try:
         keys = yaml.safe_load(config_file.read_text())
     except (OSError, yaml.YAMLError):
         keys = None
-    if not isinstance(keys, dict) or "run" in keys:  # of what is no mapping any loader says so
+    if not isinstance(keys, dict) or "run" in keys:  # every loader refuses a file without keys
         return _training(load_config(config_file, overrides))
     if "space" in keys:
         return _sweep(load_sweep(config_file, overrides))
-    from orchestrator.evaluation.run import load_eval  # with MLflow, which takes seconds
+    from orchestrator.evaluation.run import load_eval  # imports MLflow, which takes seconds
 
     return _evaluation(load_eval(config_file, {}, overrides))
 
 
-def stage(work: Work, storage: str, folder: Path) -> None:
-    """Fill `folder`; `storage` is the folder on the cluster that relative paths of results go into.
+def stage(job: Job, storage: str, folder: Path) -> None:
+    """Fill `folder` with the job's code, inputs and settings.
+
+    Args:
+        storage: Folder on the cluster for results with relative paths.
 
     Raises:
-        ConfigError: It would be more than Ray takes.
+        ConfigError: The inputs are larger than Ray accepts.
     """
     sizes = {
         name: sum(file.stat().st_size for file in _files(source)) / 2**20
-        for name, source in work.inputs.items()
+        for name, source in job.inputs.items()
     }
     if sum(sizes.values()) > UPLOAD_LIMIT_MIB:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ConfigError(
-            f"{largest} is {sizes[largest]:.0f} MiB of {sum(sizes.values()):.0f} MiB that would be sent, and a Ray cluster takes at most "
-            f"{UPLOAD_LIMIT_MIB} MiB: put it on storage that all nodes have mounted, and give its absolute path there"
+            f"{largest} is {sizes[largest]:.0f} MiB of {sum(sizes.values()):.0f} MiB that would be sent, and "
+            f"a Ray cluster accepts at most {UPLOAD_LIMIT_MIB} MiB: put it on storage that all nodes mount, "
+            "and give its absolute path there"
         )
     for package in PACKAGES:
         source = Path(importlib.import_module(package).__path__[0])
         for file in _files(source):
-            # Beside its code this package has data, of which only what is named is sent.
+            # This package also has data, which is sent only where the configuration names it.
             if package != "experiments" or file.suffix == ".py":
                 _copy(file, folder / package / file.relative_to(source))
-    # For the requirements, and for vLLM, which finds its plugin there, in an image without this distribution.
+    # An image without this distribution needs its metadata: the probe reads the requirements, and vLLM its
+    # plug-in.
     distribution = importlib.metadata.distribution(DISTRIBUTION)
     about = folder / f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}.dist-info"
     about.mkdir(parents=True)
     for name in ("METADATA", "entry_points.txt"):
         (about / name).write_text(distribution.read_text(name) or "")
-    for name, source in work.inputs.items():
+    for name, source in job.inputs.items():
         for file in _files(source):
             _copy(file, folder / name / file.relative_to(source))
     (folder / LAUNCHER).write_text(LAUNCH)
-    (folder / CONFIG_FILE).write_text(dump_config(work.config))
-    job = {
-        "kind": work.kind,
-        "name": work.name,
+    (folder / CONFIG_FILE).write_text(dump_config(job.config))
+    described = {
+        "kind": job.kind,
+        "name": job.name,
         "storage": storage,
-        "results": work.results,
-        "inputs": list(work.inputs),
+        "results": job.results,
+        "inputs": list(job.inputs),
     }
-    (folder / JOB_FILE).write_text(json.dumps(job, indent=2) + "\n")
+    (folder / JOB_FILE).write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _training(config: RunConfig) -> Work:
+def _training(config: RunConfig) -> Job:
     inputs = _local_models(config.model.path) | _local_data(config.data.train, config.data.eval)
     results = _relative({"run.dir": config.run.dir})
-    return Work("train", config.run.name, config, config.folder, config.tracking, [config], inputs, results)
+    return Job("train", config.run.name, config, config.folder, config.tracking, [config], inputs, results)
 
 
-def _sweep(config: SweepConfig) -> Work:
-    from orchestrator.sweeps.plan import SweepPlan  # with MLflow, which takes seconds
+def _sweep(config: SweepConfig) -> Job:
+    from orchestrator.sweeps.plan import SweepPlan  # imports MLflow, which takes seconds
 
     base = base_config(config)
-    # Optuna is yet to propose its trials.
+    # With Optuna the trials are not known yet.
     runs = [trial.config for trial in SweepPlan(config, base).trials] or [base]
 
     def named(key: str, base_value: str | None) -> list[str | None]:
-        """Of the base and of all trials."""
+        """The values of a key in the base and in all trials."""
         values = config.space.get(key)
         return [base_value, *(getattr(values, values.kind) if values is not None else ())]
 
@@ -155,16 +172,14 @@ def _sweep(config: SweepConfig) -> Work:
     inputs |= _local_data(*named("data.train", base.data.train), *named("data.eval", base.data.eval))
     if _is_portable(config.base):
         inputs[config.base] = Path(config.base)
-    else:  # it is read here, so it is a file of this machine
+    else:  # the base is always a file of this machine, unlike other absolute paths
         inputs["base.yaml"] = Path(config.base)
         config = config.model_copy(update={"base": "base.yaml"})
     results = _relative({"settings.run.dir": base.run.dir})
-    return Work(
-        "sweep", config.name, config, base.run.dir / config.name, base.tracking, runs, inputs, results
-    )
+    return Job("sweep", config.name, config, base.run.dir / config.name, base.tracking, runs, inputs, results)
 
 
-def _evaluation(config: EvalConfig) -> Work:
+def _evaluation(config: EvalConfig) -> Job:
     requests = requested_sets(config)
     folder = config.folder or default_folder(config, [request.name for request in requests])
     inputs = _local_data(
@@ -176,7 +191,7 @@ def _evaluation(config: EvalConfig) -> Work:
     results = _relative(
         {"dir": config.dir} | ({"folder": config.folder} if config.folder is not None else {})
     )
-    return Work("eval", folder.name, config, folder, config.tracking, [config], inputs, results)
+    return Job("eval", folder.name, config, folder, config.tracking, [config], inputs, results)
 
 
 def _local_models(*names: str | None) -> dict[str, Path]:
@@ -190,7 +205,7 @@ def _local_data(*names: str | None) -> dict[str, Path]:
 
 
 def _local(names: Iterable[str | None], is_path: Callable[[str], bool]) -> dict[str, Path]:
-    """Which of these are files or folders here; an absolute path is the cluster's, and a name that is no path the hub's."""
+    """The names that are files or folders here. Absolute paths are the cluster's, other names the hub's."""
     found = {}
     for name in filter(None, names):
         path = Path(name)
@@ -198,19 +213,21 @@ def _local(names: Iterable[str | None], is_path: Callable[[str], bool]) -> dict[
             continue
         if not path.exists():
             raise ConfigError(
-                f"{name}: not found (looked in {Path.cwd()}). What is on the cluster's own storage is named by its absolute path there"
+                f"{name}: not found (looked in {Path.cwd()}). For a file on the cluster's own storage give "
+                "its absolute path there"
             )
         if not _is_portable(name):
             raise ConfigError(
-                f"{name} is outside of {Path.cwd()}, and a job takes along what is in it: submit from a folder that has both, or put it on "
-                "storage that all nodes have mounted and give its absolute path there"
+                f"{name} is outside of {Path.cwd()}, and only files inside it are sent with a job: submit "
+                "from a folder that holds both, or put it on storage that all nodes mount and give its "
+                "absolute path there"
             )
         found[name] = path
     return found
 
 
 def _model(name: str) -> dict[str, Path]:
-    """What `laser eval --model` would find under this name here."""
+    """The model that `laser eval --model` would find under this name here."""
     if name.startswith(("models:", "/", "~")):
         return {}
     for folder in (Path(name), RUNS / name):
@@ -220,17 +237,18 @@ def _model(name: str) -> dict[str, Path]:
         kind, results = results_of(folder) or (None, {})
         if kind == "sweep":
             raise ConfigError(
-                f"model {name}: is a sweep; name the folder of one of its trials, such as {folder}/trials/TRIAL"
+                f"model {name}: is a sweep; name the folder of one of its trials, such as "
+                f"{folder}/trials/TRIAL"
             )
         if kind == "evaluation":
             raise ConfigError(
-                f"model {name}: {folder} is the folder of an evaluation and holds no weights; name the model that was "
-                f"evaluated ({results.get('model')})"
+                f"model {name}: {folder} is the folder of an evaluation and holds no weights; name the "
+                f"evaluated model ({results.get('model')})"
             )
     if looks_local(name):
         raise ConfigError(
-            f"model {name}: neither here (looked in {Path.cwd()} and {RUNS}) nor a hub name. A run on the cluster is named by its path "
-            "there, such as ~/laser/runs/NAME"
+            f"model {name}: not found here (looked in {Path.cwd()} and {RUNS}), and not a name on the hub. "
+            "For a run on the cluster give its path there, such as ~/laser/runs/NAME"
         )
     return {}
 
@@ -240,12 +258,15 @@ def _relative(folders: dict[str, Path]) -> dict[str, str]:
 
 
 def _is_portable(name: str) -> bool:
-    """Whether a path means the same below another folder."""
+    """Whether a path can be the same relative path in another folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """The files below a folder, or the one file; without what Python compiles, and what would tell Ray to leave files out."""
+    """The files below a folder, or the one file.
+
+    Leaves out what Python compiles, and the files by which Ray would ignore others.
+    """
     candidates: Iterable[Path] = sorted(source.rglob("*")) if source.is_dir() else [source]
     for file in candidates:
         if (

@@ -1,7 +1,7 @@
-"""The start of a job on the cluster: its inputs go to a folder of its own on the cluster's storage.
+"""The start of a job on the cluster: copies its inputs to a folder on the cluster's storage.
 
-In: the folder that `staging` filled, which Ray has unpacked and made the working directory. Out: the arguments of
-the `laser` command that the job runs there.
+In: the folder that `staging` filled, which Ray has unpacked and made the working directory. Out: the
+arguments of the `laser` command that the job runs.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 from orchestrator.jobs.staging import CONFIG_FILE, JOB_FILE
-from orchestrator.terminal import LINES_EVERY_VARIABLE
+from orchestrator.terminal import STEP_RECORDS_VARIABLE
 
 
 def unpack() -> list[str]:
@@ -23,17 +23,21 @@ def unpack() -> list[str]:
     staged = Path.cwd()
     job = json.loads((staged / JOB_FILE).read_text())
     storage = Path(job["storage"]).expanduser()
-    # Ray's copy has another path after each change, and a sweep or an evaluation is known by the paths of its inputs.
+    # A sweep or an evaluation is identified by the absolute paths of its inputs. Ray unpacks them into a
+    # folder whose path changes with their content.
     folder = storage / "inputs" / job["name"]
     try:
         _put_inputs(staged, folder, job["inputs"])
     except OSError as error:
         raise ConfigError(
-            f"storage {storage} cannot be used ({error}): submit with --storage and a folder that can be written on all nodes"
+            f"storage {storage} cannot be used ({error}): submit with --storage and a folder that all nodes "
+            "can write"
         ) from error
     os.chdir(folder)
+    # Both variables concern this process alone, which runs the command next and whose log `laser jobs logs`
+    # reads.
     os.environ.setdefault("COLUMNS", "120")
-    os.environ[LINES_EVERY_VARIABLE] = "1"
+    os.environ[STEP_RECORDS_VARIABLE] = "1"
     config = str(staged / CONFIG_FILE)
     results = [f"{key}={json.dumps(str(storage / path))}" for key, path in job["results"].items()]
     return [job["kind"], *(["--config", config] if job["kind"] == "eval" else [config]), *results]

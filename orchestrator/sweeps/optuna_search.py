@@ -1,7 +1,7 @@
 """Optuna's TPE for a sweep whose points are proposed, as a searcher of Ray Tune.
 
 In: a plan, and the ledger of earlier calls. Out: a searcher that knows the earlier results, proposes
-    interrupted points first, and proposes no point twice.
+interrupted points first, and proposes no point twice.
 """
 
 import json

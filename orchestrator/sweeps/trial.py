@@ -1,8 +1,8 @@
 """A trial on Ray Tune: a driver in an actor without resources, whose pools fill the placement group.
 
 In: a plan, and the run of it to train. Out: a report to Tune for each evaluation, the last one marked
-    `final`; all else is in the run's folder, from which the same call resumes. A failure that a retry cannot
-    fix is reported as `refused` and is not retried.
+`final`; all else is in the run's folder, from which the same call resumes. A failure that a retry cannot
+fix is reported as `refused` and is not retried.
 """
 
 import json

@@ -19,15 +19,15 @@ from orchestrator import cli
 from orchestrator.config.sweep import load_sweep
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
-from orchestrator.jobs import submission
+from orchestrator.jobs import image
 from orchestrator.jobs.client import Cluster
-from orchestrator.jobs.following import _View, log_lines
-from orchestrator.jobs.probe import report, unmet
+from orchestrator.jobs.following import _View, log_lines, readable
+from orchestrator.jobs.probe import unmet, unmet_by_kind
 from orchestrator.jobs.show import show_job, show_jobs
-from orchestrator.jobs.staging import UPLOAD_LIMIT_MIB, load_work, stage
+from orchestrator.jobs.staging import UPLOAD_LIMIT_MIB, load_job, stage
 from orchestrator.jobs.submission import submit
 from orchestrator.jobs.unpack import unpack
-from orchestrator.terminal import RunProgress, StepLine
+from orchestrator.terminal import SHOWN, RunProgress, StepLine
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def write(path, tree):
     Path(path).write_text(yaml.safe_dump(tree))
 
 
-def staged(work, storage="~/laser"):
-    stage(work, storage, Path("staged"))
+def staged(job, storage="~/laser"):
+    stage(job, storage, Path("staged"))
     job = json.loads(Path("staged/job.json").read_text())
     return sorted(
         str(file.relative_to("staged")) for file in Path("staged").rglob("*") if file.is_file()
@@ -71,8 +71,8 @@ def staged(work, storage="~/laser"):
 
 
 def test_a_run_takes_its_code_and_what_it_names_by_relative_path(here):
-    work = load_work(Path("run.yaml"), ["run.steps=7"])
-    files, job = staged(work)
+    job = load_job(Path("run.yaml"), ["run.steps=7"])
+    files, job = staged(job)
     assert job == {
         "kind": "train", "name": "trial", "storage": "~/laser", "results": {"run.dir": "runs"},
         "inputs": ["models/base", "train.jsonl", "test.jsonl"],
@@ -104,9 +104,9 @@ def test_a_sweep_takes_its_base_and_what_its_points_name(here):
         "sweep.yaml",
         {"name": "search", "base": "run.yaml", "space": space, "settings": {"run": {"dir": "/shared"}}},
     )
-    work = load_work(Path("sweep.yaml"), [])
-    assert list(work.inputs) == ["models/base", "models/other", "train.jsonl", "test.jsonl", "run.yaml"]
-    assert (work.kind, work.name, work.folder, work.results) == (
+    job = load_job(Path("sweep.yaml"), [])
+    assert list(job.inputs) == ["models/base", "models/other", "train.jsonl", "test.jsonl", "run.yaml"]
+    assert (job.kind, job.name, job.folder, job.results) == (
         "sweep",
         "search",
         Path("/shared/search"),
@@ -116,21 +116,21 @@ def test_a_sweep_takes_its_base_and_what_its_points_name(here):
         "sweep.yaml",
         {"name": "search", "base": str(here / "run.yaml"), "space": {"rollout.cpus": {"grid": [0.5, 100]}}},
     )
-    work = load_work(Path("sweep.yaml"), [])
-    assert work.inputs["base.yaml"] == here / "run.yaml", (
+    job = load_job(Path("sweep.yaml"), [])
+    assert job.inputs["base.yaml"] == here / "run.yaml", (
         "a base that is read here is taken along from wherever it is"
     )
-    staged(work)
+    staged(job)
     assert load_sweep("staged/job.yaml").base == "base.yaml"
-    work.refuse_what_no_node_holds([{"CPU": 200.0}])
+    job.refuse_too_large([{"CPU": 200.0}])
     with pytest.raises(ConfigError, match="the pools need 102 CPUs, but the cluster has 4"):
-        work.refuse_what_no_node_holds([{"CPU": 4.0}])
+        job.refuse_too_large([{"CPU": 4.0}])
 
 
 def test_an_evaluation_takes_the_model_of_a_run(here):
-    work = load_work(Path("eval.yaml"), [])
-    assert list(work.inputs) == ["test.jsonl", "runs/trained/export"], "named sets are the hub's"
-    assert (work.kind, work.name, work.results) == ("eval", "scores", {"dir": "runs", "folder": "scores"})
+    job = load_job(Path("eval.yaml"), [])
+    assert list(job.inputs) == ["test.jsonl", "runs/trained/export"], "named sets are the hub's"
+    assert (job.kind, job.name, job.results) == ("eval", "scores", {"dir": "runs", "folder": "scores"})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_an_evaluation_takes_the_model_of_a_run(here):
 def test_what_is_not_here_is_refused(here, override, message):
     (here.parent / "train.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError) as caught:
-        load_work(Path("run.yaml"), [override])
+        load_job(Path("run.yaml"), [override])
     assert str(caught.value).startswith(message)
 
 
@@ -154,7 +154,7 @@ def test_what_is_not_here_is_refused(here, override, message):
         ({"trials": [], "best": None}, "is a sweep; name the folder of one of its trials"),
         (
             {"sets": [], "model": "owner/base"},
-            "is the folder of an evaluation .* was evaluated \\(owner/base\\)",
+            "is the folder of an evaluation .* the evaluated model \\(owner/base\\)",
         ),
     ],
 )
@@ -162,12 +162,12 @@ def test_what_is_named_as_the_model_and_holds_no_weights_is_refused_by_its_kind(
     (here / "runs" / "other").mkdir()
     (here / "runs" / "other" / "results.json").write_text(json.dumps(results))
     with pytest.raises(ConfigError, match=f"model other: .*{message}"):
-        load_work(Path("eval.yaml"), ["model=other"])
+        load_job(Path("eval.yaml"), ["model=other"])
 
 
 def test_absolute_paths_are_the_clusters_and_names_the_hubs(here):
     assert list(
-        load_work(Path("run.yaml"), ["model.path=/shared/model", "data.eval=owner/problems"]).inputs
+        load_job(Path("run.yaml"), ["model.path=/shared/model", "data.eval=owner/problems"]).inputs
     ) == ["train.jsonl"]
 
 
@@ -178,13 +178,13 @@ def test_more_than_ray_takes_is_refused_with_what_to_do(here):
         ConfigError,
         match=r"models/base is 101 MiB of 101 MiB .* at most 100 MiB: put it on storage .* absolute path",
     ):
-        staged(load_work(Path("run.yaml"), []))
+        staged(load_job(Path("run.yaml"), []))
 
 
 def test_the_driver_runs_the_command_of_its_kind_in_a_folder_of_the_run(here, monkeypatch):
     """The same folder after each submission: a sweep and an evaluation are known by the absolute paths of what they read."""
     monkeypatch.setenv("HOME", str(here / "home"))
-    for name in ("LASER_LINES_EVERY", "COLUMNS"):
+    for name in ("LASER_STEP_RECORDS", "COLUMNS"):
         monkeypatch.setenv(name, "")  # to be put back
     expected = {
         "run.yaml": ("train", ["train", str(here / "staged/job.yaml"), f'run.dir="{here}/home/laser/runs"']),
@@ -205,18 +205,18 @@ def test_the_driver_runs_the_command_of_its_kind_in_a_folder_of_the_run(here, mo
     }
     for file, (kind, arguments) in expected.items():
         monkeypatch.chdir(here)
-        work = load_work(Path(file), [])
+        job = load_job(Path(file), [])
         if (here / "staged").exists():
             (here / "staged").rename(here / f"before-{kind}")
-        staged(work)
+        staged(job)
         monkeypatch.chdir(here / "staged")
         assert unpack() == arguments
-        assert Path.cwd() == here / "home/laser/inputs" / work.name
+        assert Path.cwd() == here / "home/laser/inputs" / job.name
         assert Path("test.jsonl").is_file()
 
 
 def test_storage_that_cannot_be_written_is_told(here, monkeypatch, capsys):
-    staged(load_work(Path("run.yaml"), []), storage=str(here / "train.jsonl"))
+    staged(load_job(Path("run.yaml"), []), storage=str(here / "train.jsonl"))
     monkeypatch.chdir(here / "staged")
     assert cli.main(["job"]) == 2
     assert f"storage {here / 'train.jsonl'} cannot be used" in capsys.readouterr().err
@@ -231,15 +231,15 @@ def test_requirements_that_an_image_does_not_meet():
         "packaging<20",
     ]
     assert unmet(["ray[tune]==2.60.0"]) == [], "with what its extra requires"
-    found = report("laser-orchestrator")
+    found = unmet_by_kind("laser-orchestrator")
     assert found["all"] == []
     assert not (found["cpu"] and found["gpu"]), "one of vLLM's builds is installed"
 
 
 def test_what_is_lacking_is_installed_at_the_version_of_the_lock(tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("math-verify==0.9.0\nPyYAML==6.0.2\n")
-    monkeypatch.setattr(submission, "REPOSITORY", tmp_path)
-    assert [submission._pinned(name) for name in ("math_verify>=0.8", "pyyaml>=6", "other>=1")] == [
+    monkeypatch.setattr(image, "REPOSITORY", tmp_path)
+    assert [image.pinned(name) for name in ("math_verify>=0.8", "pyyaml>=6", "other>=1")] == [
         "math-verify==0.9.0", "PyYAML==6.0.2", "other>=1",
     ]  # fmt: skip
 
@@ -279,7 +279,7 @@ def test_an_address_without_a_cluster(here):
         "http://127.0.0.1:9: no Ray cluster answers there"
     )
     assert refusal(Path("run.yaml"), [], "ray://head:10001").startswith(
-        "--address: ray://head:10001 is no address of a dashboard"
+        "--address: ray://head:10001 is not the address of a dashboard"
     )
 
 
@@ -347,24 +347,48 @@ STEP = StepLine(
 )
 
 
-def test_a_step_line_says_what_it_was_made_of():
+def test_a_step_as_text_and_as_a_record():
     assert str(STEP) == "step 5/23  accuracy 0.500  F1 -  step s 12.3  ETA 1:02:03"
-    parsed = StepLine.parse(str(STEP))
-    assert (parsed.step, parsed.total, parsed.eta) == (5, 23, "1:02:03")
-    assert str(parsed) == str(STEP)
-    assert parsed.values["time/step"] == 12.3, "as it is shown"
-    assert str(StepLine.parse(str(StepLine(1, 2, {}, "-")))) == str(StepLine(1, 2, {}, "-"))
-    for line in ("step 5 on test: accuracy 0.438  F1 0.246", "", "results   runs/trial", f"{STEP} and more"):
-        assert StepLine.parse(line) is None
+    read = StepLine.from_record(STEP.record())
+    assert (read.step, read.total, read.eta) == (5, 23, "1:02:03")
+    assert str(read) == str(STEP)
+    assert set(read.values) == {"train/accuracy", "self_reward/f1", "time/step"}, "those that are shown"
+    assert read.values["time/step"] == 12.34, "not rounded"
+    assert json.loads(STEP.record())["values"]["self_reward/f1"] is None, "NaN is not JSON"
 
 
-def test_a_job_prints_each_step_for_whoever_follows_it(monkeypatch):
-    monkeypatch.setenv("LASER_LINES_EVERY", "1")
-    console = Console(width=120, record=True, force_terminal=False, file=io.StringIO())
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step 5 on test: accuracy 0.438  F1 0.246",
+        str(STEP),
+        "",
+        '{"event": "evaluation"}',
+        '{"event": "step", "step": 5}',
+        STEP.record()[:-1],
+    ],
+)
+def test_other_lines_are_no_records(line):
+    assert StepLine.from_record(line) is None
+
+
+def test_a_job_prints_each_step_as_a_record(monkeypatch):
+    monkeypatch.setenv("LASER_STEP_RECORDS", "1")
+    console = Console(width=120, force_terminal=False, file=io.StringIO())
     progress = RunProgress("trial", total=23, done=4, console=console)
     for step in (5, 6, 7):
-        progress.step(step, {"train/accuracy": 0.5})
-    assert [StepLine.parse(line).step for line in console.export_text().splitlines()] == [5, 6, 7]
+        progress.step(step, dict.fromkeys(SHOWN, 0.123456789))
+    lines = console.file.getvalue().splitlines()
+    assert [StepLine.from_record(line).step for line in lines] == [5, 6, 7], (
+        "a line each, wider than the console"
+    )
+
+
+def test_a_jobs_log_is_readable():
+    log = f"starting [the] pools\n{STEP.record()}\nwarning: slow\n"
+    assert readable(log) == f"starting [the] pools\n{STEP}\nwarning: slow\n"
+    assert readable(log.rstrip()) == f"starting [the] pools\n{STEP}\nwarning: slow"
+    assert readable("") == ""
 
 
 def shown(terminal, lines):
@@ -377,7 +401,7 @@ def shown(terminal, lines):
 
 
 def test_in_a_terminal_steps_move_the_panel_and_other_lines_stay():
-    text, panel = shown(True, ["starting [the] pools", str(STEP), "warning: slow"])
+    text, panel = shown(True, ["starting [the] pools", STEP.record(), "warning: slow"])
     assert "starting [the] pools\n" in text
     assert "warning: slow\n" in text
     assert (panel.bar.tasks[0].completed, panel.bar.tasks[0].total, panel.bar.tasks[0].fields["eta"]) == (
@@ -386,10 +410,11 @@ def test_in_a_terminal_steps_move_the_panel_and_other_lines_stay():
         "1:02:03",
     )
     assert "step 5/23" not in text
+    assert "event" not in text
 
 
-def test_elsewhere_a_log_is_passed_on_as_it_is():
-    assert shown(False, ["starting [the] pools", str(STEP), "x" * 300]) == (
+def test_elsewhere_a_log_is_printed_as_text():
+    assert shown(False, ["starting [the] pools", STEP.record(), "x" * 300]) == (
         f"starting [the] pools\n{STEP}\n{'x' * 300}\n",
         None,
     )
@@ -421,7 +446,7 @@ def details(status, **fields):
 
 
 def test_a_broken_connection_is_opened_again_and_no_line_is_repeated(monkeypatch):
-    monkeypatch.setattr("orchestrator.jobs.following.RETRY_S", 0.0)
+    monkeypatch.setattr("orchestrator.jobs.following.RECONNECT_S", 0.0)
     said = []
 
     async def read(cluster):
@@ -429,11 +454,11 @@ def test_a_broken_connection_is_opened_again_and_no_line_is_repeated(monkeypatch
 
     cluster = Broken(["one\ntwo\nthr", None], [None], ["one\n", "two\nthree\nfo", "ur\nfive"])
     assert asyncio.run(read(cluster)) == ["one", "two", "three", "four", "five"]
-    assert said == ["the connection to http://head is lost, and looked for again"], "once, until it is back"
+    assert said == ["lost the connection to http://head; reconnecting"], "once, until it is back"
 
 
 def test_a_job_that_ended_where_its_log_cannot_be_read_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("orchestrator.jobs.following.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.jobs.following.RECONNECT_S", 0.01)
     monkeypatch.setattr("orchestrator.jobs.following.QUIET_S", 0.2)
 
     async def read(cluster):
