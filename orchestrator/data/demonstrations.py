@@ -1,7 +1,8 @@
-"""Worked solutions in, training samples out: tokens, which of them are targets, and batches of samples of like length.
+"""Worked solutions for the supervised cold start.
 
-In: a data file or data set with a problem and a solution a row. Out: `Demonstrations`, packed so that every rank can map them
-without a copy.
+In: a data file or data set whose rows hold a problem and a solution. Out: `Demonstrations`: token ids and
+    which of them are targets, in flat arrays that every rank can map without a copy; and batches of samples
+    of similar length.
 """
 
 from collections.abc import Iterator
@@ -22,60 +23,65 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BUCKET_BATCHES = 20
-"""Batches that are sorted by length together: enough that little is padding, few enough that the order stays random."""
+"""The samples of so many batches are sorted by length together: enough for little padding, and few enough
+to keep the order random."""
 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """How an assistant's turn ends in a conversation: the EOS token, and the token that the chat template puts after it."""
+    """The end of an assistant's turn in a conversation."""
 
     eos: int
     following: int
+    """The token that the chat template puts after EOS."""
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Samples laid end to end. A sample's targets are all its tokens from its prompt's end on."""
+    """Samples, concatenated. A sample's targets are all of its tokens after the prompt."""
 
     tokens: Int32[np.ndarray, "tokens"]
     starts: Int64[np.ndarray, "samples+1"]
     prompt_lengths: Int32[np.ndarray, "samples"]
     dropped: int = 0
-    """Samples that were longer than `data.max_tokens`."""
+    """Samples that were left out because they are longer than `data.max_tokens`."""
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "samples"]:
-        """Tokens of each sample."""
+        """The number of tokens of each sample."""
         return np.diff(self.starts)
 
     def sample(self, index: int) -> tuple[Int32[np.ndarray, "tokens"], int]:
-        """A sample's tokens, and how many of them are its prompt."""
+        """A sample's tokens, and the length of its prompt."""
         return self.tokens[self.starts[index] : self.starts[index + 1]], int(self.prompt_lengths[index])
 
     def target_count(self, indices: list[int]) -> int:
-        """Targets of these samples together."""
+        """The number of targets of these samples together."""
         return int((self.lengths[indices] - self.prompt_lengths[indices]).sum())
 
 
 def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrations:
-    """Prompt (rendered as in training and evaluation), solution and EOS of every row; with a z_c, also the token after EOS.
+    """Read every row as prompt (rendered as in training and evaluation), solution and EOS.
 
-    That last target pins down what follows EOS to one token that tells nothing about the solution, so that log pi(z_c) there is
-    equally low after every solution, which `c_ref` assumes. z_c itself is never a target.
+    With a z_c, the token that the chat template puts after EOS is one more target. The model so learns to
+    predict the same token after every solution, and log pi(z_c) there is equally low after all of them, which
+    `c_ref` assumes. z_c itself is never a target.
 
     Raises:
-        DataError: A row has no such field, a solution holds z_c or EOS, or no sample is short enough.
-        ConfigError: The tokenizer loses text, or z_c is what the chat template puts after EOS.
+        DataError: A row lacks a field, a solution contains z_c or EOS, or no sample is short enough.
+        ConfigError: The tokenizer changes a text, or z_c is an EOS token or what the chat template puts after
+            EOS.
     """
     tokenizer = tokens.tokenizer
     end = turn_end(tokenizer, tokens.eos_tokens)
     if tokens.z_token is not None and tokens.z_token in (*tokens.eos_tokens, end.following):
         raise ConfigError(
-            f"self_reward.token: {tokenizer.decode([tokens.z_token])!r} ends responses, or the chat template puts it after them; "
-            "choose one that the model never uses"
+            f"self_reward.token: {tokenizer.decode([tokens.z_token])!r} ends responses, or the chat template "
+            "puts it "
+            "after them; choose a token that the model never uses"
         )
     reserved = {*tokens.eos_tokens} | ({tokens.z_token} if tokens.z_token is not None else set())
     ending = [end.eos] if tokens.z_token is None else [end.eos, end.following]
@@ -92,8 +98,9 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
         response = tokenizer.encode(solution, add_special_tokens=False)
         if found := reserved.intersection(response):
             raise DataError(
-                f"{where}: '{data.solution_field}' holds {tokenizer.decode([min(found)])!r}, a token that only marks a response's end "
-                "or the self-reward; remove it from the line"
+                f"{where}: '{data.solution_field}' contains {tokenizer.decode([min(found)])!r}, which is "
+                "reserved for the "
+                "end of a response or the self-reward; remove it from the line"
             )
         length = len(prompt) + len(response) + 1
         if length > data.max_tokens:
@@ -103,26 +110,28 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
         samples.append(np.array([*prompt, *response, *ending], dtype=np.int32))
         prompt_lengths.append(len(prompt))
     if not samples:
+        if not dropped:
+            raise DataError(f"{data.train}: holds no worked solution")
         raise DataError(
-            f"{data.train}: none of its {dropped} samples fits data.max_tokens={data.max_tokens}, the shortest has {shortest} tokens"
-            if dropped
-            else f"{data.train}: holds no worked solution"
+            f"{data.train}: none of its {dropped} samples fits data.max_tokens={data.max_tokens}; "
+            f"the shortest has {shortest} tokens"
         )
     starts = np.cumsum([0, *map(len, samples)])
     return Demonstrations(np.concatenate(samples), starts, np.array(prompt_lengths, dtype=np.int32), dropped)
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) -> TurnEnd:
-    """EOS and what follows it, as the chat template writes an answered message (a newline in ChatML, the next turn's start in Llama 3).
+    """EOS and the token after it, as the chat template writes an answered message.
 
-    A template that closes turns with none of `eos_tokens` leaves the tokenizer's own EOS, followed by padding, or by itself.
+    In ChatML a newline follows, in Llama 3 the start of the next turn. Where the template ends turns without
+    one of `eos_tokens`, EOS is the tokenizer's, followed by the padding token or, without one, by itself.
     """
     question: dict[str, Any] = {"role": "user", "content": "1+1="}
     prompt = render_prompt(tokenizer, question["content"], "")
     conversation = [question, {"role": "assistant", "content": "2"}, question]
     try:
         rendered = list(tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False))
-    except Exception:  # a template is a program of its own: it may know single questions only
+    except Exception:  # a template is a program: it may accept single questions only
         rendered = []
     shared = next(
         (position for position, pair in enumerate(zip(prompt, rendered, strict=False)) if pair[0] != pair[1]),
@@ -136,13 +145,15 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) 
 
 
 def length_batches(lengths: Int64[np.ndarray, "samples"], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of sample indices, of like length within a batch; each epoch is a function of seed and epoch alone.
+    """Endless batches of the indices of samples of similar length. An epoch depends on seed and epoch only.
 
-    An epoch leaves out the fewer than `batch_size` samples that fill no batch, other ones each time.
-    Raises ValueError when there are fewer samples than one batch takes.
+    Each epoch leaves out other samples: fewer than `batch_size`, which do not fill a batch.
+
+    Raises:
+        ValueError: There are fewer samples than one batch takes.
     """
     if len(lengths) < batch_size:
-        raise ValueError(f"{len(lengths)} samples make no batch of {batch_size}")
+        raise ValueError(f"{len(lengths)} samples do not fill a batch of {batch_size}")
     for epoch in count():
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(len(lengths))[: len(lengths) - len(lengths) % batch_size]

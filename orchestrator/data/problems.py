@@ -1,4 +1,8 @@
-"""Problems in: rows of .jsonl, .json and .parquet files and of Hugging Face data sets."""
+"""Reads problems from data.
+
+In: a .jsonl, .json or .parquet file, or a Hugging Face data set. Out: rows (`data_rows`), or `Problem`s with
+    a reference answer (`load_problems`).
+"""
 
 import hashlib
 import json
@@ -12,26 +16,35 @@ from orchestrator.errors import DataError
 
 Row = dict[str, Any]
 
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One verifiable problem. `source` is its line (JSON lines) or row, counted from 1."""
+    """A problem whose solutions can be verified."""
 
     id: str
     text: str
     answer: str
     kind: str | None
+    """A group of problems that is reported separately; None where the row names none."""
     source: int
+    """The line (JSON lines) or row, counted from 1."""
 
 
 def load_problems(
     path: str, problem_field: str, answer_field: str, split: str = "train", kind_field: str = "kind"
 ) -> list[Problem]:
-    """The problems of a .jsonl, .json or .parquet file, or of a Hugging Face data set (folder, `name` or `name:config`).
+    """The problems of a file or of a Hugging Face data set (a folder, `name` or `name:config`).
 
-    `split` is read of a data set and means nothing to a file. An id is the row's `id` field or else a hash of problem
-    and answer; repeated ones get their line appended. A list of answers is joined by commas. Raises DataError that names the file, the line
-    and what to do.
+    A problem's id is the row's `id` field or, without one, a hash of problem and answer. A repeated id gets
+    the line appended. A list of answers is joined by commas.
+
+    Args:
+        split: The split of a data set; a file has no splits.
+
+    Raises:
+        DataError: The data cannot be read, a row lacks a field, or there is no row.
     """
     problems = []
     seen: set[str] = set()
@@ -57,23 +70,55 @@ def load_problems(
 
 
 def data_rows(path: str, split: str) -> Iterator[tuple[int, Row]]:
-    """(line or row number from 1, row) of whatever kind of data `path` names; `split` is read of a data set only.
+    """The rows of the file or data set at `path`, each with its line or row number, counted from 1.
 
-    Raises DataError when it cannot be read, or a row is no object with fields.
+    Raises:
+        DataError: The data cannot be read, or a row is not an object with fields.
     """
     for number, row in _rows(path, split):
         if not isinstance(row, dict):
             raise DataError(
-                f"{path}, line {number}: is {type(row).__name__}, not an object with fields; write one JSON object a line"
+                f"{path}, line {number}: is {type(row).__name__}, not an object with fields; "
+                "write one JSON object a line"
             )
         yield number, row
 
 
+def field_text(row: Row, field: str, key: str, where: str) -> str:
+    """The field's text without outer space; a number becomes text.
+
+    Args:
+        key: The setting that names the field, for messages.
+        where: The file and line, for messages.
+
+    Raises:
+        DataError: The field is missing, empty, or neither text nor a number.
+    """
+    if field not in row:
+        raise DataError(
+            f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: "
+            f"set {key} to one of them"
+        )
+    value = row[field]
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: '{field}' is {value!r}, neither text nor a number; correct the line, "
+            f"or set {key} to another field"
+        )
+    if not value.strip():
+        raise DataError(f"{where}: '{field}' is empty; complete the line or remove it")
+    return value.strip()
+
+
 def _rows(path: str, split: str) -> Iterator[tuple[int, Any]]:
     file = Path(path)
-    if file.suffix not in (".jsonl", ".json", ".parquet"):
+    if file.suffix not in FILE_SUFFIXES:
         if file.is_file():
-            raise DataError(f"{path}: '{file.suffix}' is not read; convert it to .jsonl, .json or .parquet")
+            raise DataError(
+                f"{path}: '{file.suffix}' files are not supported; convert it to .jsonl, .json or .parquet"
+            )
         return enumerate(_data_set(path, split), 1)
     if not file.is_file():
         raise DataError(f"{path}: no such file (looked in {file.parent.resolve()})")
@@ -83,17 +128,16 @@ def _rows(path: str, split: str) -> Iterator[tuple[int, Any]]:
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of JSON lines, or of one JSON array, whatever the file is called."""
+    """Rows of JSON lines or of one JSON array; either may have any name."""
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert it") from error
+        raise DataError(f"{file}: is not UTF-8 text (at byte {error.start}); convert it to UTF-8") from error
     if content.lstrip().startswith("["):
         yield from enumerate(_json(content, str(file)), 1)
         return
-    for number, line in enumerate(
-        content.split("\n"), 1
-    ):  # not splitlines(): JSON text may hold other line separators
+    # splitlines() would also split at separators that a JSON text may contain, such as U+2028.
+    for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             yield number, _json(line, f"{file}, line {number}")
 
@@ -106,7 +150,7 @@ def _json(text: str, where: str) -> Any:
             f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         )
         raise DataError(
-            f"{where}: not JSON ({error.msg} at {position}); write one JSON object a line, or one array"
+            f"{where}: is not JSON ({error.msg} at {position}); write one JSON object a line, or one array"
         ) from error
 
 
@@ -132,31 +176,12 @@ def _data_set(path: str, split: str) -> Iterable[Row]:
             return datasets.load_from_disk(path)[split]
         if (folder / "state.json").exists():
             return datasets.load_from_disk(path)
-        return (
-            datasets.load_dataset(path, split=split)
-            if folder.is_dir()
-            else datasets.load_dataset(name, config or None, split=split)
-        )
-    except Exception as error:  # the library raises a dozen kinds, down to those of its HTTP client
+        if folder.is_dir():
+            return datasets.load_dataset(path, split=split)
+        return datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # the library raises errors of many types, also those of its HTTP client
         raise DataError(
-            f"'{path}', split '{split}': is no file, and cannot be loaded as a Hugging Face data set "
-            f"({type(error).__name__}: {error}); check the name and the network, or download it and give the path"
+            f"'{path}', split '{split}': is not a file, and cannot be loaded as a Hugging Face data set "
+            f"({type(error).__name__}: {error}); check the name and the network, or download it and give the "
+            "path"
         ) from error
-
-
-def field_text(row: Row, field: str, key: str, where: str) -> str:
-    """The field as text; numbers are written out. `key` is the setting that names the field."""
-    if field not in row:
-        raise DataError(
-            f"{where}: no field '{field}'; its fields are {', '.join(map(repr, row)) or 'none'}: set {key} to one of them"
-        )
-    value = row[field]
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: '{field}' is {value!r}, neither text nor a number; correct the line or set {key} to another field"
-        )
-    if not value.strip():
-        raise DataError(f"{where}: '{field}' is empty; complete the line or remove it")
-    return value.strip()

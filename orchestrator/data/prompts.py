@@ -1,7 +1,7 @@
-"""Problems in, prompts out, in an order that resumes.
+"""Problems in, prompts out, in an order that a resumed run repeats.
 
-In: a data file or data set, a tokenizer. Out: `Problem`s, their prompts as token ids (`PromptSet`), and the indices
-of the next problems to sample (`PromptOrder`). Also here: what a tokenizer must be able to do, checked before a run.
+In: `Problem`s and a tokenizer. Out: their prompts as token ids (`PromptSet`), and the indices of the next
+    problems to sample (`PromptOrder`).
 """
 
 import math
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem_text: str, instruction: str) -> list[int]:
-    """The prompt's token ids: one user message, the instruction on a line after the problem, and the assistant's turn opened."""
+    """The token ids of a problem's prompt: one user message, and the start of the assistant's turn.
+
+    The message is the problem and, unless `instruction` is empty, the instruction on the next line.
+    """
     content = f"{problem_text}\n{instruction}" if instruction else problem_text
     messages = [{"role": "user", "content": content}]
     return list(
@@ -27,7 +30,12 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem_text: str, instr
 
 
 class PromptSet:
-    """Problems with their prompts. Those longer than `max_prompt_tokens` are left out and counted in `dropped`."""
+    """Problems and their prompts.
+
+    Attributes:
+        problems: Those whose prompt has at most `max_prompt_tokens` tokens, in the order given.
+        dropped: How many problems have a longer prompt.
+    """
 
     def __init__(
         self,
@@ -35,10 +43,15 @@ class PromptSet:
         problems: Sequence[Problem],
         instruction: str,
         max_prompt_tokens: int,
-    ):
-        """Raises DataError when no problem is left."""
+    ) -> None:
+        """Render the prompts.
+
+        Raises:
+            DataError: No prompt is short enough.
+        """
         self.problems: list[Problem] = []
-        self._token_ids: list[np.ndarray] = []  # int32: lists of Python ints would take ten times the memory
+        # int32 arrays take a tenth of the memory of lists of Python ints.
+        self._token_ids: list[np.ndarray] = []
         shortest = math.inf
         for problem in problems:
             token_ids = render_prompt(tokenizer, problem.text, instruction)
@@ -57,11 +70,12 @@ class PromptSet:
         return len(self.problems)
 
     def token_ids(self, index: int) -> list[int]:
+        """The prompt of `problems[index]`."""
         return self._token_ids[index].tolist()
 
 
 class PromptOrderState(TypedDict):
-    """Where an order stands: JSON-ready, the same few bytes for any data set."""
+    """The position of a `PromptOrder`, as JSON; its size does not depend on the number of problems."""
 
     seed: int
     size: int
@@ -70,16 +84,22 @@ class PromptOrderState(TypedDict):
 
 
 class PromptOrder:
-    """An endless order of `size` problems: each epoch is its own shuffle, a function of seed and epoch alone."""
+    """An endless order of `size` problems. Each epoch is a shuffle that depends on seed and epoch only."""
 
-    def __init__(self, size: int, seed: int):
+    def __init__(self, size: int, seed: int) -> None:
+        """Start at the first problem of the first epoch.
+
+        Raises:
+            ValueError: `size` is less than 1.
+        """
         if size < 1:
-            raise ValueError(f"size is {size}; there must be a problem to order")
-        self._size, self._seed = size, seed
+            raise ValueError(f"size is {size}; an order needs at least one problem")
+        self._size = size
+        self._seed = seed
         self._start_epoch(0)
 
     def next(self, n: int) -> list[int]:
-        """The next `n` indices. One call may cross epochs, and only then hold an index twice."""
+        """The next `n` indices. An index comes twice only where the call crosses into the next epoch."""
         indices: list[int] = []
         while len(indices) < n:
             if self._position == self._size:
@@ -90,22 +110,31 @@ class PromptOrder:
         return indices
 
     def state_dict(self) -> PromptOrderState:
+        """The state from which `load_state_dict` continues."""
         return {"seed": self._seed, "size": self._size, "epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: PromptOrderState) -> None:
-        """Continues where the state was taken; raises ConfigError when it is of another data set or seed."""
+        """Continue with the index that follows `state`.
+
+        Raises:
+            ConfigError: The state belongs to another number of problems or another seed.
+        """
         if state["size"] != self._size:
             raise ConfigError(
-                f"the checkpoint was made with {state['size']} problems, now there are {self._size}: resume with the same data.train, "
-                "data.instruction and rollout.max_prompt_tokens, or start a new run"
+                f"the checkpoint was made with {state['size']} problems, but this configuration has "
+                f"{self._size}: resume "
+                "with the same data.train, data.instruction and rollout.max_prompt_tokens, or start a new run"
             )
         if state["seed"] != self._seed:
             raise ConfigError(
-                f"the checkpoint was made with run.seed={state['seed']}, not {self._seed}: resume with it, or start a new run"
+                f"the checkpoint was made with run.seed={state['seed']}, not {self._seed}: resume with that "
+                "seed, "
+                "or start a new run"
             )
         self._start_epoch(state["epoch"])
         self._position = state["position"]
 
     def _start_epoch(self, epoch: int) -> None:
-        self._epoch, self._position = epoch, 0
+        self._epoch = epoch
+        self._position = 0
         self._shuffled = np.random.default_rng((self._seed, epoch)).permutation(self._size)

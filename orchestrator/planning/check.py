@@ -21,7 +21,7 @@ from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.machine import GIB
 from orchestrator.cluster.nodes import local_nodes
 from orchestrator.config.training import LossConfig, RunConfig
-from orchestrator.data.problems import load_problems
+from orchestrator.data.problems import FILE_SUFFIXES, load_problems
 from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
 from orchestrator.errors import ConfigError, LaserError
 from orchestrator.planning.hub import hub_answers, local_cache_only
@@ -40,7 +40,6 @@ from orchestrator.planning.sizing import Sizing, size_pools
 from orchestrator.training.preparation import prepare
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-DATA_FILES = (".jsonl", ".json", ".parquet")
 
 
 def check(
@@ -291,7 +290,7 @@ def _names_the_hub(config: RunConfig) -> bool:
 
 
 def _is_file_name(path: str) -> bool:
-    return os.path.exists(path) or path.endswith(DATA_FILES)
+    return os.path.exists(path) or path.endswith(FILE_SUFFIXES)
 
 
 def _absent_inputs(config: RunConfig) -> dict[str, str]:

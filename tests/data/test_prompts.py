@@ -16,7 +16,10 @@ from orchestrator.data.tokens import check_round_trip, check_template, eos_token
 from orchestrator.errors import ConfigError, DataError
 
 SPECIAL = ["<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|vision|>", "<|reserved_0|>"]
-TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @pytest.fixture
@@ -122,7 +125,7 @@ GOOD = {"problem": "1+1=", "answer": "2"}
         ([{"problem": "1", "answer": True}], "line 1: 'answer' is True"),
         ([{"problem": "1", "answer": math.nan}], "line 1: 'answer' is nan"),
         ([{"problem": ["1"], "answer": "1"}], r"line 1: 'problem' is \['1'\]"),
-        ([GOOD, '{"problem": \n'], r"data\.jsonl, line 2: not JSON .* column"),
+        ([GOOD, '{"problem": \n'], r"data\.jsonl, line 2: is not JSON .* column"),
         ([GOOD, "5\n"], "line 2: is int"),
         ([], "holds no problem"),
     ],
@@ -135,12 +138,12 @@ def test_a_line_that_cannot_be_used_is_named(rows, message, tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jsonl: no such file"):
         load(tmp_path / "missing.jsonl")
-    with pytest.raises(DataError, match=r"'\.csv' is not read; convert it"):
+    with pytest.raises(DataError, match=r"'\.csv' files are not supported; convert it"):
         load(write(tmp_path / "data.csv", "a"))
     with pytest.raises(DataError, match="cannot be read as parquet"):
         load(write(tmp_path / "data.parquet", "no parquet"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "\xe9"}')
-    with pytest.raises(DataError, match="not UTF-8 at byte 13"):
+    with pytest.raises(DataError, match="is not UTF-8 text \(at byte 13\)"):
         load(tmp_path / "latin.jsonl")
     with pytest.raises(DataError, match="split 'nope'"):
         load(as_saved_data_set(tmp_path), split="nope")
@@ -183,7 +186,7 @@ def test_every_problem_comes_once_an_epoch(size, seed, epochs, n):
     before=st.lists(st.integers(0, 40), max_size=5),
     after=st.integers(0, 70),
 )
-def test_an_order_resumed_anywhere_goes_on_the_same(size, seed, before, after):
+def test_a_resumed_order_continues_the_same(size, seed, before, after):
     order = PromptOrder(size, seed)
     for n in before:
         order.next(n)
@@ -205,7 +208,7 @@ def test_epochs_and_seeds_shuffle_differently():
 
 def test_the_state_of_another_data_set_or_seed_is_refused():
     state = PromptOrder(5, 0).state_dict()
-    with pytest.raises(ConfigError, match=r"made with 5 problems, now there are 6.*data\.train"):
+    with pytest.raises(ConfigError, match=r"made with 5 problems, but this configuration has 6.*data\.train"):
         PromptOrder(6, 0).load_state_dict(state)
     with pytest.raises(ConfigError, match=r"run\.seed=0, not 1"):
         PromptOrder(5, 1).load_state_dict(state)
@@ -232,7 +235,7 @@ def test_a_token_that_is_nothing_unknown_or_taken_is_refused(tokenizer, token):
 
 def test_a_tokenizer_without_spare_tokens_says_how_to_get_one(tokenizer):
     tokenizer.chat_template += "<|vision|><|reserved_0|>"
-    with pytest.raises(ConfigError, match="no spare special token: add one"):
+    with pytest.raises(ConfigError, match="no unused special token: add one"):
         resolve_token(tokenizer, "yes")
 
 

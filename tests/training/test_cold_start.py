@@ -107,7 +107,7 @@ class TestTargets:
         data = data_file(
             tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": f"8{SELF_REWARD}"}
         )
-        with pytest.raises(DataError, match=r"line 2: 'solution' holds '<\|self_reward\|>'"):
+        with pytest.raises(DataError, match=r"line 2: 'solution' contains '<\|self_reward\|>'"):
             load_demonstrations(data, tokens)
 
 
@@ -144,7 +144,7 @@ class TestLoading:
         samples = load_demonstrations(data, tokens)
         assert (len(samples), samples.dropped) == (1, 1)
         with pytest.raises(
-            DataError, match=r"none of its 2 samples fits data\.max_tokens=6, the shortest has 7 tokens"
+            DataError, match=r"none of its 2 samples fits data\.max_tokens=6; the shortest has 7 tokens"
         ):
             load_demonstrations(data.model_copy(update={"max_tokens": 6}), tokens)
 
@@ -189,7 +189,7 @@ class TestBatches:
         assert first[:20] != first[20:]
 
     def test_too_few_samples(self):
-        with pytest.raises(ValueError, match="9 samples make no batch of 10"):
+        with pytest.raises(ValueError, match="9 samples do not fill a batch of 10"):
             next(length_batches(self.lengths[:9], 10, seed=0))
 
 
