@@ -20,7 +20,7 @@ from torch.distributed import TCPStore
 from actors import process_group, zero3
 from actors.rows import RolloutRows, rollout_rows
 from orchestrator.algorithm.loss import LossInputs, laser_loss
-from orchestrator.algorithm.micro_batches import Plan
+from orchestrator.algorithm.micro_batches import MicroBatchPlan
 from orchestrator.errors import LaserError
 from orchestrator.messages.batches import LearnerSettings, MiniBatch, StepSums, TrainBatch, TrajectoriesRef
 from orchestrator.messages.trajectories import Trajectories
@@ -133,7 +133,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def reference_z_logprobs(
-        self, refs: Sequence[TrajectoriesRef], plan: Plan, samples_per_group: int
+        self, refs: Sequence[TrajectoriesRef], plan: MicroBatchPlan, samples_per_group: int
     ) -> dict[int, float]:
         """log pi_ref(z_c | x, y, EOS) of this rank's finished samples, by sample, for `loss.c_ref: exact`."""
         assert self.reference is not None

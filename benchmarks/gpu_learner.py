@@ -32,7 +32,7 @@ from actors.learning import LearnerRank
 from actors.rows import rollout_rows
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
-from orchestrator.algorithm.micro_batches import Plan, padding_share, plan_micro_batches
+from orchestrator.algorithm.micro_batches import MicroBatchPlan, padding_share, plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.algorithm.token_logprobs import LogProbHead, token_logprobs
 from orchestrator.messages.batches import LearnerSettings, MiniBatch, PolicySettings, TrainBatch
@@ -290,7 +290,7 @@ def random_groups(
     return made
 
 
-def train_batch(groups: list[Trajectories], plan: Plan) -> TrainBatch:
+def train_batch(groups: list[Trajectories], plan: MicroBatchPlan) -> TrainBatch:
     """One mini-batch with GRPO advantages of random rewards."""
     samples = sum(len(group) for group in groups)
     rewards = torch.from_numpy(np.random.default_rng(1).integers(0, 2, samples).astype(np.float32))

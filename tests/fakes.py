@@ -1,9 +1,9 @@
 """Fakes of the actors of a run: an engine, a learner rank and a verifier that share one fake GPU.
 
-They are fakes because a machine without a GPU cannot make a real engine or rank run out of GPU memory, and because a
-test must choose the moment at which an actor dies. `Pools` takes the classes as `WorkerClasses`; everything else in
-such a test is real: Ray, its placement group, the pools and the order of their calls. Real engines and ranks take
-turns in tests/end_to_end/test_train.py.
+They are fakes because a machine without a GPU cannot make a real engine or rank run out of GPU memory, and
+because a test must choose the moment at which an actor dies. `Pools` takes the classes as `WorkerClasses`;
+everything else in such a test is real: Ray, its placement group, the pools and the order of their calls. Real
+engines and ranks take turns in tests/end_to_end/test_train.py.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The LaSeR loss of one micro-batch: policy loss, KL to the reference model and self-reward loss.
 
-In: log-probs of the flat response tokens and of z_c at each sample's EOS. Out: a loss already divided by the counts of the whole
-mini-batch, so that the sum over micro-batches and ranks is the mini-batch's loss, however it was split.
+In: log-probs of the response tokens, and of z_c after each sample's EOS. Out: the micro-batch's share of the
+loss, divided by the counts of the whole mini-batch. The sum over micro-batches and ranks is the loss of the
+mini-batch, however the mini-batch is split.
 """
 
 from dataclasses import dataclass
@@ -21,65 +22,78 @@ from orchestrator.algorithm.self_reward import self_reward_loss_terms, self_rewa
 
 @dataclass(frozen=True)
 class LossSettings:
+    """Weights and limits of the loss."""
+
     alpha: float
-    """Weight of the self-reward loss; 0 leaves it out of the loss, and its metrics are still computed."""
+    """Weight of the self-reward loss; 0 leaves it out, but its metrics are computed all the same."""
     beta_v: float
     """KL coefficient of the self-reward score."""
     kl_coef: float
-    """Weight of the KL to the reference model; above 0 it needs `ref_logprobs`."""
+    """Weight of the KL to the reference model; above 0 the loss needs `ref_logprobs`."""
     kl_estimator: KLEstimator
     clip_low: float
+    """PPO's lower limit of the ratio is `1 - clip_low`."""
     clip_high: float
+    """PPO's upper limit of the ratio is `1 + clip_high`."""
     dual_clip: float = 3.0
+    """Limit of the ratio where the advantage is negative."""
     tis_cap: float | None = None
-    """Cap of the importance weights that correct for `behaviour_logprobs`; None trains without the correction."""
+    """Cap of the importance weights that correct for `behaviour_logprobs`; None makes no correction."""
 
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """One micro-batch. Log-probs are natural logs at temperature 1; only response tokens are on the token axis."""
+    """One micro-batch. Log-probs are natural logs at temperature 1; the token axis has no prompt tokens."""
 
     logprobs: Float[Tensor, "tokens"]
+    """Of the current policy, with gradient."""
     advantages: Float[Tensor, "tokens"]
     total_tokens: int
-    """Response tokens of the optimiser step's mini-batch, over all micro-batches and ranks."""
+    """Response tokens of the whole mini-batch, over all micro-batches and ranks."""
     total_finished: int
     """Finished samples of the same mini-batch."""
     old_logprobs: Float[Tensor, "tokens"] | None = None
-    """Of the policy before this batch's first optimiser step; None when this is that step: then they are `logprobs`, detached."""
+    """Of the policy before the batch's first optimiser step; None in that step: they equal `logprobs`."""
     behaviour_logprobs: Float[Tensor, "tokens"] | None = None
-    """As the rollout engine reported them."""
+    """From the rollout engine that sampled the tokens."""
     ref_logprobs: Float[Tensor, "tokens"] | None = None
+    """Of the reference model."""
     z_logprobs: Float[Tensor, "samples"] | None = None
-    """log pi(z_c | x, y, EOS); any value, NaN included, where the sample is unfinished. None for plain GRPO."""
+    """log pi(z_c | x, y, EOS). Any value, NaN too, where the sample is unfinished. None for plain GRPO."""
     c_ref: float | Float[Tensor, "samples"] | None = None
+    """log pi_ref(z_c | x, y, EOS): one number for all samples, or one for each."""
     rewards: Float[Tensor, "samples"] | None = None
+    """The verifier's, 0 or 1."""
     weights: Float[Tensor, "samples"] | None = None
-    """Class weights of the whole rollout batch (`class_weights`), 0 for unfinished samples."""
+    """Class weights over the whole rollout batch (`class_weights`); 0 for unfinished samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class LossOutputs:
-    """`total` is to be differentiated, the rest is detached. Every scalar is summed over micro-batches and ranks."""
+    """The micro-batch's shares: sum each scalar over micro-batches and ranks. Only `total` has a gradient."""
 
     total: Float[Tensor, ""]
     policy: Float[Tensor, ""]
-    """Share of the mini-batch's token-mean policy loss."""
+    """Policy loss, a mean over tokens."""
     self_reward: Float[Tensor, ""]
-    """Share of the mini-batch's self-reward loss, before `alpha`."""
+    """Self-reward loss, a mean over finished samples, not yet times `alpha`."""
     kl: Float[Tensor, ""]
-    """Share of the mini-batch's token-mean KL to the reference model, before `kl_coef`; 0 without `ref_logprobs`."""
+    """KL to the reference model, a mean over tokens, not yet times `kl_coef`; 0 without `ref_logprobs`."""
     clipped_tokens: Int[Tensor, ""]
     scores: Float[Tensor, "samples"] | None
     """Unclipped self-reward scores, NaN where unfinished; None without `z_logprobs`."""
 
 
 def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
-    """`L_policy + kl_coef * KL + alpha * L_self_reward`, the first two as token means, the last as a mean over finished samples.
+    """`L_policy + kl_coef * KL + alpha * L_self_reward`: means over tokens, and the last over finished
+    samples.
 
-    A micro-batch without tokens gives 0 and can still be differentiated, so that a rank without samples steps with the others.
-    Raises ValueError when a term has a weight but not its inputs, or `total_tokens` cannot be the count of the whole mini-batch.
-    Source: LaSeR (arXiv 2510.14943).
+    A micro-batch without tokens gives 0 and has a gradient, so that a rank without samples can step with the
+    others. Source: LaSeR (arXiv 2510.14943).
+
+    Raises:
+        ValueError: A term has a weight but not its inputs, or `total_tokens` is too small to be the count of
+            the whole mini-batch.
     """
     logprobs = inputs.logprobs
     if inputs.total_tokens < max(1, len(logprobs)):
@@ -96,7 +110,8 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
     if settings.tis_cap is not None:
         if inputs.behaviour_logprobs is None:
             raise ValueError(
-                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, or set tis_cap to None"
+                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, "
+                "or set tis_cap to None"
             )
         token_losses = token_losses * truncated_importance_weights(
             old_logprobs, inputs.behaviour_logprobs, settings.tis_cap
@@ -109,7 +124,8 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
         kl = kl_terms(logprobs, inputs.ref_logprobs, settings.kl_estimator).sum() / inputs.total_tokens
     elif settings.kl_coef != 0:
         raise ValueError(
-            f"kl_coef is {settings.kl_coef}, but ref_logprobs are missing: run the reference model, or set kl_coef to 0"
+            f"kl_coef is {settings.kl_coef}, but ref_logprobs are missing: run the reference model, "
+            "or set kl_coef to 0"
         )
     if settings.kl_coef != 0:
         total = total + settings.kl_coef * kl
@@ -119,9 +135,10 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
         self_reward, scores = _self_reward(inputs, settings.beta_v)
     elif settings.alpha != 0:
         raise ValueError(
-            f"alpha is {settings.alpha}, but z_logprobs are missing: read log pi(z_c) at each EOS, or set alpha to 0"
+            f"alpha is {settings.alpha}, but z_logprobs are missing: read log pi(z_c) at each EOS, "
+            "or set alpha to 0"
         )
-    # Left out rather than multiplied by 0, so that plain GRPO is the same to the last bit.
+    # Not added when alpha is 0: adding 0 times the term could change the last bit of plain GRPO.
     if settings.alpha != 0:
         total = total + settings.alpha * self_reward
 
@@ -136,13 +153,13 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
 
 
 def _self_reward(inputs: LossInputs, beta_v: float) -> tuple[Float[Tensor, ""], Float[Tensor, "samples"]]:
-    """The share of the self-reward loss, before alpha, and the detached scores."""
+    """The self-reward loss, not yet times alpha, and the detached scores."""
     if inputs.z_logprobs is None or inputs.c_ref is None or inputs.rewards is None or inputs.weights is None:
         raise ValueError(
             "z_logprobs come without c_ref, rewards or weights: the self-reward loss needs all of them"
         )
     scores = self_reward_score(inputs.z_logprobs, inputs.c_ref, beta_v)
-    # A mini-batch in which nothing finished has a loss of 0, not 0 / 0.
+    # When no sample of the mini-batch finished, the loss is 0 and not 0 / 0.
     loss = self_reward_loss_terms(scores, inputs.rewards, inputs.weights).sum() / max(
         inputs.total_finished, 1
     )

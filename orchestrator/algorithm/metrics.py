@@ -70,9 +70,8 @@ def auroc_within_problem(
 ) -> tuple[float, int]:
     """AUROC over pairs of samples of the same problem, and the number of problems with both classes.
 
-    Pairs are pooled over problems. A score that knows only which problems are hard gets 0.5. NaN without a
-    problem with both classes. Takes
-    finished samples only.
+    Pairs are pooled over problems. A score that knows only which problems are hard gets 0.5. NaN when no
+    problem has both classes. Takes finished samples only.
 
     Raises:
         ValueError: A score is NaN.
@@ -125,8 +124,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of the mean over problems.
 
     It says how the figure varies over other problems of this kind. Problems are drawn with replacement, each
-    with all its samples. Source: Efron and Tibshirani, An
-    Introduction to the Bootstrap, section 13.3.
+    with all its samples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, section 13.3.
 
     Args:
         weights: Weight of each problem in the mean, such as its number of samples; equal unless given.

@@ -1,23 +1,31 @@
-"""How the samples of a batch are dealt out: to optimiser steps (mini-batches), ranks and micro-batches.
+"""Split a batch into mini-batches (optimiser steps), and each mini-batch into micro-batches of the ranks.
 
-In: sample lengths in tokens. Out: lists of sample indices, the same on every rank for the same input.
+In: sample lengths in tokens. Out: lists of sample indices. Equal input gives equal output, on every rank.
 """
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-Plan = list[list[list[int]]]
+MicroBatchPlan = list[list[list[int]]]
 """Sample indices by rank and micro-batch."""
 
 
-def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_batch: int) -> Plan:
-    """Deal samples to ranks in padded micro-batches of at most `tokens_per_micro_batch` tokens, padding counted.
+def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_batch: int) -> MicroBatchPlan:
+    """Assign samples to padded micro-batches, and micro-batches to ranks.
 
-    Every rank gets the same number of micro-batches, as few as the budget allows, since ZeRO-3 ranks gather weights together.
-    Micro-batches hold samples of like length. Each rank's n-th one is of like size, and the ranks' sums of padded tokens differ
-    by no more than the n-th ones of two ranks do, for some n. A micro-batch is empty only when there are too few samples.
+    Every rank gets the same number of micro-batches, because ZeRO-3 ranks gather weights together; it is the
+    smallest number that the budget allows. A micro-batch holds samples of similar length. The n-th
+    micro-batches of all ranks have similar sizes, and the padded tokens of two ranks differ in sum by no more
+    than two of their n-th micro-batches do, for some n. A micro-batch is empty only when there are too few
+    samples.
 
-    Raises ValueError when `num_ranks` is below 1, a length is below 1, or a sample alone is over the budget.
+    Args:
+        lengths: Tokens of each sample, prompt and response.
+        num_ranks: Learner ranks.
+        tokens_per_micro_batch: The budget of one micro-batch in tokens, padding included.
+
+    Raises:
+        ValueError: `num_ranks` or a length is below 1, or one sample alone exceeds the budget.
     """
     if num_ranks < 1:
         raise ValueError(f"num_ranks is {num_ranks}; it must be at least 1")
@@ -26,7 +34,8 @@ def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_
             raise ValueError(f"sample {sample} has length {length}; every sample needs at least 1 token")
         if length > tokens_per_micro_batch:
             raise ValueError(
-                f"sample {sample} has {length} tokens, over learning.tokens_per_micro_batch = {tokens_per_micro_batch}: "
+                f"sample {sample} has {length} tokens, more than "
+                f"learning.tokens_per_micro_batch={tokens_per_micro_batch}: "
                 f"raise it to at least {length}, or lower rollout.max_response_tokens"
             )
     if not lengths:
@@ -37,9 +46,10 @@ def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_
     batches = _level(longest_first, lengths, tokens_per_micro_batch, steps * num_ranks)
     batches.sort(key=lambda batch: -_padded_tokens(batch, lengths))
 
-    plan: Plan = [[] for _ in range(num_ranks)]
+    plan: MicroBatchPlan = [[] for _ in range(num_ranks)]
     load = [0] * num_ranks
-    # Largest first: a batch that does not fit in memory fails at once. In each step the rank with least so far gets the most.
+    # The largest come first, so that a batch which does not fit in memory fails at once. In each round the
+    # rank with the fewest tokens so far gets the largest batch.
     for start in range(0, len(batches), num_ranks):
         ranks = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
         for rank, batch in zip(ranks, batches[start : start + num_ranks], strict=True):
@@ -48,7 +58,7 @@ def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_
     return plan
 
 
-def padding_share(plan: Plan, lengths: Sequence[int]) -> float:
+def padding_share(plan: MicroBatchPlan, lengths: Sequence[int]) -> float:
     """Share of the plan's tokens that is padding, in [0, 1); 0 for a plan without samples."""
     batches = [batch for rank in plan for batch in rank]
     padded = sum(_padded_tokens(batch, lengths) for batch in batches)
@@ -58,20 +68,30 @@ def padding_share(plan: Plan, lengths: Sequence[int]) -> float:
 def split_mini_batches(group_sizes: Sequence[int], mini_batches: int) -> list[list[int]]:
     """Split samples, laid out group after group, into consecutive mini-batches of nearly equal size.
 
-    Groups stay whole unless there are fewer of them than mini-batches. Returns the sample indices of each.
-    Raises ValueError when `mini_batches` is below 1 or there are fewer samples than mini-batches.
+    Groups stay whole, unless there are more mini-batches than groups.
+
+    Args:
+        group_sizes: Samples of each group.
+        mini_batches: Their number.
+
+    Returns:
+        The sample indices of each mini-batch.
+
+    Raises:
+        ValueError: `mini_batches` is below 1, or above the number of samples.
     """
     samples = sum(group_sizes)
     if not 1 <= mini_batches <= samples:
         raise ValueError(
-            f"learning.mini_batches is {mini_batches}, but the batch has {samples} samples: choose 1 to {samples}"
+            f"learning.mini_batches is {mini_batches}, but the batch has {samples} samples: "
+            f"choose 1 to {samples}"
         )
     edges = [0, *accumulate(size for size in group_sizes if size)]
     if len(edges) <= mini_batches:
         edges = list(range(samples + 1))
     cuts = [0]
     for done in range(1, mini_batches):
-        # At least one group for this mini-batch, and one for each that follows.
+        # Leave at least one group for this mini-batch, and one for each that follows.
         choices = edges[edges.index(cuts[-1]) + 1 : len(edges) - (mini_batches - done)]
         cuts.append(min(choices, key=lambda edge: abs(edge * mini_batches - done * samples)))
     cuts.append(samples)
@@ -83,7 +103,7 @@ def _padded_tokens(batch: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 def _fill(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """The fewest consecutive batches within the budget: each takes all that fits beside its first, longest sample."""
+    """The fewest consecutive batches within the budget: each takes what fits, padded to its first sample."""
     batches = []
     start = 0
     while start < len(longest_first):
@@ -94,7 +114,7 @@ def _fill(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> 
 
 
 def _level(longest_first: Sequence[int], lengths: Sequence[int], budget: int, count: int) -> list[list[int]]:
-    """`count` consecutive batches whose largest is as small as can be; empty ones make up the number when samples run out."""
+    """`count` consecutive batches, the largest as small as possible; some are empty when samples run out."""
     low, high = lengths[longest_first[0]], budget
     while low < high:
         middle = (low + high) // 2

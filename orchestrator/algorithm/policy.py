@@ -1,4 +1,4 @@
-"""Terms of the policy loss, one value a token: clipped surrogate, KL estimators, correction for the rollout engine's log-probs."""
+"""Terms of the policy loss, one value a token: clipped surrogate, KL estimators and importance weights."""
 
 from typing import Literal, NamedTuple
 
@@ -8,14 +8,16 @@ from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
 
-# Log-ratios are held within +-20: beyond it exp() runs towards infinity, and 0 * inf in the backward pass is NaN.
 MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to +-20: exp() of more overflows, and 0 * inf in the backward pass is NaN."""
 
 
 class PolicyTerms(NamedTuple):
+    """The policy loss of each token."""
+
     loss: Float[Tensor, "tokens"]
     clipped: Bool[Tensor, "tokens"]
-    """True where a clip replaced the surrogate, so that the token has no gradient."""
+    """True where a clip replaced the surrogate: the token has no gradient."""
 
 
 def policy_loss_terms(
@@ -28,11 +30,18 @@ def policy_loss_terms(
 ) -> PolicyTerms:
     """PPO's clipped surrogate, negated: `max(-A * ratio, -A * clamp(ratio, 1 - clip_low, 1 + clip_high))`.
 
-    Where `A < 0` the loss is also capped at `-A * dual_clip`. All log-probs are natural logs. Raises ValueError when
-    `dual_clip` is not above 1. Source: PPO (arXiv 1707.06347), equation 7; dual clip (arXiv 1912.09729).
+    Where `A < 0` the loss is also capped at `-A * dual_clip`.
+    Sources: PPO (arXiv 1707.06347), equation 7; dual clip (arXiv 1912.09729).
+
+    Args:
+        logprobs: Natural logs under the current policy, with gradient.
+        old_logprobs: Under the policy before the batch's first optimiser step.
+
+    Raises:
+        ValueError: `dual_clip` is not above 1.
     """
     if not dual_clip > 1:
-        raise ValueError(f"dual_clip is {dual_clip}; it bounds the ratio from above and must exceed 1")
+        raise ValueError(f"dual_clip is {dual_clip}; it limits the ratio from above and must exceed 1")
     ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     surrogate = -advantages * ratio
     bounded = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -44,10 +53,13 @@ def policy_loss_terms(
 def kl_terms(
     logprobs: Float[Tensor, "tokens"], ref_logprobs: Float[Tensor, "tokens"], estimator: KLEstimator
 ) -> Float[Tensor, "tokens"]:
-    """Estimates of KL(pi || pi_ref) at tokens drawn from pi, in nats.
+    """Estimates of KL(pi || pi_ref) at tokens sampled from pi, in nats.
 
-    k1 is unbiased but has no gradient in expectation, so it measures and does not regularise; k2 has the KL's gradient;
-    k3 is unbiased and never negative. Raises ValueError for another name. Source: http://joschu.net/blog/kl-approx.html
+    k1 is unbiased, but its expected gradient is 0: it measures and does not regularise. k2 has the gradient
+    of the KL. k3 is unbiased and never negative. Source: http://joschu.net/blog/kl-approx.html
+
+    Raises:
+        ValueError: The estimator has another name.
     """
     log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     match estimator:
@@ -63,8 +75,9 @@ def kl_terms(
 def truncated_importance_weights(
     old_logprobs: Float[Tensor, "tokens"], behaviour_logprobs: Float[Tensor, "tokens"], cap: float
 ) -> Float[Tensor, "tokens"]:
-    """`min(pi_old / pi_behaviour, cap)`, without gradient: what a token sampled by the rollout engine counts in the policy loss.
+    """Weight of each token in the policy loss, without gradient: `min(pi_old / pi_behaviour, cap)`.
 
+    It corrects for the difference between the learner and the rollout engine that sampled the token.
     Source: truncated importance sampling, IMPALA (arXiv 1802.01561), section 4.1.
     """
     return (old_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)

@@ -1,6 +1,7 @@
-"""The last-token self-reward: the score, its loss terms, and the reference log-prob `c_ref` that both rest on.
+"""The last-token self-reward: the score, its loss, and the reference log-prob `c_ref` that both need.
 
-In: log pi(z_c | x, y, EOS), read at the EOS of each finished solution. Out: a score near 1 for right, near 0 for wrong.
+In: log pi(z_c | x, y, EOS), read after the EOS of each finished solution. Out: a score, near 1 for a correct
+solution and near 0 for a wrong one.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,15 @@ from torch import Tensor
 def self_reward_score(
     z_logprob: Float[Tensor, "samples"], c_ref: float | Float[Tensor, "samples"], beta_v: float
 ) -> Float[Tensor, "samples"]:
-    """`beta_v * (log pi(z_c | x, y, EOS) - c_ref)`, unclipped; above 0.5 the model calls its solution correct.
+    """`beta_v * (log pi(z_c | x, y, EOS) - c_ref)`, unclipped; above 0.5 the model calls its solution
+    correct.
 
-    `z_logprob` and `c_ref` are natural-log probabilities without sampling temperature; a tensor `c_ref` holds the reference
-    model's own value for each sample. Source: LaSeR (arXiv 2510.14943).
+    Source: LaSeR (arXiv 2510.14943).
+
+    Args:
+        z_logprob: Natural log pi(z_c | x, y, EOS) at temperature 1.
+        c_ref: The same under the reference model: one number for all samples, or one for each.
+        beta_v: KL coefficient of the score.
     """
     return beta_v * (z_logprob - c_ref)
 
@@ -24,10 +30,11 @@ def self_reward_score(
 def class_weights(
     rewards: Float[Tensor, "samples"], finished: Bool[Tensor, "samples"]
 ) -> Float[Tensor, "samples"]:
-    """Weights that give right and wrong solutions half of the self-reward loss each: `N / (2 * N_class)`, 0 for unfinished.
+    """Weights that give correct and wrong solutions half of the self-reward loss each: `N / (2 * N_class)`.
 
-    `N` counts the finished samples of the whole rollout batch, `N_class` those of the sample's class (reward 1 or 0). With one
-    class absent the formula leaves the other at 0.5. Source: LaSeR (arXiv 2510.14943), class-level loss re-weighting.
+    `N` is the number of finished samples in the whole rollout batch, and `N_class` the number of those with
+    the sample's reward, 1 or 0. An unfinished sample gets 0. When one class is absent, the other gets 0.5.
+    Source: LaSeR (arXiv 2510.14943), class-level loss re-weighting.
     """
     correct = finished & (rewards > 0.5)
     wrong = finished & (rewards <= 0.5)
@@ -38,33 +45,43 @@ def class_weights(
 def self_reward_loss_terms(
     scores: Float[Tensor, "samples"], rewards: Float[Tensor, "samples"], weights: Float[Tensor, "samples"]
 ) -> Float[Tensor, "samples"]:
-    """`w * (score - r_v)^2` for each sample; exactly 0, with a gradient of exactly 0, where the weight is 0.
+    """`w * (score - r_v)^2` of each sample; where the weight is 0, value and gradient are exactly 0.
 
-    An unfinished sample (weight 0) may have any score, NaN included. Source: LaSeR (arXiv 2510.14943).
+    An unfinished sample has weight 0, and may have any score, NaN too. Source: LaSeR (arXiv 2510.14943).
     """
-    # Masked before the arithmetic: 0 * NaN is NaN, in the backward pass too.
+    # The mask comes before the arithmetic: 0 * NaN is NaN, in the backward pass too.
     return weights * (torch.where(weights > 0, scores, rewards) - rewards) ** 2
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`c_ref` as measured: mean and unbiased std of log pi_ref(z_c | x, y, EOS) over `n` finished solutions."""
+    """A measured `c_ref`."""
 
     c_ref: float
+    """Mean of log pi_ref(z_c | x, y, EOS)."""
     std: float
+    """Its unbiased standard deviation over the solutions."""
     n: int
+    """Finished solutions that it is measured on."""
 
 
 def calibrate_c_ref(z_logprobs: Float[Tensor, "samples"]) -> Calibration:
-    """Measure `c_ref` on the initial model's own solutions; NaN marks an unfinished one and is left out.
+    """Measure `c_ref` on the initial model's own solutions.
 
-    Raises ValueError when fewer than two solutions finished.
     Source: LaSeR (arXiv 2510.14943), which averages 300 solutions.
+
+    Args:
+        z_logprobs: log pi_ref(z_c | x, y, EOS) of each solution; NaN for an unfinished one, which is left
+            out.
+
+    Raises:
+        ValueError: Fewer than two solutions finished.
     """
     finished = z_logprobs[~z_logprobs.isnan()].double()
     if len(finished) < 2:
         raise ValueError(
-            f"c_ref cannot be calibrated: {len(finished)} of {len(z_logprobs)} solutions finished and at least 2 must; "
-            "raise rollout.max_response_tokens, calibrate on more problems, or set loss.c_ref to a number"
+            f"c_ref cannot be calibrated: {len(finished)} of {len(z_logprobs)} solutions finished, and "
+            "at least 2 must; raise rollout.max_response_tokens or self_reward.calibration_samples, or set "
+            "loss.c_ref to a number"
         )
     return Calibration(finished.mean().item(), finished.std().item(), len(finished))

@@ -1,6 +1,7 @@
-"""Log-probs of given tokens from hidden states, without ever holding a [tokens, vocab] tensor.
+"""Log-probs of given tokens from hidden states, without a [tokens, vocab] tensor of the whole batch.
 
-A 7B model's logits for one batch are tens of gigabytes; here they exist one chunk of tokens at a time, in both passes.
+The logits of a 7B model for one batch take tens of gigabytes. Here they exist for one chunk of tokens at a
+time, in the forward and in the backward pass.
 """
 
 from typing import Any
@@ -21,10 +22,13 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
     """Log-prob of each target and entropy of each distribution, in nats, at temperature 1.
 
-    Logits are a matmul in the weight's dtype; from there on float32 (float64 for a float64 weight). The log-probs are
-    differentiable once in `hidden`, `weight` and `bias`; the entropies carry no gradient. Memory peaks at a few
-    [chunk_tokens, vocab] tensors and, in the backward pass, one float32 copy of the weight's gradient.
-    Raises ValueError when `chunk_tokens` is below 1.
+    The matmul that gives the logits has the weight's dtype; all that follows is float32 (float64 for a
+    float64 weight). The log-probs can be differentiated once, by `hidden`, `weight` and `bias`; the entropies
+    have no gradient. Memory peaks at a few [chunk_tokens, vocab] tensors, and in the backward pass one
+    float32 copy of the weight's gradient.
+
+    Raises:
+        ValueError: `chunk_tokens` is below 1.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
@@ -33,13 +37,16 @@ def token_logprobs(
 
 
 class LogProbHead(torch.nn.Linear):
-    """A language-model head that returns log-probs of given tokens in place of logits; a module, so that ZeRO-3 gathers its weight."""
+    """A language-model head that returns the log-probs of given tokens instead of logits.
+
+    It is a module, so that ZeRO-3 gathers its weight.
+    """
 
     chunk_tokens = 2048
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> "LogProbHead":
-        """A head on the same Parameter objects, so that embeddings tied to them stay tied."""
+        """A head with the same Parameter objects: embeddings that are tied to them stay tied."""
         head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         head.weight, head.bias = linear.weight, linear.bias
         return head
@@ -47,7 +54,7 @@ class LogProbHead(torch.nn.Linear):
     def forward(  # type: ignore[override]
         self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, "tokens"]
     ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
-        """Log-probs and entropies as `token_logprobs` gives them."""
+        """Log-probs and entropies, as `token_logprobs` returns them."""
         return token_logprobs(hidden, self.weight, self.bias, targets, self.chunk_tokens)
 
 
@@ -62,7 +69,8 @@ class _TokenLogProbs(torch.autograd.Function):
             all_logprobs = linear(hidden[chunk], weight, bias).log_softmax(dim=-1, dtype=logprobs.dtype)
             logprobs[chunk] = all_logprobs.gather(1, targets[chunk, None]).squeeze(1)
             entropy[chunk] = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
-        # The Parameter itself, as torch.nn.Linear saves it: between the passes ZeRO-3 frees its data and gathers it again.
+        # Save the Parameter itself, as torch.nn.Linear does: between the passes ZeRO-3 frees its data, and
+        # gathers it again for the backward pass.
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_tokens = chunk_tokens
         ctx.mark_non_differentiable(entropy)

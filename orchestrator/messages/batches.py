@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from orchestrator.algorithm.loss import LossOutputs, LossSettings
-from orchestrator.algorithm.micro_batches import Plan
+from orchestrator.algorithm.micro_batches import MicroBatchPlan
 from orchestrator.algorithm.policy import kl_terms
 
 TrajectoriesRef = Any
@@ -66,7 +66,7 @@ class LearnerSettings:
 class MiniBatch:
     """The samples of one optimiser step, by rank and micro-batch, and its counts over all ranks."""
 
-    plan: Plan
+    plan: MicroBatchPlan
     total_tokens: int
     total_finished: int
 

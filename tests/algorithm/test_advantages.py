@@ -18,7 +18,8 @@ def mix(scores, finished, group, advantages=None, tau=0.1, filter_std=0.1):
 
 
 def test_group_advantages_by_hand():
-    # Problem 7: rewards 1, 0, 0, 1, mean 1/2, unbiased variance 4 * (1/4) / 3. Problem 2: rewards 1, 0, variance 1/2.
+    # Problem 7: rewards 1, 0, 0, 1, mean 1/2, unbiased variance 4 * (1/4) / 3. Problem 2: rewards 1, 0,
+    # variance 1/2.
     advantages = group_advantages(
         torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]), torch.tensor([7, 7, 2, 7, 2, 7])
     )

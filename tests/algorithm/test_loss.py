@@ -1,4 +1,4 @@
-"""The loss of whole batches: closed forms, independence of how the batch is split, and what each term costs when it is off."""
+"""The loss of whole batches: closed forms, the same result for any split, and terms that are switched off."""
 
 import math
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ HIDDEN, VOCAB, Z_C = 4, 9, 8
 
 @dataclass
 class Batch:
-    """Random solutions of a model that is one linear layer: `hidden` at each response token, `end` at each EOS."""
+    """Random solutions of a one-layer linear model: `hidden` at each response token, `end` at each EOS."""
 
     lengths: list[int]
     hidden: torch.Tensor
@@ -120,7 +120,7 @@ def test_all_terms_by_hand():
         ref_logprobs=torch.tensor([-1.0, -2.0 - math.log(2.0)]).double(),
     )
     outputs = laser_loss(inputs, replace(GRPO, alpha=0.1, kl_coef=0.5, kl_estimator="k1", tis_cap=2.0))
-    # Ratio 1.5 is held at 1.2 (weight 1); the second token counts pi_old / pi_behaviour = 4, truncated to 2.
+    # Ratio 1.5 is clipped to 1.2 (weight 1); the second token's weight pi_old / pi_behaviour = 4 is cut to 2.
     policy = (-1.2 + 2 * 0.5) / 4
     kl = math.log(2.0) / 4
     # Scores 0.8 and 0.3.
@@ -197,7 +197,7 @@ def test_alpha_zero_is_plain_grpo_to_the_last_bit(on_policy):
     assert torch.equal(without.total, beside.total)
     grpo = gradient(without, batch)
     assert torch.equal(grpo, gradient(beside, batch))
-    # The score is still measured, and with alpha above 0 it does change the gradient.
+    # The score is measured all the same, and changes the gradient when alpha is above 0.
     assert beside.self_reward > 0
     active = loss_of(batch, range(5), ALL_TERMS, on_policy=on_policy)
     assert not torch.equal(grpo, gradient(active, batch))
@@ -241,7 +241,7 @@ def test_reference_fault_2_truncated_sample_adds_nothing_to_the_self_reward_loss
     batch = make_batch([3, 2, 4])
     batch.finished = torch.tensor([True, True, False])
     before = loss_of(batch, range(3), ALL_TERMS)
-    batch.end[2] *= -3  # what the model says where the solution was cut off
+    batch.end[2] *= -3  # the model's output where the solution was cut off
     after = loss_of(batch, range(3), ALL_TERMS)
     assert torch.equal(before.total, after.total)
     assert torch.equal(gradient(before, batch), gradient(after, batch))

@@ -16,7 +16,8 @@ def padded(batch, lengths):
 
 
 def test_plan_by_hand():
-    # Sorted: 8, 8, 4, 4, 2, 2. Two micro-batches a rank suffice for 16 tokens each; four batches are best as 8 | 8 | 4 4 | 2 2.
+    # Sorted: 8, 8, 4, 4, 2, 2. Two micro-batches a rank suffice for 16 tokens each; four batches are best as
+    # 8 | 8 | 4 4 | 2 2.
     assert plan_micro_batches([2, 8, 4, 2, 8, 4], num_ranks=2, tokens_per_micro_batch=16) == [
         [[1, 4]],
         [[2, 5, 0, 3]],
@@ -90,7 +91,9 @@ def test_little_is_padded_in_a_batch_of_the_size_of_the_published_runs():
 
 
 def test_sample_over_the_budget_is_named_with_the_key_to_change():
-    with pytest.raises(ValueError, match=r"sample 1 has 9 tokens, over learning\.tokens_per_micro_batch = 8"):
+    with pytest.raises(
+        ValueError, match=r"sample 1 has 9 tokens, more than learning\.tokens_per_micro_batch=8"
+    ):
         plan_micro_batches([8, 9], 2, 8)
 
 

@@ -20,10 +20,10 @@ def surrogate(ratio, advantage, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
     ("ratio", "advantage", "loss", "clipped"),
     [
         (1.1, 2.0, -2.2, False),
-        (1.5, 2.0, -2.4, True),  # held at 1.2
+        (1.5, 2.0, -2.4, True),  # clipped to 1.2
         (0.5, 2.0, -1.0, False),  # moving back towards the old policy is never clipped
         (0.9, -2.0, 1.8, False),
-        (0.5, -2.0, 1.6, True),  # held at 0.8
+        (0.5, -2.0, 1.6, True),  # clipped to 0.8
         (1.5, -2.0, 3.0, False),
         (2.9, -2.0, 5.8, False),
         (5.0, -2.0, 6.0, True),  # dual clip: 3 * 2
@@ -34,7 +34,7 @@ def test_clipped_surrogate_by_hand(ratio, advantage, loss, clipped):
     measured, gradient, was_clipped = surrogate(ratio, advantage)
     assert measured == pytest.approx(loss)
     assert was_clipped == clipped
-    # d(-A ratio) / d logprob = -A ratio, unless a clip cut it off.
+    # d(-A ratio) / d logprob = -A ratio, unless a clip replaced it.
     assert gradient == pytest.approx(0.0 if clipped else -advantage * ratio)
 
 

@@ -26,7 +26,10 @@ def test_c_ref_may_differ_by_sample():
 
 
 def test_score_recovers_the_reward_from_the_closed_form_of_the_optimal_policy():
-    """pi* = pi_ref exp(r / beta_v) / Z on two tokens: the score is r - beta_v log Z, and log Z is nearly 0 for a rare token."""
+    """pi* = pi_ref exp(r / beta_v) / Z on two tokens: the score is r - beta_v log Z.
+
+    For a rare token log Z is nearly 0.
+    """
     beta_v, c_ref = 0.1, -23.0
     tilted = math.exp(c_ref + 1 / beta_v)
     normaliser = tilted + 1 - math.exp(c_ref)
@@ -127,7 +130,7 @@ def test_assumption_on_c_ref(c_ref, beta_v, level):
     assert bool(check.messages) == (level != "ok")
 
 
-def test_low_upper_limit_of_the_score_is_a_warning_of_its_own():
+def test_low_upper_limit_of_the_score_has_its_own_warning():
     # exp(-120 + 100) is tiny, but the score cannot exceed 1.2.
     check = check_c_ref(-120.0, 0.01)
     assert check.level == "warn"
@@ -139,7 +142,7 @@ def test_low_upper_limit_of_the_score_is_a_warning_of_its_own():
 
 
 def test_reference_fault_7_a_wrong_token_or_c_ref_is_refused_with_the_keys_to_change():
-    """The reference takes a token id and a c_ref typed by hand: a common token trains on a score that is no reward."""
+    """The reference takes a token id and a c_ref from the user; with a common one the score is no reward."""
     (message,) = check_c_ref(-4.0, 0.1).messages
     assert "self_reward.token" in message
     assert "loss.beta_v" in message

@@ -164,7 +164,7 @@ def test_head_shares_the_parameters_of_the_linear_layer():
 
 
 def test_backward_reads_the_parameter_as_it_is_gathered_again():
-    """ZeRO-3 frees the weight's data after the forward pass and gathers it, elsewhere in memory, before the backward pass."""
+    """After the forward pass ZeRO-3 frees the weight's data, and gathers it elsewhere for the backward pass."""
     hidden, weight, _, targets = problem(bias=False)
     (expected_hidden, expected_weight) = gradients(plain, (hidden, weight, None, targets))
     head = LogProbHead.from_linear(torch.nn.Linear(HIDDEN, VOCAB, bias=False))
@@ -189,9 +189,11 @@ def test_no_copy_of_the_weight_outlives_the_forward_pass():
 
 
 def test_reference_fault_1_self_advantage_reads_z_at_the_eos_position():
-    """Two solutions packed into one row, then padding: z_c's log-prob at the two EOS says that the first solution is the better.
+    """Two solutions in one row, then padding: z_c's log-prob at the two EOS says that the first one is
+    better.
 
-    The reference reads the log-prob of the token that follows in the row instead, which here says the opposite.
+    The reference implementation reads the log-prob of the token that follows in the row, which says the
+    opposite.
     """
     pad, first_of_second, eos, z_c, c_ref, beta_v = 0, 3, 5, 6, -4.0, 0.25
     row = torch.tensor([1, 2, eos, first_of_second, 4, eos, pad])
@@ -208,7 +210,8 @@ def test_reference_fault_1_self_advantage_reads_z_at_the_eos_position():
             torch.zeros(2), scores, torch.tensor([True, True]), torch.tensor([0, 0]), tau=1.0, filter_std=0.0
         )
 
-    # Scores 1 + log(0.5) / 4 = 0.827 and 1 + log(0.05) / 4 = 0.251: two values of one group lie at +-sqrt(1/2).
+    # Scores 1 + log(0.5) / 4 = 0.827 and 1 + log(0.05) / 4 = 0.251: two values of one group lie at
+    # +-sqrt(1/2).
     assert self_advantages(torch.tensor([z_c, z_c])).tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
     assert self_advantages(torch.tensor([first_of_second, pad])).tolist() == pytest.approx(
         [-(0.5**0.5), 0.5**0.5]

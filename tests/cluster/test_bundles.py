@@ -79,7 +79,7 @@ def test_custom_resources_force_a_pool_onto_nodes_that_have_them():
     assert verifiers == [{"CPU": 1.0}]
 
 
-def test_colocated_engines_ask_for_nothing_beside_the_learner():
+def test_colocated_engines_reserve_nothing():
     nodes = [{"CPU": 64.0, "GPU": 8.0}]
     learners, engines, verifiers = plan(
         nodes,
@@ -114,12 +114,12 @@ def test_a_colocated_engine_does_not_take_turns_with_ranks_of_two_nodes():
         ([("cpu", 8, 0)], None),
     ],
 )
-def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monkeypatch, nodes, expected):
+def test_verifiers_stay_off_gpu_nodes_when_the_others_have_room(monkeypatch, nodes, expected):
     known = [
         {"NodeID": name, "Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
         for name, cpus, gpus in nodes
     ]
-    monkeypatch.setattr(ray, "nodes", lambda: known)  # a cluster with GPUs, which this machine is not
+    monkeypatch.setattr(ray, "nodes", lambda: known)  # this machine is no cluster with GPUs
     engine, verifier = {"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}
     bundles = Bundles(
         [engine],
@@ -137,7 +137,7 @@ def test_verifiers_leave_gpu_nodes_to_others_where_there_is_room_elsewhere(monke
 @pytest.mark.parametrize("num_ranks", [1, 4, 5, 6, 7, 9])
 def test_no_bundle_gets_more_ranks_than_it_holds(monkeypatch, num_ranks):
     config = configure(learning={"num_ranks": num_ranks, "gpus_per_rank": 1})
-    placement = object.__new__(Placement)  # without the placement group, which needs a cluster
+    placement = object.__new__(Placement)  # without a placement group, which needs a cluster
     placement.bundles = bundles_for(config, [{"CPU": 16.0, "GPU": 4.0}] * 3)
     monkeypatch.setattr(placement, "_spawn", lambda cls, bundle, *arguments: bundle)
     chosen = [placement.learner(object, rank) for rank in range(num_ranks)]
@@ -178,7 +178,7 @@ def test_what_cannot_fit_is_refused_with_the_keys_to_lower(nodes, sections, star
 
 
 class Where:
-    """Tells what it was made with, its placement group and its threads."""
+    """Returns its arguments, its placement group and its number of threads."""
 
     def __init__(self, *arguments):
         self.arguments = arguments
@@ -203,7 +203,7 @@ def placement(ray_cluster):
 
 
 def free_shares(group, expected, timeout_s=10):
-    """CPUs that are left in each bundle; Ray's count follows an actor's start after a moment."""
+    """The free CPUs of each bundle. Ray counts an actor's share a moment after its start."""
     deadline = time.monotonic() + timeout_s
     while True:
         left = ray.available_resources()

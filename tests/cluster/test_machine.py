@@ -13,7 +13,7 @@ CPUS = len(os.sched_getaffinity(0))
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with 64 CPUs whose files are as given: `{path: text}`."""
+    """A machine with 64 CPUs and these files: `{path: text}`."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
 
     def make(files):
@@ -29,13 +29,13 @@ def machine(tmp_path, monkeypatch):
     ("files", "cpus"),
     [
         ({}, 64),
-        # Version 2, in a container: its group is the root that it sees.
+        # Version 2, in a container: the container's group is the root.
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "12800000 100000\n"}, 64),
-        # Version 2 on a host: the smallest quota of all groups around the process.
+        # Version 2 on a host: the smallest quota of the process's group and those above it.
         (
             {
                 "proc/self/cgroup": "0::/user.slice/job.scope\n",
@@ -44,7 +44,7 @@ def machine(tmp_path, monkeypatch):
             },
             3,
         ),
-        # Version 1 names the group by its path on the host, which a container does not see.
+        # Version 1 gives the group's path on the host, which does not exist in a container.
         (
             {
                 "proc/self/cgroup": "5:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n0::/system.slice\n",

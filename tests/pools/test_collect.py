@@ -1,4 +1,4 @@
-"""Groups on their way through real pools of small workers, and the layout of a batch."""
+"""Groups go through real pools of small workers; and the layout of a batch."""
 
 import sys
 from itertools import count
@@ -56,7 +56,7 @@ def test_a_batch_lays_out_samples_group_after_group():
 
 @pytest.mark.parametrize("verdicts", [[], [Verdict(CORRECT)] * 3])
 def test_a_group_needs_one_verdict_for_each_sample(verdicts):
-    """Else its values would shift those of the groups behind it."""
+    """Else its values would shift those of the groups that follow."""
     summary = group("b", (CORRECT, True, 1), (WRONG, True, 1)).summary
     problem = Problem("b", "p", "1", None, 1)
     with pytest.raises(ValueError, match=f"problem b: 2 generated samples, but {len(verdicts)} verdicts"):
@@ -64,7 +64,7 @@ def test_a_group_needs_one_verdict_for_each_sample(verdicts):
 
 
 class Echo:
-    """An engine and a verifier: response i is its seed, and correct when it is the reference."""
+    """Engine and verifier in one: a response is its seed as text, correct when it equals the reference."""
 
     def __init__(self):
         self.calls = count()

@@ -1,4 +1,4 @@
-"""The pool with real Ray actors, among them some that die."""
+"""The pool with real Ray actors. Some of them die."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class Worker:
-    """A worker with a version of weights and a count of the calls inside it."""
+    """A worker that has a version of weights, and counts the calls that run in it."""
 
     def __init__(self):
         self.version, self.loads, self.inside = -1, 0, 0
@@ -45,7 +45,7 @@ class Worker:
         return self.version, self.loads
 
     def crowd(self):
-        """How many calls were inside together with this one."""
+        """How many calls ran at the same time as this one, itself included."""
         with self.lock:
             self.inside += 1
             seen = self.inside
@@ -58,7 +58,7 @@ class Worker:
         os._exit(1)
 
     def die_first(self, marker, value):
-        """Dies unless someone has died here before."""
+        """Die, unless a worker has died here before."""
         if not Path(marker).exists():
             Path(marker).touch()
             os._exit(1)
@@ -70,11 +70,11 @@ class Worker:
         raise ValueError("7 is no prompt")
 
     def read_lost(self):
-        """What a call sees whose argument went down with a node."""
+        """Fail as a call whose argument was lost with a node."""
         raise ObjectLostError("ff" * 28, "", "")
 
     def lose_or_die(self, folder):
-        """The first call loses its data and the second one dies, once the other has failed."""
+        """The first call fails for lost data; the second one dies after that."""
         try:
             (Path(folder) / "lost").mkdir()
         except FileExistsError:
@@ -185,7 +185,7 @@ def test_a_worker_that_died_while_idle_is_replaced_when_there_is_work(make_pool)
     pool.wait_ready(60)
     idle = pool.workers[0].actor
     ray.kill(idle)
-    with contextlib.suppress(RayActorError):  # the kill takes a moment, in which the actor would still answer
+    with contextlib.suppress(RayActorError):  # a killed actor still answers for a moment
         while True:
             ray.get(idle.ping.remote())
     pool.submit("work", 5)
@@ -215,7 +215,7 @@ def test_a_replacement_is_refreshed_once_before_it_gets_work(make_pool, tmp_path
 
 
 def test_a_worker_whose_refresh_was_overtaken_by_a_broadcast_is_refreshed_again(make_pool):
-    """It must not go to work with the weights of the version before."""
+    """It must not work with older weights."""
     newest = 1
     pool = make_pool(1, refresh=lambda actor: actor.load.remote(newest))
     [ping] = pool.watched()
@@ -242,7 +242,7 @@ def test_broadcast_reaches_every_ready_worker_and_replaces_one_that_dies_in_it(m
 
 
 def test_a_broadcast_that_fails_replaces_the_dead_before_it_raises(make_pool, tmp_path):
-    """Else the pool would give work to a worker that is gone."""
+    """Else the pool would give tasks to a dead worker."""
     pool = make_pool(2)
     pool.wait_ready(60)
     with pytest.raises(ObjectLostError):
@@ -251,7 +251,7 @@ def test_a_broadcast_that_fails_replaces_the_dead_before_it_raises(make_pool, tm
 
 
 def test_a_worker_whose_refresh_could_not_begin_is_refreshed_before_it_works(make_pool):
-    """The owner of what it is refreshed with has died, and the pool cannot know who follows."""
+    """The owner of its data has died, and the pool has to wait until the caller has a new one."""
     owner_lives = False
 
     def refresh(actor):
@@ -275,7 +275,7 @@ def test_the_restart_budget_ends_a_pool_that_keeps_dying(make_pool):
         values(pool)
 
 
-def test_a_worker_that_cannot_be_started_is_told_at_once_with_the_cause(make_pool):
+def test_a_worker_that_cannot_start_ends_the_pool_at_once_with_the_cause(make_pool):
     pool = make_pool(1, CannotStart)
     with pytest.raises(
         PoolError, match=r"test worker 0 cannot be started: (.|\n)*no model folder at /models/base"
@@ -284,18 +284,18 @@ def test_a_worker_that_cannot_be_started_is_told_at_once_with_the_cause(make_poo
     assert pool.restarts == 0
 
 
-def test_an_exception_in_a_task_surfaces_as_itself_and_is_not_retried(make_pool, tmp_path):
+def test_an_exception_in_a_task_reaches_the_caller_and_is_not_retried(make_pool, tmp_path):
     pool = make_pool(1)
     pool.submit("fail", str(tmp_path / "log"))
     pool.submit("work", 1)
     with pytest.raises(ValueError, match="7 is no prompt"):
         values(pool)
-    assert [number for _, number in values(pool)] in ([1], [])  # it may have ended before the other
+    assert [number for _, number in values(pool)] in ([1], [])  # it may have ended before the failure
     assert (tmp_path / "log").read_text() == "called\n"
     assert pool.restarts == 0
 
 
-def test_lost_input_is_no_fault_of_the_worker(make_pool):
+def test_lost_input_restarts_no_worker(make_pool):
     pool = make_pool(1)
     pool.submit("read_lost")
     with pytest.raises(
@@ -305,7 +305,7 @@ def test_lost_input_is_no_fault_of_the_worker(make_pool):
     assert pool.restarts == 0
 
 
-def test_lost_input_is_made_anew_where_somebody_knows_how(make_pool):
+def test_lost_input_is_made_again_by_the_tasks_remake(make_pool):
     pool = make_pool(1)
     pool.submit("read_lost", remake=lambda: pool.submit("work", 5))
     pool.submit("work", 6)
@@ -313,13 +313,13 @@ def test_lost_input_is_made_anew_where_somebody_knows_how(make_pool):
     assert pool.restarts == 0
 
 
-def test_stats_tell_what_waits_what_runs_and_who_works(make_pool):
+def test_stats_count_queued_and_running_tasks_and_workers(make_pool):
     pool = make_pool(2, capacity=1)
     pool.wait_ready(60)
     for _ in range(5):
         pool.submit("work", 1, 0.2)
     time.sleep(0.1)
-    pool.watched()  # starts what can start
+    pool.watched()  # starts tasks
     stats = pool.stats()
     assert (stats.queued, stats.in_flight, stats.restarts) == (3, 2, 0)
     assert 0.1 <= stats.oldest_queued_s < 1.0
@@ -329,7 +329,7 @@ def test_stats_tell_what_waits_what_runs_and_who_works(make_pool):
     assert (stats.queued, stats.oldest_queued_s, stats.in_flight) == (0, 0.0, 0)
 
 
-def test_workers_for_which_there_is_no_room_are_an_error_and_no_endless_wait(make_pool, monkeypatch):
+def test_a_pool_without_room_is_an_error_and_not_an_endless_wait(make_pool, monkeypatch):
     monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.1)
     pool = make_pool(1, options={"resources": {"absent": 1}}, start_timeout_s=0.3)
     with pytest.raises(PoolError, match=r"did not start within 0.1 s \(test 0: starting\)"):

@@ -1,4 +1,4 @@
-"""Engines and learner that share a GPU take turns: the real `Pools` over the fake actors of tests/fakes.py."""
+"""Engines and learner that share a GPU take turns: the real `Pools` with actors of tests/fakes.py."""
 
 import pytest
 import ray
@@ -48,13 +48,17 @@ def test_a_step_hands_the_gpu_over_and_back(pools):
     pools.learn(None)
     pools.publish(1)
     assert history() == [
-        "rank 0 takes", "rank 0 gives", "engine on 3 takes",  # the start: the learner makes room before an engine looks for memory
-        "engine on 3 gives", "rank 0 takes", "rank 0 gives", "engine on 3 takes", "engine on 3 loads 0",  # the first weights
-        "engine on 3 gives", "rank 0 takes", "rank 0 learns", "rank 0 gives", "engine on 3 takes", "engine on 3 loads 1",
+        # The start: the learner releases its memory before the engine measures what is free.
+        "rank 0 takes", "rank 0 gives", "engine on 3 takes",
+        # The first weights.
+        "engine on 3 gives", "rank 0 takes", "rank 0 gives", "engine on 3 takes", "engine on 3 loads 0",
+        # A step.
+        "engine on 3 gives", "rank 0 takes", "rank 0 learns",
+        "rank 0 gives", "engine on 3 takes", "engine on 3 loads 1",
     ]  # fmt: skip
 
 
-def test_who_has_the_turn_already_is_not_asked_to_take_it(pools):
+def test_a_turn_is_taken_once(pools):
     pools.publish(0)
     before = history()
     pools.turn_to_engines()
@@ -64,18 +68,19 @@ def test_who_has_the_turn_already_is_not_asked_to_take_it(pools):
     assert history()[len(before) :] == ["engine on 3 gives", "rank 0 takes", "rank 0 learns", "rank 0 learns"]
 
 
-def test_an_engine_that_dies_falling_asleep_is_replaced_and_asleep_before_the_learner_takes_over(pools):
+def test_the_learner_waits_for_the_replacement_of_an_engine_that_dies_in_sleep(pools):
     pools.publish(0)
     before = len(history())
     ray.get(gpu().kill_next.remote("sleep"))
     pools.learn(None)
     assert history()[before:] == [
-        "engine on 3 dies", "engine on 3 takes", "engine on 3 loads 0", "engine on 3 gives", "rank 0 takes", "rank 0 learns",
+        "engine on 3 dies", "engine on 3 takes", "engine on 3 loads 0",
+        "engine on 3 gives", "rank 0 takes", "rank 0 learns",
     ]  # fmt: skip
     assert pools.restarts == 1
 
 
-def test_an_engine_that_does_not_wake_is_replaced_with_the_newest_weights(pools):
+def test_the_replacement_of_an_engine_that_dies_in_wake_gets_the_newest_weights(pools):
     pools.publish(0)
     pools.learn(None)
     ray.get(gpu().kill_next.remote("wake"))
@@ -91,9 +96,9 @@ def test_an_engine_that_does_not_wake_is_replaced_with_the_newest_weights(pools)
 
 
 @pytest.mark.parametrize("with_engine", [False, True])
-def test_ranks_that_died_start_again_with_new_engines_whether_or_not_these_went_with_them(pools, with_engine):
+def test_new_ranks_come_with_new_engines(pools, with_engine):
     pools.publish(0)
-    pools.rollouts.submit("generate", "what was being generated")
+    pools.rollouts.submit("generate", "a request")
     before = len(history())
     ray.kill(pools.learners[0])
     if with_engine:
@@ -105,14 +110,14 @@ def test_ranks_that_died_start_again_with_new_engines_whether_or_not_these_went_
     pools.wait_ready()
     again = ["rank 0 takes", "rank 0 gives", "engine on 3 takes"]
     assert history()[-8:] == [*again, "engine on 3 gives", *again, "engine on 3 loads 0"]
-    assert len(history()) - before <= 9, "and before that, an engine that lived may have gone to sleep"
+    assert len(history()) - before <= 9, "a living engine may have released the GPU first"
     assert not pools.rollouts.outstanding
     assert pools.restarts == 1 + with_engine
 
 
 @pytest.mark.parametrize("colocate", [False])
-def test_engines_that_die_of_lost_weights_wait_for_new_ranks(pools):
-    """The chunks of a dead owner may be readable in part, so that each replacement would die of them too."""
+def test_engines_that_need_lost_weights_wait_for_new_ranks(pools):
+    """Some chunks of a dead owner may still be readable: each replacement would fail half-way, too."""
     pools.publish(0)
     pools.wait_ready()
     ray.kill(pools.learners[0])
