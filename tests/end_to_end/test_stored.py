@@ -3,33 +3,47 @@
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 STORED = Path(__file__).parents[1] / "stored"
 
 
-def test_a_run_of_an_earlier_version_resumes(laser, tmp_path: Path) -> None:
+RESUME = """
+from orchestrator import load_config, train
+from orchestrator.training.context import RunContext
+
+reported = []
+context = RunContext(in_trial=False, report=lambda step, figures: reported.append(step))
+train(load_config("tests/stored/run.yaml", ["run.steps=3"]), context=context)
+print("reported", reported)
+"""
+
+
+def test_a_run_of_an_earlier_version_resumes_and_makes_up_a_due_evaluation(laser, tmp_path: Path) -> None:
     shutil.copytree(STORED, tmp_path / "tests" / "stored", symlinks=True)  # its settings name these paths
     run = tmp_path / "tests" / "stored" / "run"
     before = json.loads((run / "checkpoints" / "step-000002" / "state.json").read_text())
+    # As after a kill between the checkpoint of step 2 and the evaluation that follows it.
+    events = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(events[:4]))
+    (run / ".mlflow-sent").unlink()
+    (run / "summary.json").unlink()
     ended = subprocess.run(
-        [laser.program, "train", "tests/stored/run.yaml", "run.steps=3"],
+        [sys.executable, "-c", RESUME],
         cwd=tmp_path, env=laser.environment, capture_output=True, text=True, timeout=480, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "continuing from" in ended.stdout
+    assert "reported [2]" in ended.stdout
     after = json.loads((run / "checkpoints" / "step-000003" / "state.json").read_text())
     assert after["c_ref"] == before["c_ref"], "measured once, on the initial model"
-    assert (before["prompt_order"]["position"], after["prompt_order"]["position"]) == (8, 12), (
-        "the next four problems"
-    )
+    positions = [state["prompt_order"]["position"] for state in (before, after)]
+    assert positions == [8, 12], "the next four problems"
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
-    steps = [
-        event["step"]
-        for event in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        if event["event"] == "step"
-    ]
-    assert steps == [1, 2, 3]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
+    assert [event["step"] for event in events if event["event"] == "evaluation"] == [0, 2, 3]
 
 
 def test_other_settings_than_the_stored_ones_are_refused(laser, tmp_path: Path) -> None:
