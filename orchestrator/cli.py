@@ -60,9 +60,9 @@ def _sft(options: argparse.Namespace) -> int:
     from orchestrator.config.training import load_config
 
     config = load_config(options.config, options.overrides, SFTConfig)
-    from orchestrator.training.cold_start import train
+    from orchestrator.training.cold_start import fine_tune
 
-    outcome = train(config)
+    outcome = fine_tune(config)
     state = "is finished" if outcome.already_finished else "done"
     loss, export = outcome.summary["loss"], config.folder / "export"
     print(f"{config.folder} {state}: loss {loss:.3f}. Start training with model.path={export}")

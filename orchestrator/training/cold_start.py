@@ -1,6 +1,6 @@
-"""The cold start: supervised training on worked solutions, with Ray Train's workers as DeepSpeed ZeRO-3 ranks.
+"""The cold start: supervised training on worked solutions, in Ray Train's workers as DeepSpeed ZeRO-3 ranks.
 
-In: an `SFTConfig`. Out: a Hugging Face folder `export/` to start `laser train` from, an MLflow run and
+In: an `SFTConfig`. Out: a Hugging Face folder `export/` that `laser train` can start from, an MLflow run and
 `summary.json`.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayTrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -22,26 +21,33 @@ from ray.util.queue import Empty, Queue
 from actors.cold_start import ForwardReports, train_rank
 from orchestrator.cluster.nodes import Resources, connect, planned_nodes
 from orchestrator.config.cold_start import SFTConfig
-from orchestrator.config.schema import Mark, changed_settings, dump_config, has_mark
+from orchestrator.config.schema import dump_config
 from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.data.tokens import absolute_path, load_tokens
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.training.run import Outcome
+from orchestrator.training.run import Outcome, refuse_changed_settings
 
 STORAGE = "ray_train"
 """Ray Train's own folder within the run's."""
 
+AGAIN = "the same command starts the cold start again, from the beginning"
+"""What a failed or stopped cold start tells its user, since it is not resumed."""
 
-def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
-    """Run the cold start that `config` names. It is not resumed: after a failure the same call starts it anew.
+
+def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
+    """Run the cold start that `config` names, unless it is finished. A failed one starts again from step 1.
+
+    Args:
+        progress: Shows the steps; the terminal's own when None.
 
     Raises:
-        ConfigError, DataError: Before anything is started.
-        RunError: The training had started and failed, or was interrupted.
+        ConfigError, DataError: Settings or data are wrong, and nothing was started.
+        RunError: The training failed or was interrupted.
     """
     if summary := _summary_of_finished(config):
         return Outcome(summary, already_finished=True)
@@ -50,8 +56,8 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
     )
     if len(demonstrations) < config.learning.batch_size:
         raise ConfigError(
-            f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only {len(demonstrations)} samples of at "
-            f"most {config.data.max_tokens} tokens: use at most that many"
+            f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only "
+            f"{len(demonstrations)} samples of at most {config.data.max_tokens} tokens: use at most that many"
         )
     _refuse_what_cannot_fit(config, planned_nodes())
 
@@ -64,32 +70,25 @@ def train(config: SFTConfig, progress: RunProgress | None = None) -> Outcome:
 
 def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgress | None) -> dict[str, Any]:
     """Train in the folder that this process holds, and return the summary."""
-    shutil.rmtree(
-        config.folder / STORAGE, ignore_errors=True
-    )  # an earlier attempt's: Ray Train would take it for one to continue
-    forget(config.folder)  # a cold start is not resumed
+    # Ray Train would resume the state of an earlier attempt.
+    shutil.rmtree(config.folder / STORAGE, ignore_errors=True)
+    forget(config.folder)
     write_atomically(config.folder / "config.yaml", dump_config(config))
     progress = progress or RunProgress(config.run.name, config.run.steps, 0)
     tracker = Tracker(config, progress.say_plainly)
     ending: Ending = "FAILED"
     try:
-        with progress:
+        with translated_failures(AGAIN), progress:
             if demonstrations.dropped:
                 progress.say(
-                    f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and were left out"
+                    f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and left out"
                 )
-            progress.say(
-                f"cold start on {len(demonstrations)} worked solutions: starting Ray Train with DeepSpeed ZeRO-3"
-            )
+            progress.say(f"cold start on {len(demonstrations)} worked solutions: starting Ray Train")
             summary = _fit(config, demonstrations, tracker, progress)
             ending = "FINISHED"
-    except RayError as error:
-        raise RunError(
-            f"{str(error).strip()}\nAn actor failed; a cold start is not resumed, the same command starts it anew"
-        ) from error
     except KeyboardInterrupt:
         ending = "KILLED"
-        raise RunError("interrupted; a cold start is not resumed, the same command starts it anew") from None
+        raise RunError(f"interrupted; {AGAIN}") from None
     except SystemExit:  # Ray's answer to SIGTERM
         ending = "KILLED"
         raise
@@ -101,7 +100,7 @@ def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgr
 def _fit(
     config: SFTConfig, demonstrations: Demonstrations, tracker: Tracker, progress: RunProgress
 ) -> dict[str, Any]:
-    """Train, showing and logging each step, and write the summary."""
+    """Train, show and log each step, and write the summary."""
     started = time.monotonic()
     losses: list[float] = []
     tokens, parameters = 0, 0
@@ -130,7 +129,11 @@ def _fit(
 
 
 def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict[str, Any]]:
-    """Start the workers and yield their reports as they come. Raises RunError when a worker fails."""
+    """Start the workers and yield their reports as they arrive.
+
+    Raises:
+        RunError: A worker failed.
+    """
     connect()
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = _trainer(config, ray.put(demonstrations), reports)
@@ -139,11 +142,10 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
     def fit() -> None:
         try:
             trainer.fit()
-        except Exception as error:  # handed to the main thread, which raises it
+        except Exception as error:  # the main thread raises it
             failures.append(error)
 
-    # In a thread of its own, so that this one sees reports and Ctrl-C; a daemon, so that a failure here ends
-    # the process.
+    # The main thread stays free for reports and Ctrl-C. A daemon, so that an error here can end the process.
     fitting = threading.Thread(target=fit, daemon=True)
     fitting.start()
     while fitting.is_alive() or not reports.empty():
@@ -158,6 +160,7 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
 
 
 def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTrainer:
+    """Ray Train's trainer; `demonstrations` is an ObjectRef."""
     settings = config.learning
     config = config.model_copy(
         update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})}
@@ -195,28 +198,22 @@ def _refuse_what_cannot_fit(config: SFTConfig, nodes: list[Resources]) -> None:
     )
     if room < config.learning.num_ranks:
         raise ConfigError(
-            f"learning.num_ranks={config.learning.num_ranks}, but the cluster has room for {room} rank(s) of {rank}: lower it or "
-            "learning.cpus_per_rank (fractions share a CPU), or name a larger cluster in RAY_ADDRESS"
+            f"learning.num_ranks={config.learning.num_ranks}, but the cluster has room for {room} rank(s) of "
+            f"{rank}: lower it or learning.cpus_per_rank (fractions share a CPU), or name a larger cluster "
+            "in RAY_ADDRESS"
         )
 
 
 def _summary_of_finished(config: SFTConfig) -> dict[str, Any] | None:
-    """The summary of a run that is finished. Raises ConfigError when its folder holds a run with other settings."""
+    """The summary of a finished cold start; None where there is none yet.
+
+    Raises:
+        ConfigError: The folder holds a run of `laser train`, or a cold start with other settings.
+    """
     path = config.folder / "summary.json"
     if (config.folder / "checkpoints").exists():
         raise ConfigError(f"{config.folder} holds a run of `laser train`: choose another run.name")
     if not path.exists():
         return None
-    changed = [
-        f"{key}: {change}"
-        for key, change in changed_settings(config.folder / "config.yaml", config).items()
-        if not has_mark(SFTConfig, key, Mark.MAY_CHANGE)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{config.folder} holds a finished cold start with other settings:\n  "
-            + "\n  ".join(changed)
-            + "\n"
-            "Choose another run.name, restore these settings, or delete the folder."
-        )
+    refuse_changed_settings(str(config.folder), config.folder / "config.yaml", config)
     return json.loads(path.read_text())

@@ -11,7 +11,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from actors.verification import load_verifier
 from orchestrator.cluster.nodes import connect, planned_nodes
-from orchestrator.config.schema import Mark, changed_settings, dump_config, has_mark
+from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.pools.failures import translated_failures
@@ -224,7 +224,7 @@ def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStor
             with tempfile.TemporaryDirectory() as folder:
                 saved = Path(folder) / "config.yaml"
                 saved.write_bytes(settings)
-                _refuse_changed(remote.shown, saved, config)
+                refuse_changed_settings(remote.shown, saved, config)
         config.folder.mkdir(parents=True, exist_ok=True)
         with claimed(config.folder):
             here = checkpoints.newest()
@@ -266,13 +266,24 @@ def _refuse_other_settings(config: RunConfig) -> None:
     path = config.folder / "config.yaml"
     if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
         return
-    _refuse_changed(str(config.folder), path, config)
+    refuse_changed_settings(str(config.folder), path, config)
 
 
-def _refuse_changed(place: str, saved: Path, config: RunConfig) -> None:
+def refuse_changed_settings(place: str, saved: Path, config: Section) -> None:
+    """Refuse to continue a run whose settings differ in more than what may change.
+
+    Args:
+        place: Where the run is, for the message.
+        saved: The run's configuration file.
+
+    Raises:
+        ConfigError: They differ.
+    """
     changes = changed_settings(saved, config, f"{place}/{saved.name}")
     changed = [
-        f"{key}: {change}" for key, change in changes.items() if not has_mark(RunConfig, key, Mark.MAY_CHANGE)
+        f"{key}: {change}"
+        for key, change in changes.items()
+        if not has_mark(type(config), key, Mark.MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(

@@ -40,7 +40,7 @@ from orchestrator.data.tokens import ModelTokens, load_tokens
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.storage.files import claimed
 from orchestrator.storage.journal import StatusEvent, read_events
-from orchestrator.training.cold_start import STORAGE, train
+from orchestrator.training.cold_start import STORAGE, fine_tune
 
 CPU = torch.device("cpu")
 
@@ -317,7 +317,7 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
         self_reward={"token": SELF_REWARD},
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     )
-    outcome = train(settings)
+    outcome = fine_tune(settings)
 
     history = MlflowClient(tracking_uri=settings.tracking.uri).get_metric_history(
         outcome.summary["mlflow_run_id"], "loss/total"
@@ -343,7 +343,7 @@ def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
     assert trained.generation_config.eos_token_id == tokens.tokenizer.eos_token_id
     assert load_tokens(str(export), SELF_REWARD).z_token == tokens.z_token
     assert json.loads((settings.folder / "summary.json").read_text()) == outcome.summary
-    assert train(settings).already_finished
+    assert fine_tune(settings).already_finished
 
 
 def test_the_problems_for_voting_are_held_out_and_not_those_of_the_test(tmp_path):
