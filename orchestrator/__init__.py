@@ -12,7 +12,8 @@
     found.best.point, found.best.objective, found.model
     report([found.folder], "sweep.html")
 
-The command line is a thin layer over these. A name is imported when it is first used, since torch and vLLM take seconds.
+The command line is a thin layer over these. A name is imported at its first use, since torch and vLLM take
+seconds to import.
 """
 
 import importlib

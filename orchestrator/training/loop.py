@@ -26,7 +26,7 @@ from orchestrator.training.step_metrics import step_metrics
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
 
-def train(session: Session) -> dict[str, Any]:
+def run_steps(session: Session) -> dict[str, Any]:
     """Train from the session's step to the run's last one. Returns the run's summary.
 
     Raises:

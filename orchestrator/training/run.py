@@ -160,7 +160,7 @@ def _train_through_failures(session: "Session") -> dict[str, Any]:
 
     The other pools restart their own workers.
     """
-    from orchestrator.training.loop import train as train_to_the_last_step
+    from orchestrator.training.loop import run_steps
 
     failure: RayError | None = None
     while True:
@@ -169,7 +169,7 @@ def _train_through_failures(session: "Session") -> dict[str, Any]:
                 with session.stop.interruptible():  # nothing is unsaved
                     session.pools.restart_learners(failure)
                     session.rewind()
-            return train_to_the_last_step(session)
+            return run_steps(session)
         except (RayActorError, ObjectLostError) as error:
             failure = error
             cause = (

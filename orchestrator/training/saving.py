@@ -51,11 +51,6 @@ class Saver:
             self._on_ranks("fetch", str(folder.resolve()), state)
         self.pools.on_all_ranks("load", str((folder / "learner").resolve()))
 
-    def upload_records(self) -> None:
-        """Bring the run's records at `run.remote`, if there is one, up to date."""
-        if self.remote is not None:
-            self.remote.upload_records(self.config.folder)
-
     def _write(self, state: TrainingState, folder: Path) -> None:
         export = (folder / "export").resolve()
         self.pools.on_all_ranks("save", str((folder / "learner").resolve()))

@@ -98,8 +98,6 @@ class Session:
         """Training time so far, in all sessions of the run."""
         return self.seconds_before + time.monotonic() - self.started
 
-    # --- where the run stands
-
     def rewind(self) -> None:
         """Go to the run's newest checkpoint, else to the end of its trunk, else to the first step."""
         trunk = self.context.trunk
@@ -131,8 +129,6 @@ class Session:
         """Whether the schedule evaluates after the last finished step. The end of the run has its own."""
         every = self.config.run.eval_every
         return every > 0 and self.step % every == 0 and 0 < self.step < self.config.run.steps
-
-    # --- one step
 
     def next_prompts(self, step: int) -> list[Group]:
         """The step's problems, as groups to generate.
