@@ -85,43 +85,28 @@ class LossOutputs:
 
 
 def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
-    """`L_policy + kl_coef * KL + alpha * L_self_reward`: means over tokens, and the last over finished
-    samples.
+    """`L_policy + kl_coef * KL + alpha * L_self_reward`.
 
-    A micro-batch without tokens gives 0 and has a gradient, so that a rank without samples can step with the
-    others. Source: LaSeR (arXiv 2510.14943).
+    The first two are means over tokens, the last is a mean over finished samples. A micro-batch without
+    tokens gives 0 and has a gradient, so that a rank without samples can step with the others. Source: LaSeR
+    (arXiv 2510.14943).
 
     Raises:
         ValueError: A term has a weight but not its inputs, or `total_tokens` is too small to be the count of
             the whole mini-batch.
     """
-    logprobs = inputs.logprobs
-    if inputs.total_tokens < max(1, len(logprobs)):
+    tokens = len(inputs.logprobs)
+    if inputs.total_tokens < max(1, tokens):
         raise ValueError(
-            f"total_tokens is {inputs.total_tokens} with {len(logprobs)} tokens in this micro-batch alone: "
+            f"total_tokens is {inputs.total_tokens} with {tokens} tokens in this micro-batch alone: "
             "give the count of the whole mini-batch, summed over micro-batches and ranks"
         )
-    old_logprobs = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
-
-    terms = policy_loss_terms(
-        logprobs, old_logprobs, inputs.advantages, settings.clip_low, settings.clip_high, settings.dual_clip
-    )
-    token_losses = terms.loss
-    if settings.tis_cap is not None:
-        if inputs.behaviour_logprobs is None:
-            raise ValueError(
-                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, "
-                "or set tis_cap to None"
-            )
-        token_losses = token_losses * truncated_importance_weights(
-            old_logprobs, inputs.behaviour_logprobs, settings.tis_cap
-        )
-    policy = token_losses.sum() / inputs.total_tokens
+    policy, clipped_tokens = _policy(inputs, settings)
     total = policy
 
     kl = torch.zeros_like(policy)
     if inputs.ref_logprobs is not None:
-        kl = kl_terms(logprobs, inputs.ref_logprobs, settings.kl_estimator).sum() / inputs.total_tokens
+        kl = kl_terms(inputs.logprobs, inputs.ref_logprobs, settings.kl_estimator).sum() / inputs.total_tokens
     elif settings.kl_coef != 0:
         raise ValueError(
             f"kl_coef is {settings.kl_coef}, but ref_logprobs are missing: run the reference model, "
@@ -147,9 +132,29 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
         policy=policy.detach(),
         self_reward=self_reward.detach(),
         kl=kl.detach(),
-        clipped_tokens=terms.clipped.sum(),
+        clipped_tokens=clipped_tokens,
         scores=scores,
     )
+
+
+def _policy(inputs: LossInputs, settings: LossSettings) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """The policy loss, and the number of clipped tokens."""
+    logprobs = inputs.logprobs
+    old_logprobs = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
+    terms = policy_loss_terms(
+        logprobs, old_logprobs, inputs.advantages, settings.clip_low, settings.clip_high, settings.dual_clip
+    )
+    token_losses = terms.loss
+    if settings.tis_cap is not None:
+        if inputs.behaviour_logprobs is None:
+            raise ValueError(
+                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, "
+                "or set tis_cap to None"
+            )
+        token_losses = token_losses * truncated_importance_weights(
+            old_logprobs, inputs.behaviour_logprobs, settings.tis_cap
+        )
+    return token_losses.sum() / inputs.total_tokens, terms.clipped.sum()
 
 
 def _self_reward(inputs: LossInputs, beta_v: float) -> tuple[Float[Tensor, ""], Float[Tensor, "samples"]]:

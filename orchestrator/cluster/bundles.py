@@ -7,7 +7,7 @@ from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import EngineConfig, LearningConfig, RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
-ROUNDING = 1e-9
+_ROUNDING = 1e-9
 """Fractions of a CPU may add up to a little more than the whole."""
 
 
@@ -139,7 +139,7 @@ def _amount(name: str, amount: float) -> str:
 
 def _copies(share: Resources, node: Resources) -> int:
     """How many times a node holds a share."""
-    return min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in share.items())
+    return min(int(node.get(name, 0.0) / amount + _ROUNDING) for name, amount in share.items())
 
 
 def _share(cpus: float, gpus: float, custom: Mapping[str, float]) -> Resources:
@@ -163,7 +163,7 @@ def _refuse_what_cannot_fit(bundles: Bundles, nodes: list[Resources], keys: list
     problems = []
     for name in bundles.names:
         available, needed = sum(node.get(name, 0.0) for node in nodes), bundles.total(name)
-        if needed > available + ROUNDING:
+        if needed > available + _ROUNDING:
             problems.append(f"the pools need {_amount(name, needed)}, but the cluster has {available:g}")
     if not problems:
         problems = [

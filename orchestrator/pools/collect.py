@@ -73,7 +73,7 @@ class Batch:
     rewards: Float32[np.ndarray, "samples"]
     """1 for a correct sample, else 0."""
     verified: Bool[np.ndarray, "samples"]
-    """False where the check timed out or failed: the sample is neither right nor wrong, and not trained on."""
+    """False where the check timed out or failed: it is neither right nor wrong, and not trained on."""
     finished: Bool[np.ndarray, "samples"]
     """Whether the response ended by itself, with an EOS token."""
     z_logprobs: Float32[np.ndarray, "samples"]

@@ -1,4 +1,4 @@
-"""Failures of a started command as errors that say what to do; and the place of Ray's logs."""
+"""Failures after a command has started, as errors that say what to do; and the folder of Ray's logs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,11 +18,12 @@ def translated_failures(
 
     Args:
         resume: What the same command does next, such as "the same command resumes from the last checkpoint".
-        also: Exceptions beside Ray's that mean a failed actor.
-        reached: Called after a failed actor; says how far the work had come, such as " after step 12 was saved".
+        also: Exceptions that mean a failed actor, in addition to Ray's.
+        reached: Called when an actor has failed. Says how far the work had come, such as " after step 12 was
+            saved".
 
     Raises:
-        RunError: In place of RayError and OSError, and of a ConfigError, which comes too late to refuse anything.
+        RunError: In place of RayError and OSError; and of ConfigError, because the command has started.
     """
     try:
         yield
@@ -32,4 +33,4 @@ def translated_failures(
         message = f"{str(error).strip()}\nAn actor failed{reached()}. Its log is in {LOGS}; {resume}."
         raise RunError(message) from error
     except OSError as error:
-        raise RunError(f"{error}. Is the disk full? Once that is mended, {resume}.") from error
+        raise RunError(f"{error}. Is the disk full? Correct the cause; then {resume}.") from error

@@ -65,7 +65,10 @@ class VerifierHandle(WorkerHandle, Protocol):
 
 
 class RankHandle(WorkerHandle, Protocol):
-    """A learner rank: `LearnerRank`. `setup` and all that follows it here are collective: call them on every rank."""
+    """A learner rank: `LearnerRank`.
+
+    All methods but `ping`, `open_store` and `gpu_ids` are collective: call them on every rank.
+    """
 
     @property
     def open_store(self) -> RemoteMethod[[], tuple[str, int]]: ...
