@@ -150,8 +150,11 @@ def bootstrap_means(
     values = _problem_values(values_by_problem)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     weighted = values * weights
-    chosen = (rng.integers(len(values), size=len(values)) for _ in range(draws))
-    return np.array([weighted[problems].sum() / weights[problems].sum() for problems in chosen])
+    means = []
+    for start in range(0, draws, 500):  # a few draws at once: all of them may not fit into memory
+        problems = rng.integers(len(values), size=(min(500, draws - start), len(values)))
+        means.append(weighted[problems].sum(axis=1) / weights[problems].sum(axis=1))
+    return np.concatenate(means)
 
 
 def central_interval(means: Float[np.ndarray, "draws"], level: float = 0.95) -> tuple[float, float]:

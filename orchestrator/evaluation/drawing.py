@@ -1,7 +1,7 @@
-"""From problems to checked samples on disk, on the pools of an evaluation.
+"""From problems to checked samples on disk, with the pools of an evaluation.
 
-In: problem sets and what is drawn already. Out: every sample with its verdict, its answer's class and log pi(z_c). Samples go to the file
-as their part of a problem ends.
+In: problem sets and the samples drawn so far. Out: every sample with its verdict, log pi(z_c) and, after
+pooling, the class of its answer. A request's samples are written to the file as soon as they are checked.
 """
 
 import math
@@ -12,21 +12,22 @@ import ray
 
 from orchestrator.data.problems import Problem
 from orchestrator.data.prompts import PromptSet
-from orchestrator.evaluation.samples import Sample, SampleFile, by_problem, problem_seed
-from orchestrator.evaluation.scores import Score
+from orchestrator.evaluation.answers import NO_VOTE, pool_answers
+from orchestrator.evaluation.samples import EvalSample, SampleFile, by_problem, problem_seed
+from orchestrator.evaluation.scores import ScoreRule
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Verdict
 from orchestrator.pools.evaluation import EvalPools
-from orchestrator.pools.pool import finished
+from orchestrator.pools.pool import Pool, finished
 
 SAMPLES_PER_REQUEST = 8
-"""A problem's samples are drawn in parts of so many, so that few are lost with a killed process."""
+"""Samples of a problem in one request; a killed process loses at most these of a problem."""
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """A set that is evaluated."""
+    """A set of problems to evaluate."""
 
     name: str
     prompts: PromptSet
@@ -34,7 +35,7 @@ class ProblemSet:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class ProblemPart:
     """Samples `first` to `first + count - 1` of a problem."""
 
     set: ProblemSet
@@ -43,54 +44,85 @@ class _Part:
     first: int
     count: int
     seed: int
-    """Of the first of these samples."""
+    """Of the first of these samples; the next ones count up."""
 
     @property
     def problem(self) -> Problem:
+        """The problem that the samples solve."""
         return self.set.prompts.problems[self.index]
 
 
-def missing(sets: Sequence[ProblemSet], drawn: Iterable[Sample]) -> int:
-    """Samples that are still to be drawn."""
-    return sum(problem_set.samples_per_problem * len(problem_set.prompts) for problem_set in sets) - len(
-        list(drawn)
-    )
+def missing_parts(
+    sets: Sequence[ProblemSet], drawn: Iterable[EvalSample], seed: int
+) -> Iterator[ProblemPart]:
+    """The samples that are not drawn yet, as consecutive samples of at most SAMPLES_PER_REQUEST.
+
+    Args:
+        seed: Of the evaluation. A sample has the same seed in whatever part it is.
+    """
+    drawn_numbers = {key: {sample.sample for sample in group} for key, group in by_problem(drawn).items()}
+    for problem_set in sets:
+        for index, problem in enumerate(problem_set.prompts.problems):
+            first_seed = problem_seed(seed, problem_set.name, problem.id)
+            done = drawn_numbers.get((problem_set.name, problem.id), set())
+            left = [number for number in range(problem_set.samples_per_problem) if number not in done]
+            while left:
+                count = 1
+                while count < min(len(left), SAMPLES_PER_REQUEST) and left[count] == left[0] + count:
+                    count += 1
+                yield ProblemPart(problem_set, index, left[0], count, first_seed + left[0])
+                left = left[count:]
 
 
 def draw(
     pools: EvalPools,
-    sets: Sequence[ProblemSet],
+    parts: Iterable[ProblemPart],
     file: SampleFile,
-    seed: int,
     temperature: float,
-    score: Score | None,
+    score: ScoreRule | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Draw and check what `file` does not hold yet; `advance` is told how many samples it has got."""
-    for part in _parts(sets, file.samples, seed):
+    """Draw and check samples, and append them to `file`.
+
+    Args:
+        advance: Called with the number of new samples after each append.
+
+    Raises:
+        RunError: The file cannot be written.
+        PoolError: Engines or verifiers died too often.
+    """
+    for part in parts:
         request = GroupRequest(part.set.prompts.token_ids(part.index), part.count, part.seed, temperature)
         pools.rollouts.submit("generate", request, num_returns=3, context=part)
-    generated: dict[_Part, tuple[list[str], GroupSummary]] = {}
+    generated: dict[ProblemPart, tuple[list[str], GroupSummary]] = {}
     for pool, task, value in finished(pools.rollouts, pools.verifiers):
         part = task.context
         if pool is pools.rollouts:
-            generated[part] = ray.get(task.refs[1]), value
-            pools.verifiers.submit(
-                "verify", task.refs[1], value.finished.tolist(), part.problem.answer, context=part
-            )
+            texts, ended = task.refs[1], value.finished.tolist()
+            generated[part] = ray.get(texts), value
+            pools.verifiers.submit("verify", texts, ended, part.problem.answer, context=part)
         else:
             samples = list(_samples(part, *generated.pop(part), value, score))
             file.append(samples)
             advance(len(samples))
 
 
-def verify(pools: EvalPools, samples: Sequence[Sample], advance: Callable[[int], None]) -> list[Sample]:
-    """Stored samples with new verdicts."""
+def verify(
+    verifiers: Pool, samples: Sequence[EvalSample], advance: Callable[[int], None]
+) -> list[EvalSample]:
+    """Stored samples with new verdicts, and without the classes of their answers.
+
+    Args:
+        advance: Called with the number of samples after each checked problem.
+
+    Raises:
+        PoolError: The verifiers died too often.
+    """
     for group in by_problem(samples).values():
         texts, ended = [sample.response for sample in group], [sample.finished for sample in group]
-        pools.verifiers.submit("verify", texts, ended, group[0].reference, context=group)
+        verifiers.submit("verify", texts, ended, group[0].reference, context=group)
     checked = []
-    for _, task, verdicts in finished(pools.verifiers):
+    for _, task, verdicts in finished(verifiers):
         checked += [
             replace(sample, status=str(verdict.status), answer=verdict.answer, answer_class=None)
             for sample, verdict in zip(task.context, verdicts, strict=True)
@@ -99,52 +131,31 @@ def verify(pools: EvalPools, samples: Sequence[Sample], advance: Callable[[int],
     return checked
 
 
-def pool_answers(pools: EvalPools, samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with their answers' classes; equal answers to a problem are found by math-verify, where text does not tell."""
-    pooled: list[Sample] = []
-    for group in by_problem(samples).values():
-        wrong = [sample.answer for sample in group if sample.has_vote and not sample.correct]
-        if len(set(wrong)) > 1:
-            pools.verifiers.submit("pool_answers", wrong, context=group)
-        else:
-            pooled += _classed(group, [0] * len(wrong))
-    for _, task, classes in finished(pools.verifiers):
-        pooled += _classed(task.context, classes)
-    return pooled
+def classify(verifiers: Pool, samples: Sequence[EvalSample]) -> list[EvalSample]:
+    """Samples with the classes of their answers (see `pool_answers`).
 
-
-def _classed(group: Sequence[Sample], wrong_classes: Sequence[int]) -> Iterator[Sample]:
-    """Class 0 is the reference's, whether or not a sample gives it; those of wrong answers follow."""
-    classes = iter(wrong_classes)
-    for sample in group:
-        yield replace(
-            sample, answer_class=(0 if sample.correct else 1 + next(classes)) if sample.has_vote else None
-        )
-
-
-def _parts(sets: Sequence[ProblemSet], drawn: Iterable[Sample], seed: int) -> Iterator[_Part]:
-    """What is not drawn yet, in requests of consecutive samples."""
-    there = {key: {sample.sample for sample in group} for key, group in by_problem(drawn).items()}
-    for problem_set in sets:
-        for index, problem in enumerate(problem_set.prompts.problems):
-            first_seed = problem_seed(seed, problem_set.name, problem.id)
-            done = there.get((problem_set.name, problem.id), set())
-            left = [number for number in range(problem_set.samples_per_problem) if number not in done]
-            while left:
-                count = 1
-                while count < min(len(left), SAMPLES_PER_REQUEST) and left[count] == left[0] + count:
-                    count += 1
-                yield _Part(problem_set, index, left[0], count, first_seed + left[0])
-                left = left[count:]
+    Raises:
+        PoolError: The verifiers died too often.
+    """
+    groups = list(by_problem(samples).values())
+    return [
+        replace(sample, answer_class=None if number == NO_VOTE else number)
+        for group, numbers in zip(groups, pool_answers(verifiers, groups), strict=True)
+        for sample, number in zip(group, numbers, strict=True)
+    ]
 
 
 def _samples(
-    part: _Part, texts: Sequence[str], summary: GroupSummary, verdicts: Sequence[Verdict], score: Score | None
-) -> Iterator[Sample]:
+    part: ProblemPart,
+    texts: Sequence[str],
+    summary: GroupSummary,
+    verdicts: Sequence[Verdict],
+    score: ScoreRule | None,
+) -> Iterator[EvalSample]:
     problem = part.problem
     for index, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
         z_logprob = float(summary.z_logprobs[index])
-        yield Sample(
+        yield EvalSample(
             set=part.set.name,
             problem_id=problem.id,
             problem=problem.text,

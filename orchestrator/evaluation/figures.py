@@ -1,17 +1,19 @@
-"""What an evaluation's samples say: figures of each set and their average, as the paper defines them.
+"""The figures of an evaluation, in training and by `laser eval`: one definition of each, as in the paper.
 
-In: checked and pooled samples. Out: `SetResults`, JSON-ready. Source of the protocol: LaSeR (arXiv 2510.14943), evaluation. Of the score's
-own figures (F1, AUROC, calibration) unfinished samples are left out, as the paper does, and counted; so are those whose check failed.
+In: checked samples as columns, with the classes of their answers. Out: `SetResults`, JSON-ready. Source of
+the protocol: LaSeR (arXiv 2510.14943), evaluation. The score's own figures (F1, AUROC, calibration) leave out
+unfinished samples, as the paper does, and samples whose check timed out or failed; the results count both.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 
 from orchestrator.algorithm import metrics
 from orchestrator.algorithm.adaptive import CostPoint, accuracy_against_tokens
@@ -23,16 +25,52 @@ from orchestrator.algorithm.voting import (
     powers_of_two,
     weighted_maj_at_k,
 )
-from orchestrator.evaluation.samples import Sample, by_problem
-from orchestrator.measures import measure_of
+from orchestrator.evaluation.answers import NO_VOTE
+from orchestrator.evaluation.samples import EvalSample, by_problem
+from orchestrator.messages.verdicts import Status
 
 AVERAGE = "average"
 BOOTSTRAP_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
+class SampleColumns:
+    """Everything that figures depend on: a row for each sample, problem after problem."""
+
+    problem: Int[np.ndarray, "samples"]
+    """Number of its problem."""
+    kind: Shaped[np.ndarray, "samples"]
+    """The problem's kind; empty for none."""
+    status: Shaped[np.ndarray, "samples"]
+    """A `Status`."""
+    answer_class: Int[np.ndarray, "samples"]
+    """Class of its answer among those to the problem, or NO_VOTE."""
+    score: Float[np.ndarray, "samples"]
+    """Self-reward; NaN when unfinished or without a score."""
+    finished: Bool[np.ndarray, "samples"]
+    tokens: Int[np.ndarray, "samples"]
+    """Response tokens."""
+
+    @cached_property
+    def correct(self) -> Bool[np.ndarray, "samples"]:
+        """Samples with the right answer."""
+        return self.status == Status.CORRECT
+
+    @cached_property
+    def verified(self) -> Bool[np.ndarray, "samples"]:
+        """Samples whose check neither timed out nor failed."""
+        return ~np.isin(self.status, [Status.TIMEOUT, Status.ERROR])
+
+    @cached_property
+    def scored(self) -> Bool[np.ndarray, "samples"]:
+        """Samples that have a score and are known to be correct or wrong."""
+        return self.verified & self.finished & ~np.isnan(self.score)
+
+
+@dataclass(frozen=True)
 class AtK:
-    """What k samples of a problem are worth; the errors are of drawn subsets, 0 where all were taken."""
+    """Figures of k samples of a problem. Errors are those of drawn subsets, 0 where all subsets were
+    taken."""
 
     k: int
     pass_at_k: float
@@ -46,10 +84,11 @@ class AtK:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of a set, or the mean over sets. NaN where the samples do not define one: no score, or a class is absent."""
+    """Figures of a set, or their mean over sets. NaN where the samples do not define one: no score, or one
+    class."""
 
     accuracy: float
-    """Mean over problems of the share of right samples among those that could be checked."""
+    """Share of correct samples, over all samples that could be checked."""
     accuracy_low: float
     accuracy_high: float
     """95 % bootstrap interval over problems; of the average, over the problems of each set."""
@@ -57,44 +96,55 @@ class Figures:
     self_verification_f1: float
     """Harmonic mean of the two shares below, over finished samples."""
     accuracy_correct: float
-    """Share of right samples that are scored above 0.5."""
+    """Share of correct samples that are scored above 0.5."""
     accuracy_wrong: float
     """Share of wrong samples that are scored at most 0.5."""
     f1_answered: float
-    """The same over finished samples that give an answer: none of them can be told by its lack of one."""
+    """The same over finished samples with an answer: the lack of an answer, which is easy to see, does not
+    count."""
     accuracy_correct_answered: float
     accuracy_wrong_answered: float
     auroc: float
     auroc_within_problem: float
     """Over pairs of samples of one problem."""
+    auroc_problem_only: float
+    """AUROC of a score that knows only the mean accuracy of the problem's kind."""
     ece: float
     """Expected calibration error."""
+    maj_at_k: float
+    """Accuracy of the vote over all samples of a problem."""
+    weighted_at_k: float
+    """The same with votes weighted by score."""
     response_tokens: float
     """Mean tokens of a sample."""
 
 
 @dataclass(frozen=True)
 class SetResults:
-    """Everything that is reported of a set."""
+    """All results of a set."""
 
     name: str
     problems: int
     samples: int
     samples_per_problem: int
-    """The fewest of any problem: what k goes up to."""
+    """The fewest samples of any problem, and the largest k."""
     unfinished: int
     unverified: int
-    """Samples whose check timed out or failed: neither right nor wrong, and without a vote."""
+    """Samples whose check timed out or failed: they are neither correct nor wrong, and have no vote."""
     mixed_problems: int
-    """Problems with both right and wrong finished samples: what `auroc_within_problem` is measured on."""
+    """Problems with correct and wrong finished samples, over which `auroc_within_problem` is measured."""
     figures: Figures
     at_k: list[AtK]
+    """For rising k; the last row is over all samples of a problem. Empty when no sample could be checked."""
     cost: list[CostPoint]
     """Accuracy against tokens: plain and weighted votes, and adaptive sampling."""
     accuracy_by_problem: Float[np.ndarray, "problems"] = field(repr=False)
+    """Over the checked samples of each problem that has any."""
+    verified_by_problem: Int[np.ndarray, "problems"] = field(repr=False)
+    """Number of these samples."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat, for MLflow. `maj_at_k` and `weighted_at_k` are those of all samples of a problem."""
+        """The figures and those at each k, flat, for MLflow."""
         values = asdict(self.figures)
         for row in self.at_k:
             values |= {
@@ -103,19 +153,32 @@ class SetResults:
                 f"weighted_at_{row.k}": row.weighted_at_k,
                 f"best_of_{row.k}": row.best_of_k,
             }
-        if self.at_k:
-            values |= {"maj_at_k": self.at_k[-1].maj_at_k, "weighted_at_k": self.at_k[-1].weighted_at_k}
         return values
+
+    def tree(self) -> dict[str, Any]:
+        """The entry in results.json; numbers that are not defined are NaN."""
+        return {
+            "name": self.name,
+            "problems": self.problems,
+            "samples": self.samples,
+            "samples_per_problem": self.samples_per_problem,
+            "unfinished": self.unfinished,
+            "unverified": self.unverified,
+            "mixed_problems": self.mixed_problems,
+            "figures": asdict(self.figures),
+            "at_k": [asdict(row) for row in self.at_k],
+            "cost": [_without_problems(point) for point in self.cost],
+        }
 
 
 @dataclass(frozen=True)
 class EvalResults:
-    """What `evaluate` found."""
+    """The results of `laser eval`."""
 
     folder: Path
-    """Of `results.json`, `samples.jsonl` and `accuracy-against-tokens.png`."""
+    """Folder of `results.json`, `samples.jsonl` and `accuracy-against-tokens.png`."""
     model: str
-    """Its origin."""
+    """Where the model comes from."""
     score: dict[str, Any] | None
     """Token, c_ref, beta_v and origin of the score; None without one."""
     sets: list[SetResults]
@@ -125,123 +188,171 @@ class EvalResults:
     """Comparisons of two answers that timed out or failed; such answers count as different."""
 
     def tree(self) -> dict[str, Any]:
-        """JSON-ready: NaN is null."""
-        sets = [
-            {
-                key: value
-                for key, value in vars(found).items()
-                if key not in ("figures", "at_k", "cost", "accuracy_by_problem")
-            }
-            | {
-                "figures": asdict(found.figures),
-                "at_k": [asdict(row) for row in found.at_k],
-                "cost": [_cost(point) for point in found.cost],
-            }
-            for found in self.sets
-        ]
-        return _json(
+        """JSON-ready: NaN becomes null."""
+        return _json_ready(
             {
                 "model": self.model,
                 "score": self.score,
-                "sets": sets,
+                "sets": [found.tree() for found in self.sets],
                 AVERAGE: asdict(self.average),
                 "undecided": self.undecided,
             }
         )
 
 
-def set_results(name: str, samples: Sequence[Sample], scored: bool) -> SetResults:
-    """The figures of one set; `scored` False for a model without a score."""
-    groups = list(by_problem(samples).values())
-    problems = [_votes(group, scored) for group in groups]
-    fewest = min(len(group) for group in groups)
-    accuracy = np.array([_mean([sample.correct for sample in group if sample.verified]) for group in groups])
-    known = accuracy[~np.isnan(accuracy)]
-    low, high = (
-        metrics.bootstrap_interval(known, draws=BOOTSTRAP_DRAWS) if len(known) else (math.nan, math.nan)
+def columns_of(samples: Iterable[EvalSample]) -> SampleColumns:
+    """The samples of one set as columns."""
+    rows = [(number, sample) for number, group in enumerate(by_problem(samples).values()) for sample in group]
+    classes = [NO_VOTE if sample.answer_class is None else sample.answer_class for _, sample in rows]
+    return SampleColumns(
+        problem=np.array([number for number, _ in rows]),
+        kind=np.array([sample.kind or "" for _, sample in rows]),
+        status=np.array([sample.status for _, sample in rows]),
+        answer_class=np.array(classes),
+        score=np.array([sample.score for _, sample in rows]),
+        finished=np.array([sample.finished for _, sample in rows]),
+        tokens=np.array([sample.tokens for _, sample in rows]),
     )
-    quality, mixed = _quality(groups, scored)
+
+
+def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetResults:
+    """The results of one set.
+
+    Args:
+        samples: At least one.
+        tables: False leaves out `cost` and all rows of `at_k` but the last, which take longer than the
+        figures.
+    """
+    problem_rows = _rows_by_problem(samples)
+    fewest = min(len(rows) for rows in problem_rows)
+    checked = [rows[samples.verified[rows]] for rows in problem_rows]
+    accuracy = np.array([samples.correct[rows].mean() for rows in checked if len(rows)])
+    numbers = np.array([len(rows) for rows in checked if len(rows)])
+    # A problem without a checked sample has no known winner: the votes leave it out, like the accuracy.
+    problems = [
+        _problem_samples(samples, rows)
+        for rows, known in zip(problem_rows, checked, strict=True)
+        if len(known)
+    ]
+    at_k = [_at_k(problems, k) for k in _sizes(fewest, tables)] if problems else []
+    quality, mixed = _quality(samples)
     return SetResults(
         name=name,
-        problems=len(groups),
-        samples=len(samples),
+        problems=len(problem_rows),
+        samples=len(samples.problem),
         samples_per_problem=fewest,
-        unfinished=sum(not sample.finished for sample in samples),
-        unverified=sum(not sample.verified for sample in samples),
+        unfinished=int((~samples.finished).sum()),
+        unverified=int((~samples.verified).sum()),
         mixed_problems=mixed,
         figures=Figures(
-            accuracy=_mean(known),
-            accuracy_low=low,
-            accuracy_high=high,
-            finished_share=_mean([sample.finished for sample in samples]),
-            response_tokens=_mean([sample.tokens for sample in samples]),
+            accuracy=_accuracy(samples),
+            **_interval(accuracy, numbers),
+            finished_share=float(samples.finished.mean()),
+            maj_at_k=at_k[-1].maj_at_k if at_k else math.nan,
+            weighted_at_k=at_k[-1].weighted_at_k if at_k else math.nan,
+            response_tokens=float(samples.tokens.mean()),
             **quality,
         ),
-        at_k=[_at_k(problems, k, scored) for k in powers_of_two(fewest)],
-        cost=accuracy_against_tokens(problems),
-        accuracy_by_problem=known,
+        at_k=at_k,
+        cost=accuracy_against_tokens(problems) if tables and problems else [],
+        accuracy_by_problem=accuracy,
+        verified_by_problem=numbers,
     )
 
 
 def average(sets: Sequence[SetResults]) -> Figures:
-    """The mean over sets, each set the same weight; NaN where one set does not define a figure, for the rest would be another average."""
-    values = {name: _mean([getattr(found.figures, name) for found in sets]) for name in vars(sets[0].figures)}
+    """The mean over sets, each with the same weight.
+
+    A figure that one set does not define is NaN: the mean of the others would be another average.
+    """
+    values = {
+        name: float(np.mean([getattr(found.figures, name) for found in sets]))
+        for name in vars(sets[0].figures)
+    }
     if len(sets) > 1 and not math.isnan(values["accuracy"]):
         rng = np.random.default_rng(0)
-        draws = [
-            found.accuracy_by_problem[
-                rng.integers(
-                    len(found.accuracy_by_problem), size=(BOOTSTRAP_DRAWS, len(found.accuracy_by_problem))
-                )
-            ].mean(axis=1)
+        means = [
+            metrics.bootstrap_means(
+                found.accuracy_by_problem, BOOTSTRAP_DRAWS, rng, found.verified_by_problem
+            )
             for found in sets
         ]
-        low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-        values |= {"accuracy_low": float(low), "accuracy_high": float(high)}
+        values |= _bounds(metrics.central_interval(np.mean(means, axis=0)))
     return Figures(**values)
 
 
-def _quality(groups: Sequence[Sequence[Sample]], scored: bool) -> tuple[dict[str, float], int]:
-    """Figures of the score, and the number of problems with both classes."""
-    usable = [
-        (number, sample)
-        for number, group in enumerate(groups)
-        for sample in group
-        if sample.verified and not math.isnan(sample.score)
-    ]
-    if not scored or not usable:
-        return {name: math.nan for name in Figures.__annotations__ if measure_of(name).of_score}, 0
-    scores = np.array([sample.score for _, sample in usable])
-    correct = np.array([sample.correct for _, sample in usable])
-    answered = np.array([sample.status != "no_answer" for _, sample in usable])
-    ended = np.ones(len(usable), bool)
-    overall = metrics.self_verification(scores, correct, ended)
-    among_answered = metrics.self_verification(scores[answered], correct[answered], ended[answered])
-    within, mixed = metrics.auroc_within_problem(scores, correct, np.array([number for number, _ in usable]))
-    figures = {
-        "self_verification_f1": overall.f1,
-        "accuracy_correct": overall.accuracy_correct,
-        "accuracy_wrong": overall.accuracy_wrong,
-        "f1_answered": among_answered.f1,
-        "accuracy_correct_answered": among_answered.accuracy_correct,
-        "accuracy_wrong_answered": among_answered.accuracy_wrong,
-        "auroc": metrics.auroc(scores, correct),
-        "auroc_within_problem": within,
-        "ece": metrics.expected_calibration_error(scores, correct),
-    }
-    return figures, mixed
+def _accuracy(samples: SampleColumns) -> float:
+    """In float32, like the rewards of a training batch, whose accuracy has then the same digits."""
+    rewards = samples.correct[samples.verified].astype(np.float32)
+    return float(rewards.mean()) if len(rewards) else math.nan
 
 
-def _votes(group: Sequence[Sample], scored: bool) -> ProblemSamples:
+def _interval(
+    accuracy: Float[np.ndarray, "problems"], samples: Int[np.ndarray, "problems"]
+) -> dict[str, float]:
+    if not len(accuracy):
+        return _bounds((math.nan, math.nan))
+    return _bounds(metrics.bootstrap_interval(accuracy, draws=BOOTSTRAP_DRAWS, weights=samples))
+
+
+def _bounds(interval: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("accuracy_low", "accuracy_high"), interval, strict=True))
+
+
+def _quality(samples: SampleColumns) -> tuple[dict[str, float], int]:
+    """The score's own figures, and the number of problems with both classes."""
+    names = (
+        "self_verification_f1", "accuracy_correct", "accuracy_wrong",
+        "f1_answered", "accuracy_correct_answered", "accuracy_wrong_answered",
+        "auroc", "auroc_within_problem", "auroc_problem_only", "ece",
+    )  # fmt: skip
+    scored = samples.scored
+    if not scored.any():
+        return dict.fromkeys(names, math.nan), 0
+    scores, correct = samples.score[scored], samples.correct[scored]
+    answered = samples.status[scored] != Status.NO_ANSWER
+    within, mixed = metrics.auroc_within_problem(scores, correct, samples.problem[scored])
+    figures = (
+        *_self_verification(scores, correct),
+        *_self_verification(scores[answered], correct[answered]),
+        metrics.auroc(scores, correct),
+        within,
+        metrics.auroc_problem_only(correct, samples.kind[scored]),
+        metrics.expected_calibration_error(scores, correct),
+    )
+    return dict(zip(names, figures, strict=True)), mixed
+
+
+def _self_verification(
+    scores: Float[np.ndarray, "samples"], correct: Bool[np.ndarray, "samples"]
+) -> tuple[float, float, float]:
+    found = metrics.self_verification(scores, correct, np.ones(len(scores), bool))
+    return found.f1, found.accuracy_correct, found.accuracy_wrong
+
+
+def _rows_by_problem(samples: SampleColumns) -> list[Int[np.ndarray, "rows"]]:
+    """The rows of each problem, in their order."""
+    order = np.argsort(samples.problem, kind="stable")
+    starts = np.unique(samples.problem[order], return_index=True)[1]
+    return np.split(order, starts[1:])
+
+
+def _problem_samples(samples: SampleColumns, rows: Int[np.ndarray, "rows"]) -> ProblemSamples:
     return ProblemSamples(
-        answers=np.array([-1 if sample.answer_class is None else sample.answer_class for sample in group]),
-        correct=np.array([sample.correct for sample in group]),
-        scores=np.array([sample.score for sample in group]) if scored else None,
-        tokens=np.array([sample.tokens for sample in group]),
+        answers=samples.answer_class[rows],
+        correct=samples.correct[rows],
+        scores=samples.score[rows] if samples.scored.any() else None,
+        tokens=samples.tokens[rows],
     )
 
 
-def _at_k(problems: Sequence[ProblemSamples], k: int, scored: bool) -> AtK:
+def _sizes(samples: int, tables: bool) -> list[int]:
+    """Every k of the table."""
+    return sorted({*powers_of_two(samples), samples}) if tables else [samples]
+
+
+def _at_k(problems: Sequence[ProblemSamples], k: int) -> AtK:
+    scored = problems[0].scores is not None
     majority = maj_at_k(problems, k)
     weighted = weighted_maj_at_k(problems, k) if scored else None
     return AtK(
@@ -255,18 +366,13 @@ def _at_k(problems: Sequence[ProblemSamples], k: int, scored: bool) -> AtK:
     )
 
 
-def _cost(point: CostPoint) -> dict[str, Any]:
+def _without_problems(point: CostPoint) -> dict[str, Any]:
     return {key: value for key, value in vars(point).items() if not key.endswith("_by_problem")}
 
 
-def _json(value: Any) -> Any:
+def _json_ready(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _json(inner) for key, inner in value.items()}
+        return {key: _json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_json(inner) for inner in value]
+        return [_json_ready(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = np.array(list(values), np.float64)
-    return float(numbers.mean()) if len(numbers) else math.nan

@@ -1,6 +1,7 @@
-"""What an evaluation needs before anything starts: its model, its score, its problems or stored samples, checked.
+"""Before an evaluation starts: its model, its score, and its problems or stored samples, loaded and checked.
 
-In: `EvalConfig`. Out: `Prepared`, or a `ConfigError` or `DataError` that says what to mend. Starts neither Ray nor an engine.
+In: `EvalConfig`. Out: `PreparedEvaluation`, or a `ConfigError` or `DataError` that says what to correct.
+Starts neither Ray nor an engine.
 """
 
 import contextlib
@@ -19,45 +20,55 @@ from orchestrator.data.prompts import PromptSet, render_prompt
 from orchestrator.data.tokens import check_round_trip, resolve_token
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.drawing import ProblemSet
-from orchestrator.evaluation.samples import Sample, by_problem, read_samples
-from orchestrator.evaluation.scores import Score
+from orchestrator.evaluation.samples import EvalSample, by_problem, read_samples
+from orchestrator.evaluation.scores import ScoreRule
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.models.resolve import Model, resolve_model
 from orchestrator.pools.start import engine_settings
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEvaluation:
     """An evaluation that can start.
 
     Attributes:
-        stored: The samples of `config.samples`; none when samples are drawn.
-        longest_response: Tokens, at most `rollout.max_response_tokens`, that the model's context leaves beside the longest prompt.
+    folder: Where the results go.
+    model: None where stored samples keep the scores that they have.
+    score: None for an evaluation without a score.
+    sets: The problems to draw samples of; empty with stored samples.
+    stored: The samples of `config.samples`; empty when samples are drawn.
+    instruction: Text after each problem.
+    longest_response: Tokens that a response may have: `rollout.max_response_tokens`, or fewer where the
+    model's
+        context leaves less room after the longest prompt.
     """
 
     config: EvalConfig
     folder: Path
     model: Model | None
-    score: Score | None
+    score: ScoreRule | None
     sets: list[ProblemSet]
-    stored: list[Sample]
+    stored: list[EvalSample]
     instruction: str
     longest_response: int
 
     @property
     def needs_scoring(self) -> bool:
-        """Whether the model is to score stored samples."""
+        """Whether the model scores stored samples."""
         return bool(self.stored) and self.model is not None and self.score is not None
 
     @property
     def dtype(self) -> str:
-        """Precision of the engine. vLLM's own `auto` would run a float32 model in half precision, which is off by 0.1 in log pi(z_c)."""
+        """Precision of the engine: for `auto` the one that the model is stored in.
+
+        vLLM's own `auto` runs a float32 model in half precision, with errors of 0.1 in log pi(z_c).
+        """
         if self.config.rollout.dtype != "auto" or self.model is None:
             return self.config.rollout.dtype
         return str(_model_config(self.model.path).dtype or "auto").removeprefix("torch.")
 
     def protocol(self) -> dict[str, Any]:
-        """What the samples depend on: a folder holds those of one."""
+        """What the samples depend on, JSON-ready. A folder holds samples of one protocol."""
         config = self.config
         return {
             "model": None if self.model is None else self.model.path,
@@ -73,6 +84,7 @@ class Prepared:
         }
 
     def engine_settings(self) -> EngineSettings:
+        """The settings of an engine for this evaluation, which needs a model."""
         assert self.model is not None
         if self.stored:
             prompt_tokens, response_tokens = max(map(len, self.stored_token_ids.values()), default=1), 1
@@ -92,7 +104,7 @@ class Prepared:
     def stored_token_ids(self) -> dict[tuple[str, str, int], list[int]]:
         """Prompt and response, EOS included, of each finished stored sample, by set, problem and number.
 
-        The model reads responses as text: the tokens of the model that wrote them are not its own.
+        Responses are tokenised again: another model, with other tokens, may have written them.
         """
         assert self.model is not None
         tokenizer, eos = self.model.tokens.tokenizer, self.model.tokens.eos_tokens
@@ -105,8 +117,9 @@ class Prepared:
                 found[sample.set, sample.problem_id, sample.sample] = [*prompt, *response, end]
         return found
 
-    def order(self) -> Callable[[Sample], tuple[int, int]]:
-        """The place of a sample: sets, problems and samples as they were given."""
+    def order(self) -> Callable[[EvalSample], tuple[int, int]]:
+        """A sort key for samples: sets and problems in the order in which they were given, then the sample's
+        number."""
         if self.stored:
             keys = list(by_problem(self.stored))
         else:
@@ -124,18 +137,21 @@ def prepare(
     tracking_uri: str,
     say: Callable[[str], None],
     hold: contextlib.ExitStack | None = None,
-) -> Prepared:
-    """Load and check everything that an evaluation reads before it starts its pools; `say` is told what is worth knowing.
+) -> PreparedEvaluation:
+    """Load and check everything that an evaluation reads before it starts its pools.
 
-    Until `hold` is closed, a run that is evaluated does not prune the model.
+    Args:
+        say: Called with each message for the user.
+        hold: Until it is closed, the evaluated run does not delete the model.
 
     Raises:
-        ConfigError, DataError: As `resolve_model`, `load_problems` and `read_samples`; also where the score or the context does not fit.
+        ConfigError: The model cannot be found, a setting is refused, or a score or a prompt does not fit the
+        model. DataError: Problems or stored samples cannot be read.
     """
     requests = requested_sets(config)
     stored = read_samples(config.samples) if config.samples is not None else []
     if config.samples is not None and not stored:
-        raise DataError(f"{config.samples}: holds no sample")
+        raise DataError(f"{config.samples}: holds no sample; give the samples.jsonl of an evaluation")
     model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
     score = _score(config, model, stored, say)
     instruction = _instruction(config, model)
@@ -144,7 +160,7 @@ def prepare(
         if model is None
         else [_problem_set(config, model, instruction, request, say) for request in requests]
     )
-    prepared = Prepared(
+    prepared = PreparedEvaluation(
         config=config,
         folder=config.folder or default_folder(config, [request.name for request in requests]),
         model=model,
@@ -158,34 +174,39 @@ def prepare(
         longest, context = max(map(len, prepared.stored_token_ids.values()), default=0), _context(model.path)
         if longest >= context:
             raise ConfigError(
-                f"{config.samples}: a sample has {longest} tokens, and {config.model} a context of {context}: it cannot score it"
+                f"{config.samples}: a sample has {longest} tokens, but {config.model} has a "
+                f"context of {context}; score it with a model that has a longer context"
             )
     return prepared
 
 
 def _score(
-    config: EvalConfig, model: Model | None, stored: Sequence[Sample], say: Callable[[str], None]
-) -> Score | None:
+    config: EvalConfig, model: Model | None, stored: Sequence[EvalSample], say: Callable[[str], None]
+) -> ScoreRule | None:
     if config.score == "baseline":
         return _baseline(config, model, stored)
     if config.score == "none" or model is None:
         return None
     if model.card is not None:
-        return Score(model.card.token, model.card.token_id, model.card.c_ref, model.card.beta_v, "trained")
+        return ScoreRule(
+            model.card.token, model.card.token_id, model.card.c_ref, model.card.beta_v, "trained"
+        )
     say(
-        f"{model.origin} has no self_reward.json: evaluated without a score; score=baseline baseline.token=TOKEN reads one all the same"
+        f"{model.origin} has no self_reward.json and is evaluated without a score; "
+        "set score=baseline and baseline.token=TOKEN to read a score from it nevertheless"
     )
     return None
 
 
-def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[Sample]) -> Score:
+def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[EvalSample]) -> ScoreRule:
     baseline = config.baseline
     if model is None:
         if all(math.isnan(sample.z_logprob) for sample in stored):
             raise ConfigError(
-                f"score=baseline: {config.samples} holds no log pi(z_c); name the --model that is to score them"
+                f"score=baseline: {config.samples} holds no log pi(z_c); "
+                "give the --model that scores the samples"
             )
-        return Score(baseline.token or "z_c", -1, baseline.c_ref, baseline.beta_v, "baseline")
+        return ScoreRule(baseline.token or "z_c", -1, baseline.c_ref, baseline.beta_v, "baseline")
     if baseline.token is None:
         raise ConfigError(
             "score=baseline needs baseline.token: a single token that the model uses for nothing else"
@@ -193,9 +214,10 @@ def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[Sample])
     token_id = resolve_token(model.tokens.tokenizer, baseline.token)
     if token_id in model.tokens.eos_tokens:
         raise ConfigError(
-            f"baseline.token: {baseline.token!r} is one of the model's EOS tokens; choose one that it never uses"
+            f"baseline.token: {baseline.token!r} is one of the model's EOS tokens; "
+            "choose a token that the model never uses"
         )
-    return Score(baseline.token, token_id, baseline.c_ref, baseline.beta_v, "baseline")
+    return ScoreRule(baseline.token, token_id, baseline.c_ref, baseline.beta_v, "baseline")
 
 
 def _instruction(config: EvalConfig, model: Model | None) -> str:
@@ -209,15 +231,12 @@ def _problem_set(
     config: EvalConfig, model: Model, instruction: str, request: SetRequest, say: Callable[[str], None]
 ) -> ProblemSet:
     source = request.source
-    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)[
-        : config.max_problems
-    ]
+    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)
+    problems = problems[: config.max_problems]
     check_round_trip(model.tokens.tokenizer, [problem.text for problem in problems[:100]])
     prompts = PromptSet(model.tokens.tokenizer, problems, instruction, config.rollout.max_prompt_tokens)
     if prompts.dropped:
-        say(
-            f"{request.name}: {prompts.dropped} problems are longer than rollout.max_prompt_tokens and were left out"
-        )
+        say(f"{request.name}: left out {prompts.dropped} problems longer than rollout.max_prompt_tokens")
     return ProblemSet(request.name, prompts, request.samples_per_problem)
 
 
@@ -231,11 +250,11 @@ def _longest_response(
     room = context - _longest_prompt(sets) - 1  # for z_c
     if room < 1:
         raise ConfigError(
-            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens}: the longest prompt leaves no room for a response in the "
-            f"model's context of {context} tokens; lower it"
+            f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens}: the longest prompt "
+            f"leaves no room for a response in the model's context of {context} tokens; lower it"
         )
     if room < wanted:
-        say(f"responses may have {room} tokens, what the model's context of {context} leaves of {wanted}")
+        say(f"responses may have {room} tokens and not {wanted}: the model's context is {context} tokens")
     return min(room, wanted)
 
 
@@ -248,7 +267,7 @@ def _longest_prompt(sets: Sequence[ProblemSet]) -> int:
 
 
 def _context(path: str) -> int:
-    """Tokens that the model has positions for."""
+    """The longest sequence of the model, in tokens."""
     positions = getattr(_model_config(path), "max_position_embeddings", None)
     if positions is None:
         raise ConfigError(f"model {path}: its config.json names no max_position_embeddings; add it")
@@ -267,6 +286,7 @@ def _model_config(path: str) -> Any:
 
 
 def _identity(problem_set: ProblemSet) -> dict[str, Any]:
+    """Size and content of a set."""
     total = hashlib.sha256()
     for problem in problem_set.prompts.problems:
         total.update(f"{problem.id}\0{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))

@@ -1,6 +1,7 @@
-"""The samples of an evaluation on disk: one JSON object a line, appended as they come, so that a killed evaluation goes on.
+"""The samples of an evaluation on disk: one JSON object a line, appended as they are checked.
 
-In: samples and what they are drawn with. Out: `samples.jsonl`, in the end sorted, so that it is the same however many engines drew it.
+In: samples, and the settings that they are drawn with. Out: `samples.jsonl`, from which a killed evaluation
+resumes. At the end it is sorted, so it is the same for any number of engines.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, DataError, RunError
+from orchestrator.evaluation.answers import has_vote, is_verified
+from orchestrator.messages.verdicts import Status
 from orchestrator.storage.files import write_atomically
 
 SAMPLES = "samples.jsonl"
@@ -20,8 +23,8 @@ PROTOCOL = "protocol.json"
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One solution; a line of the file, where NaN is null."""
+class EvalSample:
+    """One solution: a line of the file, in which NaN is null."""
 
     set: str
     problem_id: str
@@ -29,38 +32,40 @@ class Sample:
     reference: str
     kind: str | None
     sample: int
-    """Number among the problem's, from 0."""
+    """Its number among the samples of the problem, from 0."""
     seed: int
     response: str
     tokens: int
-    """Of the response, EOS included."""
+    """Response tokens, EOS included."""
     finished: bool
     status: str
-    """Of `actors.verification.Status`."""
+    """A `Status`."""
     answer: str | None
     answer_class: int | None
-    """Equal answers to one problem share a class, 0 for those that match the reference; None for a sample that has no vote (see
-    `has_vote`), and while the problem's other samples are not drawn yet."""
+    """Equal answers to one problem share a class; 0 is the reference's. None for a sample without a vote, and
+    until all samples of the problem are drawn."""
     z_logprob: float
-    """log pi(z_c | x, y, EOS), NaN when unfinished or without a score."""
+    """log pi(z_c | x, y, EOS); NaN when unfinished or without a score."""
     score: float
-    """NaN likewise."""
+    """NaN when unfinished or without a score."""
 
     @property
     def correct(self) -> bool:
-        return self.status == "correct"
+        """Whether the verifier accepts the answer."""
+        return self.status == Status.CORRECT
 
     @property
     def verified(self) -> bool:
-        """False where the check timed out or failed: neither right nor wrong."""
-        return self.status not in ("timeout", "error")
+        """See `answers.is_verified`."""
+        return is_verified(self)
 
     @property
     def has_vote(self) -> bool:
-        """Whether it has exactly one answer and that could be checked, as the reward asks for."""
-        return self.status in ("correct", "wrong")
+        """See `answers.has_vote`."""
+        return has_vote(self)
 
     def line(self) -> str:
+        """The sample as a line of the file."""
         tree = {
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in asdict(self).items()
@@ -69,31 +74,37 @@ class Sample:
 
 
 def problem_seed(seed: int, set_name: str, problem_id: str) -> int:
-    """Seed of a problem's first sample; sample i has this plus i. By problem, so that it depends on no order and on no other problem."""
-    return int.from_bytes(
-        hashlib.sha256(f"{seed}\0{set_name}\0{problem_id}".encode(errors="surrogatepass")).digest()[:6]
-    )
+    """Seed of a problem's first sample; sample i adds i.
+
+    It depends on the problem alone: neither on the order of problems nor on the other problems.
+    """
+    text = f"{seed}\0{set_name}\0{problem_id}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:6])
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file; a last line that a kill has cut off is left out.
+def read_samples(path: Path) -> list[EvalSample]:
+    """The samples of a file, without a last line that a kill cut off.
 
     Raises:
-        DataError: The file is missing, or another line is no sample.
+        DataError: The file cannot be read, or another line is not a sample.
     """
     return [sample for sample, _ in _parse(path)]
 
 
 class SampleFile:
-    """The growing `samples.jsonl` of a folder. Opening drops a last line that a kill has cut off.
+    """The growing `samples.jsonl` of a folder. Opening it removes a last line that a kill cut off.
 
     Attributes:
-        samples: What it holds.
+        path: The file.
+        samples: The samples in it.
+
+    Raises:
+        DataError: The file cannot be read, or another line is not a sample.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / SAMPLES
-        self.samples: list[Sample] = []
+        self.samples: list[EvalSample] = []
         self._end = 0
         if self.path.exists():
             for sample, size in _parse(self.path):
@@ -101,33 +112,38 @@ class SampleFile:
                 self._end += size
             os.truncate(self.path, self._end)
 
-    def append(self, samples: Sequence[Sample]) -> None:
-        """Raises RunError when the disk does not take them."""
+    def append(self, samples: Sequence[EvalSample]) -> None:
+        """Write samples at the end.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
         text = "".join(sample.line() for sample in samples).encode()
         try:
             with self.path.open("ab") as file:
                 file.write(text)
         except OSError as error:
             if self.path.exists():
-                os.truncate(self.path, self._end)  # half a line in the middle would spoil the next one
+                os.truncate(self.path, self._end)  # the next sample must start a line
             raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}). Mend that (is the disk full?); the same command goes on"
+                f"{self.path}: cannot be written ({error.strerror}). Is the disk full? "
+                "Once that is mended, the same command resumes the evaluation."
             ) from error
         self.samples += samples
         self._end += len(text)
 
-    def replace(self, samples: Sequence[Sample]) -> None:
-        """Write the file anew."""
+    def replace(self, samples: Sequence[EvalSample]) -> None:
+        """Replace the whole file."""
         text = "".join(sample.line() for sample in samples)
         write_atomically(self.path, text)
         self.samples, self._end = list(samples), len(text.encode())
 
 
 def claim_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
-    """Note what a folder's samples are drawn with, or see that it is the same.
+    """Write down what a folder's samples depend on; if it has samples, check that they depend on the same.
 
     Raises:
-        ConfigError: It holds samples that were drawn otherwise; the message says what differs.
+        ConfigError: Its samples were drawn with other settings; the message lists them.
     """
     path = folder / PROTOCOL
     if (folder / SAMPLES).exists() and path.exists():
@@ -142,16 +158,16 @@ def claim_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(protocol, indent=2) + "\n")
 
 
-def by_problem(samples: Iterable[Sample]) -> dict[tuple[str, str], list[Sample]]:
+def by_problem(samples: Iterable[EvalSample]) -> dict[tuple[str, str], list[EvalSample]]:
     """The samples of each (set, problem id), in the order of their numbers."""
-    groups: dict[tuple[str, str], list[Sample]] = {}
+    groups: dict[tuple[str, str], list[EvalSample]] = {}
     for sample in samples:
         groups.setdefault((sample.set, sample.problem_id), []).append(sample)
     return {key: sorted(group, key=lambda sample: sample.sample) for key, group in groups.items()}
 
 
-def _parse(path: Path) -> Iterable[tuple[Sample, int]]:
-    """Samples and the sizes of their lines in bytes, up to a last line that is not whole."""
+def _parse(path: Path) -> Iterable[tuple[EvalSample, int]]:
+    """Samples, each with the size of its line in bytes, up to an incomplete last line."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
@@ -160,22 +176,26 @@ def _parse(path: Path) -> Iterable[tuple[Sample, int]]:
         ) from error
     for number, line in enumerate(lines, 1):
         try:
-            tree = json.loads(line) if line.endswith(b"\n") else None
-            sample = (
-                None
-                if tree is None
-                else Sample(**tree | {key: _number(tree[key]) for key in ("z_logprob", "score")})
-            )
+            sample = _sample(line)
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                names = ", ".join(field.name for field in fields(Sample))
+                names = ", ".join(field.name for field in fields(EvalSample))
                 raise DataError(
-                    f"{path}, line {number}: is no sample of an evaluation ({error}); its fields are {names}"
+                    f"{path}, line {number}: is not a sample of an evaluation ({error}); "
+                    f"a sample has the fields {names}"
                 ) from error
             return
         if sample is None:
             return
         yield sample, len(line)
+
+
+def _sample(line: bytes) -> EvalSample | None:
+    """None for an incomplete line."""
+    if not line.endswith(b"\n"):
+        return None
+    tree = json.loads(line)
+    return EvalSample(**tree | {key: _number(tree[key]) for key in ("z_logprob", "score")})
 
 
 def _number(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation: its progress, its tables, and accuracy against tokens as a picture."""
+"""An evaluation shown to the user: its progress, its tables, and accuracy against tokens as a picture."""
 
 import math
 import time
@@ -20,9 +20,9 @@ from orchestrator.terminal import clock
 
 PLAIN_LINES_EVERY_S = 10.0
 FEWEST_FOR_COST = 4
-"""Samples a problem from which on rules of sampling differ."""
+"""With fewer samples per problem the rules of sampling hardly differ, and no cost table is shown."""
 
-COLOURS = {
+RULE_COLOURS = {
     "majority": "tab:gray",
     "weighted": "tab:blue",
     "adaptive": "tab:green",
@@ -41,9 +41,15 @@ class EvalProgress:
             console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
         self.task: Any = None
-        self.total = self.done = self.first = 0
-        self.said_at = 0.0
+        self.title = ""
+        self.total = 0
+        self.done = 0
+        self.first = 0
+        """Samples done at `first_at`."""
         self.first_at: float | None = None
+        """Time of the first samples; the rate counts from there."""
+        self.said_at = 0.0
+        """Time of the last plain line."""
 
     def __enter__(self) -> "EvalProgress":
         self.bar.start()
@@ -55,24 +61,28 @@ class EvalProgress:
         self.bar.stop()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
+        """Show a line above the bar."""
         self.console.print(escape(message), soft_wrap=True)
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """A new bar: `done` of `total` samples are behind."""
-        self.total, self.done, self.first_at, self.said_at, self.title = (
-            total,
-            done,
-            None,
-            time.monotonic(),
-            title,
-        )
+        """Start a new bar.
+
+        Args:
+            title: What happens to the samples.
+            total: Number of samples.
+            done: Samples that need no more work.
+        """
+        self.title = title
+        self.total = total
+        self.done = done
+        self.first_at = None
+        self.said_at = time.monotonic()
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(title, total=total, completed=done, rate="", eta="-")
 
     def advance(self, samples: int) -> None:
-        """So many more are done. The first ones only start the clock: they also waited for the pools."""
+        """Count finished samples. The first ones only start the clock, because they waited for the pools."""
         self.done += samples
         now = time.monotonic()
         if self.first_at is None:
@@ -87,19 +97,19 @@ class EvalProgress:
 
 
 def show_results(results: EvalResults, console: Console | None = None) -> None:
-    """The figures as tables, what they leave out, and where the files are."""
+    """Print the figures as tables, then notes on the score, on failed checks and on the files."""
     console = console or Console(highlight=False)
     console.print(_figures_table(results))
     console.print(_votes_table(results.sets))
     for found in results.sets:
-        if found.samples_per_problem >= FEWEST_FOR_COST:
+        if found.cost and found.samples_per_problem >= FEWEST_FOR_COST:
             console.print(_cost_table(found))
     for line in _notes(results):
         console.print(line, soft_wrap=True, markup=False)
 
 
 def save_cost_figure(sets: Sequence[SetResults], path: Path) -> None:
-    """Accuracy against tokens a problem, one panel a set, as PNG."""
+    """Draw accuracy against tokens per problem as PNG, with a panel for each set."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(sets), 4), layout="constrained")
@@ -116,16 +126,18 @@ def save_cost_figure(sets: Sequence[SetResults], path: Path) -> None:
                 accuracy,
                 errors,
                 label=rule,
-                color=COLOURS[rule],
+                color=RULE_COLOURS[rule],
                 marker="o",
                 markersize=4,
                 capsize=2,
                 linewidth=1.2,
             )
+        axes.set(xlabel="tokens a problem (ticks: 1, 2, 4 ... samples)", ylabel="accuracy", title=found.name)
+        if not found.cost:
+            continue
         axes.set_xscale("log", base=2)
         ticks = [point.tokens for point in found.cost if point.rule == "majority"]
         axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], minor=False)
-        axes.set(xlabel="tokens a problem (ticks: 1, 2, 4 ... samples)", ylabel="accuracy", title=found.name)
         axes.legend(loc="lower right")
     with atomically(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
@@ -191,7 +203,8 @@ def _cost_table(found: SetResults) -> Table:
         if rule not in (None, point.rule):
             table.add_section()
         rule = point.rule
-        # Of the same problems and the same orders of samples, so that the difference has a smaller error than either.
+        # Both rules saw the same problems and orders, so the difference has a smaller error than either
+        # accuracy.
         difference, error = paired_difference(point.accuracy_by_problem, majority.accuracy_by_problem)
         gain = f"{difference:+.3f} ± {error:.3f}" if point is not majority else ""
         accuracy = _with_error(point.accuracy, point.standard_error)
@@ -205,14 +218,17 @@ def _notes(results: EvalResults) -> list[str]:
     if results.score is not None:
         score, unfinished = results.score, sum(found.unfinished for found in results.sets)
         lines += [
-            f"score     {score['origin']}: {score['beta_v']:g} * (log pi({score['token']}) - ({score['c_ref']:.4f}))",
-            f"          F1, AUROC and calibration leave {unfinished} unfinished samples out",
+            f"score     {score['origin']}: "
+            f"{score['beta_v']:g} * (log pi({score['token']}) - ({score['c_ref']:.4f}))",
+            f"          F1, AUROC and calibration leave out {unfinished} unfinished samples",
         ]
     unverified = sum(found.unverified for found in results.sets)
     if unverified or results.undecided:
         lines.append(
-            f"warning   the check of {unverified} samples timed out or failed: they are neither right nor wrong, and have no vote; "
-            f"{results.undecided} comparisons of two answers did: those count as different"
+            f"warning   the check of {unverified} samples timed out or failed: "
+            "they count neither as correct nor as wrong, and have no vote; "
+            f"{results.undecided} comparisons of two answers timed out or failed: "
+            "those answers count as different"
         )
     lines.append(f"results   {results.folder}/results.json, samples.jsonl, accuracy-against-tokens.png")
     return lines

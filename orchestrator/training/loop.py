@@ -20,7 +20,7 @@ store.
 from typing import Any
 
 from orchestrator.training.calibration import check_assumption, measure_c_ref
-from orchestrator.training.evaluate import evaluate, is_evaluated
+from orchestrator.training.evaluate import evaluate_held_out, is_evaluated
 from orchestrator.training.session import Session
 from orchestrator.training.step_metrics import step_metrics
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
@@ -51,7 +51,7 @@ def run_steps(session: Session) -> dict[str, Any]:
             session.record(step, step_metrics(step, batch, scores, sums, clock.seconds))
             session.keep(batch, scores, advantages)
             if session.evaluation_is_due():
-                evaluate(session)
+                evaluate_held_out(session)
         return _finish(session)
 
 
@@ -63,18 +63,18 @@ def _start(session: Session) -> None:
     if session.at_start:
         session.c_ref = measure_c_ref(session)
         check_assumption(session)
-        session.base = evaluate(session)
+        session.base = evaluate_held_out(session)
         return
     check_assumption(session)  # a trial branches from a trunk, which has no beta_v
     if session.evaluation_is_due() and not is_evaluated(session):
-        evaluate(session)
+        evaluate_held_out(session)
 
 
 def _finish(session: Session) -> dict[str, Any]:
     """Evaluate the trained model and write the summary."""
     if session.step == 0:
         session.save()
-    trained = session.base if session.step == 0 else evaluate(session)
+    trained = session.base if session.step == 0 else evaluate_held_out(session)
     summary = session.summary(trained)
     session.tracker.log_summary(summary)
     return summary

@@ -92,7 +92,7 @@ def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
     eager = "rollout.engine_args={enforce_eager: true}"
     resumed = laser.run(*command, "rollout.num_engines=2", eager)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on: {len(before)} samples are there" in resumed.stdout
+    assert f"resuming: {len(before)} samples are drawn" in resumed.stdout
     assert "weighted Maj@k" in resumed.stdout
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     by_number = {(sample["problem_id"], sample["sample"]): sample for sample in samples}

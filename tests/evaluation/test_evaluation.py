@@ -15,11 +15,18 @@ from orchestrator.config.evaluation import EvalConfig, default_folder, requested
 from orchestrator.config.training import load_config
 from orchestrator.data.problems import Problem, load_problems
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.drawing import ProblemSet, _classed, _parts, missing
-from orchestrator.evaluation.figures import EvalResults, average, set_results
+from orchestrator.evaluation.answers import NO_VOTE, number_answers, wrong_answers
+from orchestrator.evaluation.drawing import ProblemSet, missing_parts
+from orchestrator.evaluation.figures import EvalResults, average, columns_of, set_results
 from orchestrator.evaluation.run import load_eval
-from orchestrator.evaluation.samples import Sample, SampleFile, claim_protocol, problem_seed, read_samples
-from orchestrator.evaluation.scores import Score
+from orchestrator.evaluation.samples import (
+    EvalSample,
+    SampleFile,
+    claim_protocol,
+    problem_seed,
+    read_samples,
+)
+from orchestrator.evaluation.scores import ScoreRule
 from orchestrator.evaluation.show import EvalProgress, save_cost_figure, show_results
 
 NAN = math.nan
@@ -37,8 +44,9 @@ def sample(
     tokens=10,
 ):
     z_logprob = NAN if math.isnan(score) else score * 10 - 20
-    return Sample(
-        set_name, problem, "2+2", "4", None, number, 7 + number, "four", tokens, finished, status, answer, answer_class, z_logprob, score
+    return EvalSample(
+        set_name, problem, "2+2", "4", None, number, 7 + number, "four", tokens, finished, status, answer,
+        answer_class, z_logprob, score
     )  # fmt: skip
 
 
@@ -137,10 +145,9 @@ def test_what_is_missing_is_drawn_in_parts_with_the_seeds_it_would_have_had():
     drawn = [sample(number, problem="p") for number in (0, 1, 2, 5)]
     parts = [
         (part.problem.id, part.first, part.count, part.seed - problem_seed(3, "s", part.problem.id))
-        for part in _parts(sets, drawn, 3)
+        for part in missing_parts(sets, drawn, 3)
     ]
     assert parts == [("p", 3, 2, 3), ("p", 6, 4, 6), ("q", 0, 8, 0), ("q", 8, 2, 8)]
-    assert missing(sets, drawn) == 16
 
 
 def test_a_cut_off_last_line_is_dropped_and_another_bad_line_refused(tmp_path):
@@ -157,7 +164,7 @@ def test_a_cut_off_last_line_is_dropped_and_another_bad_line_refused(tmp_path):
     again.append([sample(2)])
     assert [found.sample for found in read_samples(file.path)] == [0, 1, 2]
     file.path.write_bytes(b"{}\n" + whole)
-    with pytest.raises(DataError, match="line 1: is no sample of an evaluation"):
+    with pytest.raises(DataError, match="line 1: is not a sample of an evaluation"):
         SampleFile(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         read_samples(tmp_path / "none.jsonl")
@@ -176,14 +183,16 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
 
 def test_right_answers_are_one_class_and_what_is_no_single_answer_has_no_vote():
     group = [
-        sample(0, "wrong", "5", None), sample(1, "correct", "4", None), sample(2, "wrong", "6", None), sample(3, "format", "4", None),
-        sample(4, "correct", "4.0", None), sample(5, "timeout", "9^9", None), sample(6, "no_answer", None, None),
+        sample(0, "wrong", "5", None), sample(1, "correct", "4", None), sample(2, "wrong", "6", None),
+        sample(3, "format", "4", None), sample(4, "correct", "4.0", None), sample(5, "timeout", "9^9", None),
+        sample(6, "no_answer", None, None),
     ]  # fmt: skip
-    assert [found.answer_class for found in _classed(group, [0, 1])] == [1, 0, 2, None, 0, None, None]
+    assert wrong_answers(group) == ["5", "6"]
+    assert number_answers(group, [0, 1]) == [1, 0, 2, NO_VOTE, 0, NO_VOTE, NO_VOTE]
 
 
 def test_a_measured_c_ref_makes_the_mean_score_zero():
-    score = Score("z", 3, None, 0.1, "baseline")
+    score = ScoreRule("z", 3, None, 0.1, "baseline")
     assert math.isnan(score.of(-18.0))
     samples = [replace(sample(), z_logprob=value) for value in (-18.0, -22.0, NAN)]
     measured = score.measured(samples)
@@ -193,7 +202,8 @@ def test_a_measured_c_ref_makes_the_mean_score_zero():
 
 
 def samples_of_two_problems():
-    """p: right .9, wrong .6, wrong .2, unfinished; q: right .4, wrong .3 twice (one without an answer), timed out .8."""
+    """p: right .9, wrong .6, wrong .2, unfinished; q: right .4, wrong .3 twice (one without an answer), timed
+    out .8."""
     return [
         sample(0, "correct", "4", 0, 0.9, "p", tokens=10),
         sample(1, "wrong", "5", 1, 0.6, "p", tokens=20),
@@ -207,11 +217,10 @@ def samples_of_two_problems():
 
 
 def test_figures_by_hand():
-    found = set_results("s", samples_of_two_problems(), scored=True)
+    found = set_results("s", columns_of(samples_of_two_problems()))
     figures = found.figures
-    assert figures.accuracy == pytest.approx(
-        (1 / 4 + 1 / 3) / 2
-    )  # the timed-out one is neither right nor wrong
+    # Over samples; the timed-out one is neither right nor wrong.
+    assert figures.accuracy == pytest.approx(2 / 7)
     assert (figures.accuracy_low, figures.accuracy_high) == (pytest.approx(1 / 4), pytest.approx(1 / 3))
     assert figures.finished_share == 7 / 8
     assert (found.unfinished, found.unverified, found.mixed_problems) == (1, 1, 2)
@@ -228,7 +237,7 @@ def test_figures_by_hand():
 
 
 def test_votes_by_hand():
-    found = set_results("s", samples_of_two_problems(), scored=True)
+    found = set_results("s", columns_of(samples_of_two_problems()))
     assert [row.k for row in found.at_k] == [1, 2, 4]
     first, _, last = found.at_k
     assert first.pass_at_k == first.maj_at_k == 1 / 4
@@ -241,15 +250,49 @@ def test_votes_by_hand():
     assert last.pass_at_k == 1.0
     assert found.metrics()["weighted_at_k"] == 1.0
     assert found.metrics()["maj_at_2"] == found.at_k[1].maj_at_k
+    assert found.metrics()["maj_at_k"] == last.maj_at_k
     by_rule = {(point.rule, point.parameter): point for point in found.cost}
     assert by_rule["weighted", 4].accuracy == 1.0
     assert by_rule["weighted", 4].tokens == (100 + 40) / 2
     assert by_rule["adaptive", 0.6].samples < 4
 
 
+def test_a_vote_over_all_samples_whatever_their_number():
+    """Of 3 samples the two wrong ones win; over any 2 of them they would not always."""
+    samples = [sample(0), sample(1, "wrong", "5", 1, 0.1), sample(2, "wrong", "5", 1, 0.1)]
+    found = set_results("s", columns_of(samples))
+    assert [row.k for row in found.at_k] == [1, 2, 3]
+    assert found.figures.maj_at_k == 0
+    assert found.figures.weighted_at_k == 1
+    plain = set_results("s", columns_of(samples), tables=False)
+    assert plain.figures == found.figures
+    assert ([row.k for row in plain.at_k], plain.cost) == ([3], [])
+
+
+def test_a_problem_that_nobody_could_check_is_left_out():
+    checked = [sample(0), sample(1, "wrong", "5", 1, 0.1)]
+    unchecked = [sample(number, "error", "5", None, 0.9, problem="q") for number in range(2)]
+    found, alone = (set_results("s", columns_of(samples)) for samples in (checked + unchecked, checked))
+    assert (found.problems, found.unverified) == (2, 2)
+    assert found.at_k == alone.at_k
+    assert found.figures.accuracy == alone.figures.accuracy == 1 / 2
+    nothing = set_results("s", columns_of(unchecked))
+    assert (nothing.at_k, nothing.cost) == ([], [])
+    assert all(math.isnan(nothing.metrics()[name]) for name in ("accuracy", "maj_at_k", "weighted_at_k"))
+
+
+def test_the_interval_weighs_problems_by_their_checked_samples():
+    """a: 3 of 3; b: 0 of 1. Of the four draws of two problems one is right in 1, two in 3/4 and one in 0 of
+    the samples."""
+    samples = [*(sample(number, problem="a") for number in range(3)), sample(0, "wrong", "5", 1, problem="b")]
+    figures = set_results("s", columns_of(samples)).figures
+    assert figures.accuracy == 3 / 4
+    assert (figures.accuracy_low, figures.accuracy_high) == (0, 1)
+
+
 def test_without_a_score_there_are_accuracy_and_plain_votes():
-    found = set_results("s", [replace(one, score=NAN) for one in samples_of_two_problems()], scored=False)
-    assert found.figures.accuracy == pytest.approx((1 / 4 + 1 / 3) / 2)
+    found = set_results("s", columns_of([replace(one, score=NAN) for one in samples_of_two_problems()]))
+    assert found.figures.accuracy == pytest.approx(2 / 7)
     assert math.isnan(found.figures.self_verification_f1)
     assert math.isnan(found.at_k[-1].weighted_at_k)
     assert math.isnan(found.at_k[-1].best_of_k)
@@ -257,10 +300,10 @@ def test_without_a_score_there_are_accuracy_and_plain_votes():
 
 
 def test_the_average_weighs_sets_alike_and_a_figure_that_one_lacks_is_not_defined(tmp_path):
-    one = set_results("one", samples_of_two_problems(), scored=True)
-    other = set_results("other", [sample(0, problem=name) for name in "abc"], scored=True)
+    one = set_results("one", columns_of(samples_of_two_problems()))
+    other = set_results("other", columns_of([sample(0, problem=name) for name in "abc"]))
     mean = average([one, other])
-    assert mean.accuracy == pytest.approx((7 / 24 + 1) / 2)
+    assert mean.accuracy == pytest.approx((2 / 7 + 1) / 2)
     assert (mean.accuracy_low, mean.accuracy_high) == (
         pytest.approx((1 / 4 + 1) / 2),
         pytest.approx((1 / 3 + 1) / 2),
@@ -274,7 +317,7 @@ def test_the_average_weighs_sets_alike_and_a_figure_that_one_lacks_is_not_define
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
     show_results(results, console)
     text = console.export_text()
-    assert "0.292" in text
+    assert "0.286" in text
     assert "[0.250, 0.333]" in text
     assert "the check of 1 samples timed out" in text
     save_cost_figure(results.sets, tmp_path / "cost.png")

@@ -13,7 +13,7 @@ from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.preparation import prepare
 from orchestrator.evaluation.run import evaluate, load_eval
-from orchestrator.evaluation.samples import Sample, SampleFile, read_samples
+from orchestrator.evaluation.samples import EvalSample, SampleFile, read_samples
 from orchestrator.evaluation.show import EvalProgress
 from orchestrator.storage.card import SelfRewardCard, template_hash
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
@@ -54,7 +54,7 @@ def test_a_model_without_a_card_has_no_score_and_the_papers_instruction():
     longest = max(len(found.sets[0].prompts.token_ids(index)) for index in range(5))
     assert found.longest_response == 512 - longest - 1
     assert any(
-        f"{found.longest_response} tokens, what the model's context of 512 leaves of 8192" in line
+        f"{found.longest_response} tokens and not 8192: the model's context is 512 tokens" in line
         for line in said
     )
     assert found.engine_settings().z_token is None
@@ -92,8 +92,9 @@ def test_prompts_that_leave_no_room_are_refused():
 
 
 def stored(number, response, status, z_logprob=-18.0, reference="1/2", finished=True):
-    return Sample(
-        "s", f"p{reference}", "1:2=?", reference, None, number, number, response, 5, finished, status, None, None, z_logprob, 0.1
+    return EvalSample(
+        "s", f"p{reference}", "1:2=?", reference, None, number, number, response, 5, finished, status,
+        None, None, z_logprob, 0.1
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_stored_samples_are_checked_pooled_and_scored_again(ray_cluster, samples
     ]  # fmt: skip
     assert {one.score for one in again} == {0.1}, "kept as they are"
     found = results.sets[0]
-    assert found.figures.accuracy == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert found.figures.accuracy == pytest.approx(3 / 8)
     assert found.at_k[-1].maj_at_k == 0.5, "two against two, one against one"
     assert json.loads((results.folder / "results.json").read_text()) == results.tree()
 
@@ -169,7 +170,7 @@ def test_stored_samples_that_cannot_be_scored_are_refused(samples, scored_model,
     long = [replace(one, response="1+" * 300) for one in read_samples(samples)[:1]]
     (tmp_path / "long").mkdir()
     SampleFile(tmp_path / "long").append(long)
-    with pytest.raises(ConfigError, match=r"a sample has \d+ tokens, and .* a context of 512"):
+    with pytest.raises(ConfigError, match=r"a sample has \d+ tokens, but .* a context of 512"):
         prepared(model=str(scored_model), data=None, samples=str(tmp_path / "long" / "samples.jsonl"))
     without = [replace(one, z_logprob=math.nan) for one in read_samples(samples)]
     (tmp_path / "plain").mkdir()
@@ -195,7 +196,7 @@ def test_a_run_that_is_evaluated_while_it_trains_keeps_the_weights(tmp_path, mon
         raise Stop
 
     save(1)
-    monkeypatch.setattr("orchestrator.evaluation.run._Session.samples", train_on)
+    monkeypatch.setattr("orchestrator.evaluation.run.EvalSession.samples", train_on)
     settings = {
         "model": str(checkpoints.run_folder),
         "data": [str(TEST)],
