@@ -281,5 +281,5 @@ def test_a_node_with_learner_and_colocated_engine_may_be_lost(user: User) -> Non
         user.cluster.add_node(1, {"both": 2})
         log, _ = terminal.communicate(timeout=300)
     assert terminal.returncode == 0, log
-    assert "starting the ranks again" in log
+    assert "restarting the ranks" in log
     assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
