@@ -1,4 +1,4 @@
-"""Formulas that a sweep's file may hold: what to maximise, and conditions on a point. Arithmetic and comparisons, no code."""
+"""The formulas in a sweep's file, for objective and conditions: arithmetic and comparisons, no code."""
 
 import ast
 import math
@@ -11,14 +11,17 @@ FUNCTIONS = {"min": min, "max": max, "abs": abs, "sqrt": math.sqrt, "log": math.
 
 
 class NotDefined(ValueError):
-    """The formula has no value for these numbers: a division by zero, a logarithm of nothing."""
+    """The formula has no value for these numbers, such as a division by zero or a logarithm of zero."""
 
 
 class Formula:
     """An expression over names.
 
+    Attributes:
+        names: The names that it uses, functions left out.
+
     Raises:
-        ValueError: It is no expression.
+        ValueError: The text is not an expression.
     """
 
     def __init__(self, text: str) -> None:
@@ -29,14 +32,14 @@ class Formula:
                 node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)
             } - set(FUNCTIONS)
         except (InvalidExpression, SyntaxError) as error:
-            raise ValueError(f"{text!r} is no formula: {error}") from error
+            raise ValueError(f"{text!r} is not a formula: {error}") from error
 
     def value(self, names: Mapping[str, Any]) -> Any:
         """The expression's value.
 
         Raises:
-            NotDefined: It has no value for these numbers.
-            ValueError: It uses a name that is not among `names`, or cannot be computed.
+            NotDefined: The expression has no value for these numbers.
+            ValueError: The expression uses a name that is not in `names`, or cannot be computed.
         """
         try:
             return SimpleEval(names=dict(names), functions=FUNCTIONS).eval(self.text, self.tree)
@@ -44,12 +47,15 @@ class Formula:
             raise NotDefined(f"{self.text!r} is not defined: {error}") from error
         except (InvalidExpression, TypeError, AttributeError) as error:
             known = ", ".join(sorted(names))
-            raise ValueError(
-                f"{self.text!r} cannot be computed: {error}. Names that it may use: {known}"
-            ) from error
+            raise ValueError(f"{self.text!r} cannot be computed: {error}. Known names: {known}") from error
 
     def number(self, names: Mapping[str, Any]) -> float:
-        """The same as a number; a truth value is none."""
+        """The expression's value as a number.
+
+        Raises:
+            NotDefined: As `value`.
+            ValueError: As `value`, and where the value is no number; a truth value is none.
+        """
         value = self.value(names)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{self.text!r} gives {value!r}, not a number")

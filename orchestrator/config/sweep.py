@@ -1,6 +1,6 @@
-"""Every setting of a sweep, typed and bounded: a base configuration, a search space over its keys, seeds, and what is best.
+"""Every setting of a sweep, typed and bounded: a base configuration, a search space, seeds and an objective.
 
-In: a YAML file. Out: a `SweepConfig`, and the configurations that it asks for, or a `ConfigError`. Imports neither torch nor Ray.
+In: a YAML file. Out: a `SweepConfig` and the configuration that its trials share, or a `ConfigError`.
 """
 
 import types
@@ -30,21 +30,22 @@ Value = bool | int | float | str | None
 
 
 class Values(Section):
-    """The values that one key takes: exactly one of the four, and when."""
+    """The values of one searched key. Give exactly one of `grid`, `choice`, `uniform` and `log_uniform`."""
 
     grid: Annotated[list[Value], Field(min_length=1)] | None = None
-    """Each of these, with each value of the other grids."""
+    """Each of these values, combined with each value of the other grids."""
     choice: Annotated[list[Value], Field(min_length=1)] | None = None
-    """One of these, drawn for each point."""
+    """One of these values, drawn for each point."""
     uniform: tuple[float, float] | None = None
     """A number from this range, drawn for each point."""
     log_uniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    """The same, drawn uniformly in its logarithm."""
+    """A number from this range, drawn for each point uniformly in its logarithm."""
     when: str | None = None
-    """A condition on the point's other keys, such as `loss.alpha > 0`; where it fails the key keeps the base's value."""
+    """A condition on other keys, such as `loss.alpha > 0`. Where it fails, the base's value stays."""
 
     @property
     def kind(self) -> str:
+        """The one of the four that is given."""
         return next(
             kind for kind in ("grid", "choice", "uniform", "log_uniform") if getattr(self, kind) is not None
         )
@@ -56,7 +57,8 @@ class Values(Section):
         ]
         if len(given) != 1:
             raise ValueError(
-                f"space: give each key exactly one of grid, choice, uniform and log_uniform, not {given or 'none'}"
+                "space: give each key exactly one of grid, choice, uniform and log_uniform, not "
+                f"{given or 'none'}"
             )
         for kind in ("uniform", "log_uniform"):
             bounds = getattr(self, kind)
@@ -68,19 +70,23 @@ class Values(Section):
 
 
 class SearchConfig(Section):
+    """How a sweep finds its points."""
+
     algorithm: Literal["random", "optuna"] = "random"
-    """How choice, uniform and log_uniform values are found: drawn, or proposed by Optuna's TPE from the points before."""
+    """`random` draws choice, uniform and log_uniform values; `optuna` proposes them from earlier results."""
     points: PositiveInt | None = None
-    """Points to draw or propose, each with every value of the grids; not needed when all keys are grids."""
+    """Points to draw or propose, each combined with all grids. Leave it out when all keys are grids."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the draws."""
 
 
 class AshaConfig(Section):
+    """Pruning by ASHA: a trial stops at a rung where it is not among the best."""
+
     grace_steps: PositiveInt
-    """Training steps before a trial may be pruned; the first evaluation from there on counts."""
+    """Training steps before the first rung. The first evaluation at or after a rung counts for it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
-    """Of the trials that come to a rung, one in so many goes on; the next rung is so many times as far."""
+    """Each rung keeps 1/reduction_factor of its trials; the next is reduction_factor times as far."""
 
 
 class SweepConfig(Section):
@@ -93,22 +99,22 @@ class SweepConfig(Section):
     settings: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(default={})
     """Sections merged over the base's, for all trials."""
     space: Annotated[dict[str, Values], Field(min_length=1)]
-    """What is searched: values by configuration key."""
+    """The searched values by configuration key."""
     where: list[str] = Field(default=[])
     """Conditions that each point must meet, such as `loss.alpha * loss.beta_v < 0.5`."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
     """`run.seed` of the trials; each point is trained with each."""
     metric: Text = "(accuracy + self_verification_f1) / 2"
-    """What to maximise: a formula over the figures of the evaluation on the held-out problems."""
+    """The formula to maximise, over the figures of the evaluation on the held-out problems."""
     search: SearchConfig = SearchConfig()
     asha: AshaConfig | None = None
-    """Prune trials that fall behind at an evaluation; null trains each to its end."""
+    """Prunes trials that fall behind at an evaluation; null trains every trial to its end."""
     concurrency: PositiveInt | None = None
-    """Trials at a time; as many as the cluster holds when null."""
+    """Trials at a time; null for as many as the cluster holds."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """How often a failed trial goes on from its last checkpoint before it counts as failed."""
+    """How often a trial that fails is resumed from its last checkpoint before it counts as failed."""
     wait_s: PositiveFloat = 1800.0
-    """How long the sweep waits when other work keeps the cluster's resources from its first trial."""
+    """Seconds without a running trial, while other work holds the cluster, after which the sweep gives up."""
 
     @model_validator(mode="after")
     def _agree(self) -> "SweepConfig":
@@ -116,30 +122,29 @@ class SweepConfig(Section):
         drawn = [key for key, kind in kinds.items() if kind != "grid"]
         if drawn and self.search.points is None:
             raise ValueError(
-                f"search.points: missing; {', '.join(drawn)} are drawn, so say how many points to draw"
+                f"search.points: missing; {', '.join(drawn)} are drawn, so give the number of points to draw"
             )
         if not drawn and self.search.points is not None:
             raise ValueError(
-                "search.points: all keys of the space are grids, which are gone through whole; leave it out"
+                "search.points: all keys of the space are grids, whose values are all trained; leave it out"
             )
         if self.search.algorithm == "optuna":
             if grids := [key for key, kind in kinds.items() if kind == "grid"]:
                 raise ValueError(
-                    f"search.algorithm: optuna proposes values and cannot go through the grids of {', '.join(grids)}: use choice"
+                    "search.algorithm: optuna proposes values and cannot train the whole grids of "
+                    f"{', '.join(grids)}: use choice"
                 )
             if self.where:
-                raise ValueError(
-                    "where: cannot be used with search.algorithm=optuna, whose proposals cannot be refused: use `when`"
-                )
+                raise ValueError("where: search.algorithm=optuna cannot leave out points; use `when`")
         for text in self.where:
             _formula("where", text)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} names a seed twice")
+            raise ValueError(f"seeds: {self.seeds} has a seed twice")
         metric = _formula("metric", self.metric)
         try:
             metric.number({measure.key: 0.5 for measure in shown_in(Place.OBJECTIVE)})
         except NotDefined:
-            pass  # as with a difference in a denominator, where all figures are the same
+            pass  # equal figures may make a denominator zero
         except ValueError as error:
             raise ValueError(f"metric: {error}") from error
         return self
@@ -153,7 +158,7 @@ def _formula(key: str, text: str) -> Formula:
 
 
 def load_sweep(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> SweepConfig:
-    """Read a sweep's YAML file, with `key=value` overrides such as `concurrency=1` or `settings.run.steps=50`.
+    """Read a sweep's YAML file, with overrides such as `concurrency=1` or `settings.run.steps=50`.
 
     Raises:
         ConfigError: As `load_config`.
@@ -165,7 +170,8 @@ def base_config(sweep: SweepConfig) -> RunConfig:
     """The configuration that all trials share, before their points.
 
     Raises:
-        ConfigError: The base cannot be read, it and the settings are refused, or it names no held-out problems.
+        ConfigError: The base cannot be read, base and settings are no valid configuration, or they name no
+            held-out problems.
     """
     source = f"base {sweep.base} with settings"
     try:
@@ -181,13 +187,14 @@ def base_config(sweep: SweepConfig) -> RunConfig:
         raise ConfigError(f"{source}: data.eval is missing: a sweep compares its trials on held-out problems")
     if config.run.remote is not None:
         raise ConfigError(
-            f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: set it to null"
+            f"{source}: run.remote is {config.run.remote}, but a sweep needs a folder that its nodes share: "
+            "set run.remote to null"
         )
     for key in sweep.space:
         if has_mark(RunConfig, key, Mark.SET_BY_SWEEP):
             raise ConfigError(
-                f"space: {key} is the sweep's own to give"
-                + (": list them as `seeds`" if key == "run.seed" else "")
+                f"space: the sweep itself sets {key}"
+                + (": list the values as `seeds`" if key == "run.seed" else "")
             )
         for value in getattr(sweep.space[key], sweep.space[key].kind):
             _check_value(config, key, value)
@@ -195,7 +202,7 @@ def base_config(sweep: SweepConfig) -> RunConfig:
 
 
 def namespace(settings: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as names that a formula can reach: `{"loss.alpha": 1}` becomes `loss` with the attribute `alpha`."""
+    """Settings as the names of a formula: `{"loss.alpha": 1}` becomes `loss` with the attribute `alpha`."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
@@ -204,7 +211,10 @@ def namespace(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_value(config: RunConfig, key: str, value: Any) -> None:
-    """Refuse a value by its own type and bounds; whether it goes with the other keys' values is another question."""
+    """Refuse a value that its own type and bounds exclude.
+
+    Whether it agrees with the values of the other keys depends on the point, and is checked later.
+    """
     try:
         with_settings(config, {key: value}, f"space: {key}")
     except ConfigError as error:
@@ -216,6 +226,7 @@ def _check_value(config: RunConfig, key: str, value: Any) -> None:
 
 
 def _merged(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the values of `over`, section by section."""
     merged = dict(tree)
     for key, value in over.items():
         below = merged.get(key)

@@ -287,11 +287,11 @@ def test_names_tell_points_apart(plan):
         ({"search": {"points": 3}}, "search.points: all keys of the space are grids"),
         (
             {"search": {"algorithm": "optuna"}},
-            "optuna proposes values and cannot go through the grids of loss.alpha",
+            "optuna proposes values and cannot train the whole grids of loss.alpha",
         ),
         (
             {"space": {"run.seed": {"grid": [0, 1]}}},
-            "run.seed is the sweep's own to give: list them as `seeds`",
+            "the sweep itself sets run.seed: list the values as `seeds`",
         ),
         ({"metric": "accuracy + f2"}, "metric: 'accuracy \\+ f2' cannot be computed: 'f2' is not defined"),
         ({"metric": "accuracy > 0.5"}, "gives False, not a number"),
@@ -299,10 +299,10 @@ def test_names_tell_points_apart(plan):
             {"search": {"algorithm": "optuna", "points": 3}, "space": {"loss.alpha": {"choice": [0.1, -1]}}},
             "loss.alpha: .*must be greater",
         ),
-        ({"where": ["loss.alpha >"]}, "where: 'loss.alpha >' is no formula"),
+        ({"where": ["loss.alpha >"]}, "where: 'loss.alpha >' is not a formula"),
         ({"where": ["loss.alpha > 5"]}, "none of the 2 points meets loss.alpha > 5"),
         ({"where": ["loss.alfa > 5"]}, "where: 'loss.alfa > 5' cannot be computed"),
-        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"seeds": [1, 1]}, "has a seed twice"),
         (
             {"settings": {"loss": {"reasoning_warmup_steps": 10}}},
             "loss.alpha have no effect up to step loss.reasoning_warmup_steps=10",
