@@ -114,7 +114,7 @@ MEASURES = (
             short="AUROC within", places=(*_TABLES, *_REPORT), chart=EVALUATION_CHARTS, of_score=True),
     Measure("auroc_problem_only", "AUROC of the problem's kind alone",
             "AUROC of a score that knows only how hard problems of this kind are",
-            places=(Place.SUMMARY, Place.OBJECTIVE)),
+            places=(Place.SUMMARY, Place.OBJECTIVE), of_score=True),
     Measure("mixed_problems", "mixed problems", "Problems with both right and wrong finished solutions",
             places=(Place.OBJECTIVE,)),
     Measure("ece", "calibration error", "Expected gap between score and accuracy, over ten bins of the score",

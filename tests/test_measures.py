@@ -1,5 +1,6 @@
 """The table of measures against the values that the code produces and reads."""
 
+import math
 import re
 from dataclasses import fields
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from orchestrator.data.problems import Problem
-from orchestrator.evaluation.figures import Figures, set_results
-from orchestrator.evaluation.samples import Sample
+from orchestrator.evaluation.figures import Figures, columns_of, set_results
+from orchestrator.evaluation.samples import EvalSample
 from orchestrator.measures import (
     CHART_GROUPS,
     EVALUATION_CHARTS,
@@ -25,7 +26,7 @@ from orchestrator.messages.batches import StepSums
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
-from orchestrator.training.evaluate import Evaluation
+from orchestrator.training.evaluate import held_out_figures
 from orchestrator.training.live_metrics import METRICS
 from orchestrator.training.step_metrics import step_metrics
 
@@ -38,7 +39,7 @@ def keys(measures):
 
 def sample(number, status, score):
     """A solution of one problem."""
-    return Sample(
+    return EvalSample(
         set="set",
         problem_id="a",
         problem="1+1",
@@ -89,8 +90,9 @@ def test_a_step_has_the_metrics_of_the_table():
 
 def test_evaluations_have_the_figures_of_the_table():
     samples = [sample(0, "correct", score=0.9), sample(1, "wrong", score=0.2)]
-    logged = {re.sub(r"_\d+$", "_k", key) for key in set_results("set", samples, True).metrics()}
-    during_training = {field.name for field in fields(Evaluation)}
+    results = set_results("set", columns_of(samples))
+    logged = {re.sub(r"_\d+$", "_k", key) for key in results.metrics()}
+    during_training = set(held_out_figures(results))
     assert logged | during_training == keys(FIGURES)
     assert during_training == keys(shown_in(Place.OBJECTIVE))
     assert keys(shown_in(Place.EVALUATION)) <= {field.name for field in fields(Figures)}
@@ -98,10 +100,9 @@ def test_evaluations_have_the_figures_of_the_table():
 
 
 def test_figures_of_the_score_are_undefined_without_one():
-    samples = [sample(0, "correct", score=0.9)]
-    undefined = {
-        key for key, value in vars(set_results("set", samples, False).figures).items() if value != value
-    }
+    samples = [sample(0, "correct", score=math.nan), sample(1, "wrong", score=math.nan)]
+    figures = set_results("set", columns_of(samples)).figures
+    undefined = {key for key, value in vars(figures).items() if math.isnan(value)}
     assert undefined == {field.name for field in fields(Figures) if measure_of(field.name).of_score}
 
 
