@@ -91,3 +91,22 @@ def mlflow_server(mlflow_process):
     if mlflow_process.process is None:
         mlflow_process.start()
     return mlflow_process
+
+
+@pytest.fixture(scope="session")
+def s3_address():
+    """The address of a real S3 server with the bucket `laser`."""
+    from tests.s3 import s3_server
+
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_address, monkeypatch):
+    """The S3 server, with its address and credentials in the environment."""
+    from tests.s3 import KEYS
+
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL_S3": s3_address}).items():
+        monkeypatch.setenv(name, value)
+    return s3_address

@@ -1,4 +1,4 @@
-"""`self_reward.json`: what reads a model's score, stored with its weights."""
+"""`self_reward.json`: how to read a model's score, stored with its weights."""
 
 import hashlib
 import json
@@ -13,30 +13,39 @@ SELF_REWARD = "self_reward.json"
 
 @dataclass(frozen=True)
 class SelfRewardCard:
-    """`self_reward.json`: all that evaluation and service need to read a model's score."""
+    """The content of `self_reward.json`: all that evaluation and service need to read a model's score."""
 
     token: str
+    """The scoring token z_c."""
     token_id: int
     c_ref: float
+    """The reference model's log-probability of z_c, in nats."""
     beta_v: float
     eos_token_ids: list[int]
     instruction: str
+    """What training appended to each problem."""
     chat_template_sha256: str
 
     def write(self, folder: Path) -> None:
+        """Write the card into a model's folder."""
         (folder / SELF_REWARD).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def read(path: Path) -> "SelfRewardCard":
-        """The card in a file. Raises ConfigError when it is none."""
+        """The card in a file.
+
+        Raises:
+            ConfigError: The file cannot be read, or holds no card.
+        """
         try:
             return SelfRewardCard(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: is no card of a self-reward ({error}); export the model again, or delete the file"
+                f"{path}: is not a self-reward card ({error}); export the model again, or delete the file to use the model "
+                "without its score"
             ) from error
 
 
 def template_hash(tokenizer: Any) -> str:
-    """SHA-256 of the chat template, by which a service sees that it renders prompts as training did."""
+    """SHA-256 of the tokenizer's chat template. A service compares it with the card, to render prompts as training did."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()

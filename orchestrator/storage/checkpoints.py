@@ -1,7 +1,7 @@
-"""Checkpoints: complete, atomic and pruned. A folder that carries its final name is whole.
+"""Checkpoints: complete, atomic and pruned. A folder with its final name is complete.
 
 `checkpoints/step-000100/` holds the learner's shards, `state.json` (step, problem order, c_ref, MLflow run) and `export/`, the
-weights as a Hugging Face folder with its `self_reward.json`. `export` beside `checkpoints` links to the newest one.
+weights as a Hugging Face folder with `self_reward.json`. `export` beside `checkpoints` links to the newest `export/`.
 """
 
 import json
@@ -19,27 +19,27 @@ from orchestrator.storage.files import atomically, lease_free
 
 STATE = "state.json"
 LEASED = "config.json"
-"""The file of a model's folder that stands for all of it in a lease."""
+"""The file of a model's folder on which processes hold a lease of the whole folder."""
 _NAME = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What the driver needs to go on; the learner's own state lies beside it."""
+    """What the driver needs to resume. The learner's own state is in files beside it."""
 
     step: int
     num_ranks: int
     prompt_order: dict[str, Any]
     c_ref: float | None
     mlflow_run_id: str | None
-    """None while MLflow has not been reached."""
+    """None until MLflow has created the run."""
     seconds: float
-    """Training time so far, all sessions together."""
+    """Training time of all sessions together."""
     base: dict[str, float] | None
-    """Evaluation of the initial model; NaN for a figure that has no value."""
+    """Evaluation of the initial model; NaN for an undefined figure."""
 
     def text(self) -> str:
-        """`state.json`, in which NaN is null. No two attempts at a step have the same text: they took other times."""
+        """The content of `state.json`, where null stands for NaN. Two attempts at a step differ in `seconds`."""
         tree = asdict(self)
         if self.base is not None:
             tree["base"] = {
@@ -49,7 +49,11 @@ class TrainingState:
 
     @staticmethod
     def parse(text: str | bytes) -> "TrainingState":
-        """The state of a `state.json`; earlier versions wrote NaN itself. Raises ValueError or TypeError when it is none."""
+        """The state in the content of a `state.json`. Earlier versions wrote NaN.
+
+        Raises:
+            ValueError, TypeError: The content is no state.
+        """
         state = TrainingState(**json.loads(text))
         if state.base is None:
             return state
@@ -59,24 +63,34 @@ class TrainingState:
 
 
 def step_name(step: int) -> str:
-    """A checkpoint's folder."""
+    """The name of a checkpoint's folder."""
     return f"step-{step:06d}"
 
 
 def random_state(rank: int) -> str:
-    """The file of a learner rank's random state, the last one that it writes."""
+    """The name of a learner rank's file with its random state, the last one that it writes."""
     return f"random_state_{rank}.pt"
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Args:
+        run_folder: The run's folder.
+        keep: How many checkpoints remain after a save.
+    """
 
     def __init__(self, run_folder: Path, keep: int) -> None:
-        self.run_folder, self.keep = run_folder, keep
+        self.run_folder = run_folder
+        self.keep = keep
         self.folder = run_folder / "checkpoints"
 
     def newest(self) -> tuple[Path, TrainingState] | None:
-        """The newest complete checkpoint, or None."""
+        """The folder and state of the newest complete checkpoint; None if there is none.
+
+        Raises:
+            ConfigError: Its state cannot be read.
+        """
         complete = self._complete()
         if not complete:
             return None
@@ -85,8 +99,8 @@ class Checkpoints:
             return complete[-1], TrainingState.parse(path.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to go on from the checkpoint before it, "
-                f"or move {self.run_folder} away to start anew"
+                f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to resume from the "
+                f"checkpoint before it, or move {self.run_folder} away to start a new run"
             ) from error
 
     def save(
@@ -95,15 +109,22 @@ class Checkpoints:
         write: Callable[[Path], None],
         upload: Callable[[Path], None] | None = None,
     ) -> Path:
-        """Write a checkpoint: `write(folder)` adds the learner's shards and `export/`. It takes its name only when complete.
+        """Write a checkpoint and delete older ones. It gets its final name only when it is complete.
 
-        `upload(folder)` takes it elsewhere before that, so that what counts here counts there.
+        Args:
+            write: Called with the folder; adds the learner's shards and `export/`.
+            upload: Called with the folder; copies it elsewhere before it is complete here, so that each checkpoint that
+                counts here counts there.
+
+        Returns:
+            The checkpoint's folder.
 
         Raises:
-            RunError: It could not be uploaded. It counts here all the same, if all ranks write to this folder.
+            RunError: It could not be uploaded. It still counts here if all ranks wrote to this folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial, final = self.folder / f".partial-{state.step:06d}", self.folder / step_name(state.step)
+        partial = self.folder / f".partial-{state.step:06d}"
+        final = self.folder / step_name(state.step)
         for leftover in self.folder.glob(".partial-*"):
             shutil.rmtree(leftover)
         partial.mkdir()
@@ -113,38 +134,38 @@ class Checkpoints:
             try:
                 upload(partial)
             except RunError as error:
-                if not all(
-                    (partial / "learner" / random_state(rank)).exists() for rank in range(state.num_ranks)
-                ):
+                shards = [partial / "learner" / random_state(rank) for rank in range(state.num_ranks)]
+                if not all(shard.exists() for shard in shards):
                     raise RunError(
-                        f"{error} The same command continues from the checkpoint before."
+                        f"{error} The same command resumes from the checkpoint before it."
                     ) from error
                 self._complete_partial(partial, final)
                 raise RunError(
-                    f"{error} {final} is complete and stays: the same command continues from it."
+                    f"{error} {final} is complete and stays: the same command resumes from it."
                 ) from error
         self._complete_partial(partial, final)
         return final
 
+    def link_export(self) -> None:
+        """Make `export` link to the newest checkpoint's. A crash right after a save may have left an older link."""
+        with atomically(self.run_folder / "export") as link:
+            link.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
+
     def _complete_partial(self, partial: Path, final: Path) -> None:
+        """Give a checkpoint its final name, and delete the older ones that no process uses."""
         if final.exists():
             self._delete(final)
         partial.rename(final)
         self.link_export()
         for old in self._complete()[: -self.keep]:
-            # A service or an evaluation that uses these weights reads them again whenever an engine restarts. It leases
-            # them, where a copy of its own would outlive it when it is killed. The next save looks again.
+            # A service or an evaluation reads its weights again whenever an engine restarts, so it holds a lease on them. It
+            # makes no copy, because a copy would stay behind when the process is killed. The next save tries again.
             with lease_free(old / "export" / LEASED) as free:
                 if free:
                     self._delete(old)
 
-    def link_export(self) -> None:
-        """Let `export` lead to the newest checkpoint's, which a crash right after it was completed may have prevented."""
-        with atomically(self.run_folder / "export") as link:
-            link.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
-
     def _complete(self) -> list[Path]:
-        """Finished checkpoints, oldest first."""
+        """Complete checkpoints, oldest first."""
         steps = {path: _NAME.fullmatch(path.name) for path in self.folder.glob("step-*")}
         return sorted(
             (path for path, name in steps.items() if name),
@@ -152,7 +173,7 @@ class Checkpoints:
         )
 
     def _delete(self, checkpoint: Path) -> None:
-        """Take a checkpoint's name from it first, so that a crash in between leaves no half one under a final name."""
+        """Rename a checkpoint before deleting it, so that a crash leaves no incomplete folder with a final name."""
         doomed = self.folder / f".partial-old-{checkpoint.name}"
         checkpoint.rename(doomed)
         shutil.rmtree(doomed)

@@ -1,4 +1,7 @@
-"""Files that processes share: atomic writes, and locks that the system releases when their process ends, however it ends."""
+"""Files that processes share: atomic writes, locks and leases.
+
+The operating system releases a lock or a lease when its process ends, also when it is killed.
+"""
 
 import contextlib
 import fcntl
@@ -13,9 +16,9 @@ from orchestrator.errors import ConfigError
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Replace `path` in one step: the block writes to the path it is given, which becomes `path` when the block ends.
+    """Replace `path` in one step. Yields another path, which is renamed to `path` when the block ends.
 
-    A reader sees the old file or the new one, also when the process is killed. If the block raises, the old file stays.
+    A reader sees the old file or the new one, even if the process is killed. If the block raises, the old file stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -35,16 +38,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout_s: float = -1.0) -> Iterator[None]:
-    """Hold the lock file `path`, which one holder at a time can; it stays on the disk.
+    """Hold the lock file `path`, which has one holder at a time. The file stays on the disk.
 
     Args:
-        timeout_s: How long to wait for another holder; without a limit when negative.
+        timeout_s: How many seconds to wait for another holder; a negative number waits without limit.
 
     Raises:
         filelock.Timeout: Another holder kept it.
         OSError: The file cannot be opened, or its file system has no locks.
     """
-    # The library's substitute for a missing `flock` would survive its process.
+    # Where the file system has no `flock`, the library would use a file that outlives a killed process.
     with FileLock(path, timeout_s, fallback_to_soft=False):
         yield
 
@@ -56,8 +59,8 @@ def claimed(
     """Hold a folder for this process alone.
 
     Args:
-        patience_s: How long to wait for another process to release it.
-        work: What that process does, for the message.
+        patience_s: How many seconds to wait for another process to release it.
+        work: What the other process does, for the message.
         key: The setting that names the folder, for the message.
 
     Raises:
@@ -75,10 +78,11 @@ def claimed(
 
 @contextlib.contextmanager
 def leased(file: Path) -> Iterator[None]:
-    """Keep the owner of `file`, if it asks `lease_free`, from deleting it while the block runs. Any number of processes may.
+    """Hold a lease on `file` while the block runs. Any number of processes may hold one at a time.
 
-    A lease is a shared lock on the file itself: it needs no right to write, leaves nothing behind, and ends with its
-    process. filelock has no such lock. Where the file system has no locks there is no lease, and no error.
+    An owner that asks `lease_free` does not delete a leased file. A lease is a shared lock on the file itself: it needs no
+    permission to write and leaves nothing behind. filelock has no such lock. On a file system without locks there is no
+    lease, and no error.
 
     Raises:
         FileNotFoundError: The file does not exist, or is being deleted.
@@ -89,7 +93,7 @@ def leased(file: Path) -> Iterator[None]:
         except BlockingIOError:
             raise FileNotFoundError(f"{file} is being deleted") from None
         except OSError:
-            pass  # no locks here
+            pass  # this file system has no locks
         if not os.path.samestat(os.fstat(opened.fileno()), file.stat()):
             raise FileNotFoundError(f"{file} was replaced")
         yield
@@ -97,7 +101,10 @@ def leased(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lease_free(file: Path) -> Iterator[bool]:
-    """Whether nobody has `leased` the file; if so, nobody can while the block runs. A missing file is free."""
+    """Yields whether no process holds a lease on `file`. If so, none can obtain one while the block runs.
+
+    A missing file is free.
+    """
     free = True
     with contextlib.ExitStack() as stack:
         try:
@@ -105,5 +112,5 @@ def lease_free(file: Path) -> Iterator[bool]:
         except BlockingIOError:
             free = False
         except OSError:
-            pass  # no file, or no locks here
+            pass  # no such file, or a file system without locks
         yield free

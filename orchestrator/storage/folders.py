@@ -1,4 +1,4 @@
-"""Which command a folder of results belongs to, told from the files in it."""
+"""Which command wrote a folder of results, by the files in it."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any, Literal
 from orchestrator.errors import ConfigError
 
 RESULTS = "results.json"
-"""Written by `laser sweep` and by `laser eval`, each with keys of its own."""
+"""`laser sweep` and `laser eval` write a file of this name, each with its own keys."""
 
 
 def results_of(folder: Path) -> tuple[Literal["sweep", "evaluation"], dict[str, Any]] | None:
-    """The results in `folder`, with the kind of command that wrote them; None where neither of the two did.
+    """The kind of command that wrote the results in `folder`, and the results; None if neither command did.
 
     Raises:
-        ConfigError: Its results.json is no JSON, or cannot be read.
+        ConfigError: Its results.json cannot be read, or is not JSON.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -23,7 +23,7 @@ def results_of(folder: Path) -> tuple[Literal["sweep", "evaluation"], dict[str, 
         tree = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}). The sweep or evaluation that wrote it writes it again when it continues"
+            f"{path}: cannot be read ({error}). Run the command that wrote it again: it writes the file when it resumes"
         ) from error
     if not isinstance(tree, dict):
         return None

@@ -1,7 +1,10 @@
-"""A run's checkpoints on object storage (or any file system that has a URL), from which any node continues it.
+"""A run's checkpoints at a URL, from which any node resumes the run.
 
-In: files of a run's folder, each uploaded by the process that wrote it. Out: the same files, on whatever node they are needed. Under
-`<run.remote>/<run.name>/` all lies as in the run's folder; `checkpoints/step-000100/` counts only with its `state.json`, written last.
+In: files of a run's folder, each uploaded by the process that wrote it. Out: the same files, on the node that needs them.
+Below `<run.remote>/<run.name>/` the paths are those of the run's folder. `checkpoints/step-000100/` counts only when it has
+its `state.json`, which is written last.
+
+pyarrow opens the URL: s3://, gs://, abfss:// (Azure), file:///, and hdfs:// where Hadoop's libraries are installed.
 """
 
 import contextlib
@@ -10,39 +13,35 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pyarrow.fs import (
-    FileInfo,
-    FileSelector,
-    FileSystem,
-    FileType,
-    FSSpecHandler,
-    LocalFileSystem,
-    PyFileSystem,
-    copy_files,
-)
+from pyarrow import ArrowException
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.checkpoints import STATE, TrainingState, step_name
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import JOURNAL, RUN_ID, SENT
 
-SMALL_FILES = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
-"""What the driver keeps beside the checkpoints. The count of events sent goes before the journal: one too small sends nothing twice."""
+RECORDS = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
+"""Small files of a run. The number of sent events is uploaded before the journal: if it is too low, nothing is sent twice."""
 TABLES = ("samples", "scores", "evaluations")
-"""Folders of what belongs to the journal's evaluations. A file in them is uploaded once, as its evaluation is logged once."""
+"""Folders with one file for each evaluation. A file is uploaded once, because an evaluation is logged once."""
 COPY_CHUNK_BYTES = 64 * 2**20
-ADVICE = "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for a store of your own"
+ADVICE = "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for an S3 server that is not Amazon's"
 
 
 class RemoteStorage:
-    """A run's folder at a URL. One driver writes it at a time. Places are paths within it.
+    """A run's folder at a URL. One driver writes it at a time. A `place` is a path within it.
 
     Args:
-        url: `run.remote`, under which runs lie by name.
-        name: The run's.
+        url: `run.remote`, which has a folder for each run.
+        name: The run's name.
+
+    Attributes:
+        shown: The folder's URL, without parameters, for messages.
 
     Raises:
-        ConfigError: Nothing installed can open the URL. The methods raise RunError, with the place, when that cannot be read or written.
+        ConfigError: pyarrow cannot open the URL.
+        RunError: From any method: a place cannot be read, written or deleted.
     """
 
     def __init__(self, url: str, name: str) -> None:
@@ -51,14 +50,14 @@ class RemoteStorage:
         self._root = f"{base.rstrip('/')}/{name}"
 
     def try_out(self) -> None:
-        """Write, read and delete a file: a bucket that does not exist reads as an empty one."""
+        """Write, read and delete a file. To read alone proves nothing: a bucket that does not exist reads as an empty one."""
         mark = f".try-{uuid.uuid4().hex}"
         self.write(mark, b"laser")
         self.read(mark)
         self.delete(mark)
 
     def newest(self) -> TrainingState | None:
-        """The state of the newest complete checkpoint, or None."""
+        """The state of the newest complete checkpoint; None if there is none."""
         complete = self._complete()
         text = self.read(f"{place_of(complete[-1])}/{STATE}") if complete else None
         if text is None:
@@ -68,11 +67,17 @@ class RemoteStorage:
         except (ValueError, TypeError) as error:
             place = f"{self.shown}/{place_of(complete[-1])}"
             raise RunError(
-                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place}"
+                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place} to resume from the "
+                "checkpoint before it"
             ) from error
 
     def save(self, state: TrainingState, keep: int, write: Callable[[str], None]) -> None:
-        """Add a checkpoint: `write(place)` uploads all of it but the state. Of the others the newest `keep - 1` complete ones stay."""
+        """Add a checkpoint, and delete older ones.
+
+        Args:
+            keep: How many complete checkpoints remain, with this one.
+            write: Called with the checkpoint's place; uploads all of it but the state.
+        """
         complete = self._complete()
         for step in self._steps():
             if step == state.step or step not in complete:
@@ -83,47 +88,57 @@ class RemoteStorage:
             self._delete_checkpoint(old)
 
     def holds(self, state: TrainingState) -> bool:
-        """Whether the checkpoint of that state is complete here, and not another attempt's of the same step."""
+        """Whether the checkpoint of that state is complete here, and is of the same attempt at the step."""
         data = self.read(f"{place_of(state.step)}/{STATE}")
         try:
             return data is not None and TrainingState.parse(data).text() == state.text()
         except (ValueError, TypeError):
             return False
 
+    def files(self, place: str = "") -> list[str]:
+        """The paths of all files below `place`, relative to it, in alphabetical order."""
+        root = f"{self._root}/{place}".rstrip("/")
+        found = self._list(place, recursive=True)
+        return sorted(info.path.removeprefix(f"{root}/") for info in found if info.is_file)
+
     def upload(self, files: Iterable[Path], folder: Path, place: str) -> None:
-        """Copy files that are below `folder` to the same paths below `place`."""
+        """Copy files, all of them below `folder`, to the same paths below `place`."""
         parents: set[str] = set()
         for file in files:
-            target = f"{self._root}/{place}/{file.relative_to(folder).as_posix()}"
-            with self._told(f"{place}/{file.relative_to(folder)}", "be written"):
+            path = file.relative_to(folder).as_posix()
+            target = f"{self._root}/{place}/{path}"
+            with self._explained(f"{place}/{path}", "be written"):
                 if (parent := target.rpartition("/")[0]) not in parents:
                     self._files.create_dir(parent)
                     parents.add(parent)
                 _copy(str(file), target, LocalFileSystem(), self._files)
 
     def fetch(self, place: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Copy the files below `place` whose names are `wanted` to the same paths below `folder`."""
-        for info in self._list(place, recursive=True):
-            if info.type == FileType.File and wanted(info.base_name):
-                path = info.path.removeprefix(f"{self._root}/{place}/")
+        """Copy the files below `place` to the same paths below `folder`.
+
+        Args:
+            wanted: Receives a file's name without its path; a file for which it returns False is left out.
+        """
+        for path in self.files(place):
+            if wanted(Path(path).name):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                with self._told(f"{place}/{path}", "be read"):
-                    _copy(info.path, str(folder / path), self._files, LocalFileSystem())
+                with self._explained(f"{place}/{path}", "be read"):
+                    _copy(f"{self._root}/{place}/{path}", str(folder / path), self._files, LocalFileSystem())
 
     def upload_records(self, folder: Path) -> None:
-        """Bring the configuration, journal and summary up to those in the run's folder, and what the journal refers to."""
-        for name in SMALL_FILES:
+        """Upload the configuration, the journal, the summary, and the files of evaluations that are not here yet."""
+        for name in RECORDS:
             if (folder / name).exists():
                 self.write(name, (folder / name).read_bytes())
         for table in TABLES:
-            there = {info.base_name for info in self._list(table)}
+            present = set(self.files(table))
             for file in sorted((folder / table).glob("[!.]*")):
-                if file.name not in there:
+                if file.name not in present:
                     self.write(f"{table}/{file.name}", file.read_bytes())
 
     def fetch_records(self, folder: Path) -> None:
-        """Undo `upload_records` on another node: what the folder has of another attempt is replaced."""
-        for name in SMALL_FILES:
+        """Replace the records in `folder`, which may be those of another attempt, by the uploaded ones."""
+        for name in RECORDS:
             data = self.read(name)
             if data is None:
                 (folder / name).unlink(missing_ok=True)
@@ -133,8 +148,8 @@ class RemoteStorage:
             self.fetch(table, folder / table)
 
     def read(self, place: str) -> bytes | None:
-        """The content of a small file; None without it."""
-        with self._told(place, "be read"):
+        """The content of a small file; None if it does not exist."""
+        with self._explained(place, "be read"):
             try:
                 with self._files.open_input_stream(f"{self._root}/{place}") as stream:
                     return stream.read()
@@ -142,16 +157,17 @@ class RemoteStorage:
                 return None
 
     def write(self, place: str, data: bytes) -> None:
-        """Write a small file, of which a reader sees all or nothing."""
+        """Write a small file. A reader sees all of it or nothing."""
         path = f"{self._root}/{place}"
-        with self._told(place, "be written"):
+        with self._explained(place, "be written"):
             self._files.create_dir(path.rpartition("/")[0])
             with self._files.open_output_stream(f"{path}.partial") as stream:
                 stream.write(data)
             self._files.move(f"{path}.partial", path)
 
     def delete(self, place: str) -> None:
-        with self._told(place, "be deleted"):
+        """Delete a file."""
+        with self._explained(place, "be deleted"):
             self._files.delete_file(f"{self._root}/{place}")
 
     def _steps(self) -> list[int]:
@@ -160,61 +176,56 @@ class RemoteStorage:
         return sorted(int(name[1]) for name in found if name)
 
     def _complete(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
         steps = self._steps()
-        with self._told("checkpoints", "be read"):
+        with self._explained("checkpoints", "be read"):
             states = self._files.get_file_info([f"{self._root}/{place_of(step)}/{STATE}" for step in steps])
         return [step for step, state in zip(steps, states, strict=True) if state.type == FileType.File]
 
     def _delete_checkpoint(self, step: int) -> None:
-        """The state first, so that a crash in between leaves no half checkpoint that counts."""
+        """Delete the state first, so that a crash in between leaves no incomplete checkpoint that counts."""
         place = place_of(step)
         if self.read(f"{place}/{STATE}") is not None:
             self.delete(f"{place}/{STATE}")
-        with self._told(place, "be deleted"):
+        with self._explained(place, "be deleted"):
             self._files.delete_dir(f"{self._root}/{place}")
 
     def _list(self, place: str, recursive: bool = False) -> list[FileInfo]:
-        with self._told(place, "be read"):
-            return self._files.get_file_info(
-                FileSelector(f"{self._root}/{place}", allow_not_found=True, recursive=recursive)
-            )
+        path = f"{self._root}/{place}".rstrip("/")
+        with self._explained(place, "be read"):
+            return self._files.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
 
     @contextlib.contextmanager
-    def _told(self, place: str, what: str) -> Iterator[None]:
+    def _explained(self, place: str, problem: str) -> Iterator[None]:
+        """Raise errors of the file system as a RunError that names the place."""
         try:
             yield
-        except Exception as error:  # fsspec's file systems raise errors of their own kinds
+        except (OSError, ArrowException) as error:
             reason = str(error).partition(" (Request ID")[0].strip().splitlines()
             raise RunError(
-                f"{self.shown}/{place}: cannot {what} ({reason[0] if reason else type(error).__name__}). {ADVICE}."
+                f"{self.shown}/{place}: cannot {problem} ({reason[0] if reason else type(error).__name__}). {ADVICE}."
             ) from error
 
 
 def place_of(step: int) -> str:
-    """Where the checkpoint of a step lies."""
+    """The place of a step's checkpoint."""
     return f"checkpoints/{step_name(step)}"
 
 
 def _open(url: str) -> tuple[FileSystem, str]:
-    """The file system of a URL, pyarrow's own or fsspec's, and the path there."""
+    """The file system of a URL, and the path in it."""
     try:
         return FileSystem.from_uri(url)
-    except OSError as error:  # S3 is asked for the bucket's region
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"run.remote={url}: cannot be opened ({error}). Name s3://, gs:// or file:///."
+        ) from error
+    except OSError as error:  # pyarrow asks S3 for the bucket's region
         raise ConfigError(f"run.remote={url}: cannot be opened ({error}). {ADVICE}.") from error
-    except ValueError as unknown:
-        import fsspec  # type: ignore[import-untyped]
-
-        try:
-            files, path = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"run.remote={url}: cannot be opened ({unknown}; {error}). Name s3://, gs:// or file:///."
-            ) from error
-        return PyFileSystem(FSSpecHandler(files)), path
 
 
 def _copy(source: str, target: str, source_files: FileSystem, target_files: FileSystem) -> None:
-    # One thread: copying in several, pyarrow's upload to S3 can wait for itself (apache/arrow issue 32372).
+    # One thread: pyarrow's upload to S3 in several threads can deadlock (apache/arrow issue 32372).
     copy_files(
         source,
         target,

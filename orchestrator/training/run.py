@@ -54,7 +54,7 @@ def train(
     remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
     _refuse_other_settings(config)
     if remote is not None:
-        _fetch_newer(config, checkpoints, remote)
+        fetch_newer(config, checkpoints, remote)
     finished = _finished_summary(config, checkpoints) is not None
     prepared = None if finished else _prepare(config, context, checkpoints)
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def _forget_other_attempt(config: RunConfig) -> None:
     forget(config.folder)
 
 
-def _fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
+def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
     """Fetch the newest checkpoint of `run.remote` if it is newer than the folder's.
 
     The ranks fetch their own shards later.

@@ -4,47 +4,27 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from orchestrator.storage.journal import StepEvent, read_events
+from tests.s3 import KEYS, client_of
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    """The environment of whoever uses the S3 server, which has the bucket `laser`."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    boto3.client(
-        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys
-    ).create_bucket(Bucket="laser")
-    yield environment
-    server.stop()
+@pytest.fixture
+def variables(s3_address: str) -> dict[str, str]:
+    """Environment variables of a process that uses the S3 server."""
+    return KEYS | {"AWS_ENDPOINT_URL": s3_address}
 
 
-def stored(s3: dict[str, str], run: str) -> list[str]:
+def stored(address: str, run: str) -> list[str]:
     """Files of a run on the server."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3["AWS_ENDPOINT_URL"],
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
+    pages = (
+        client_of(address).get_paginator("list_objects_v2").paginate(Bucket="laser", Prefix=f"runs/{run}/")
     )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="laser", Prefix=f"runs/{run}/")
     return [
         item["Key"].removeprefix(f"runs/{run}/")
         for page in pages
@@ -72,10 +52,10 @@ def config(task: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(
-    laser, config: Path, s3, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_whose_folder_is_lost_resumes_from_the_url(
+    laser, config: Path, s3_address: str, variables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(laser, "environment", laser.environment | s3)
+    monkeypatch.setattr(laser, "environment", laser.environment | variables)
     folder = config.parent / "runs" / "tiny"
     with laser.started("train", str(config)) as process:
         laser.wait_for(folder / "checkpoints" / "step-000002", process)
@@ -99,7 +79,7 @@ def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(
         4,
     ]
 
-    there = stored(s3, "tiny")
+    there = stored(s3_address, "tiny")
     here = [
         str(path.relative_to(folder))
         for path in folder.glob("checkpoints/step-000004/**/*")
@@ -112,16 +92,14 @@ def test_a_killed_run_whose_folder_is_lost_goes_on_from_the_url(
 
 @pytest.mark.long
 def test_nodes_that_share_no_folder_need_none(
-    laser, cluster, config: Path, s3, monkeypatch: pytest.MonkeyPatch
+    laser, cluster, config: Path, s3_address: str, variables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = config.parent / "runs" / "tiny"
     folder.parent.mkdir()
     own_disk = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none "{folder.parent}" && exec "$@"', "sh")
     if subprocess.run([*own_disk, "true"], capture_output=True, check=False).returncode:
-        pytest.skip(
-            "no mount of its own can be made here (it takes root): a run on nodes that share no folder was not tried"
-        )
-    monkeypatch.setattr(cluster, "environment", cluster.environment | s3)
+        pytest.skip("a private mount needs root: a run on nodes that share no folder was not tried")
+    monkeypatch.setattr(cluster, "environment", cluster.environment | variables)
     monkeypatch.setattr(laser, "environment", cluster.environment | {"RAY_ADDRESS": cluster.address})
     settings = ("run.name=apart", "learning.resources={disk: 1}")
     folder = folder.with_name("apart")
@@ -130,12 +108,12 @@ def test_nodes_that_share_no_folder_need_none(
     done = laser.run("train", str(config), *settings, "run.steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
     checkpoint = folder / "checkpoints" / "step-000002"
-    assert not (checkpoint / "learner").exists(), "ranks write to disks of their own"
+    assert not (checkpoint / "learner").exists(), "each rank writes to its own disk"
     assert {"config.json", "self_reward.json", "model.safetensors"} <= set(os.listdir(folder / "export"))
     for node in nodes:
         own = Path(f"/proc/{node.pid}/root{folder}/checkpoints")
         assert [path.name for path in own.rglob("*") if path.is_file()] == [], (
-            "what is at the URL is not kept twice"
+            "files at the URL are not kept here too"
         )
         cluster.kill_node(node)
 
@@ -145,7 +123,7 @@ def test_nodes_that_share_no_folder_need_none(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "continuing from" in done.stdout
     assert [event.step for event in read_events(folder) if isinstance(event, StepEvent)] == [1, 2, 3]
-    assert [path for path in stored(s3, "apart") if path.endswith("_1.pt")] == [
+    assert [path for path in stored(s3_address, "apart") if path.endswith("_1.pt")] == [
         "checkpoints/step-000002/learner/random_state_1.pt",
         "checkpoints/step-000003/learner/random_state_1.pt",
     ]
