@@ -23,7 +23,7 @@ from orchestrator.evaluation.drawing import ProblemSet
 from orchestrator.evaluation.samples import EvalSample, by_problem, read_samples
 from orchestrator.evaluation.scores import ScoreRule
 from orchestrator.messages.requests import EngineSettings
-from orchestrator.models.resolve import Model, resolve_model
+from orchestrator.models.resolve import ResolvedModel, resolve_model
 from orchestrator.pools.start import engine_settings
 
 
@@ -45,7 +45,7 @@ class PreparedEvaluation:
 
     config: EvalConfig
     folder: Path
-    model: Model | None
+    model: ResolvedModel | None
     score: ScoreRule | None
     sets: list[ProblemSet]
     stored: list[EvalSample]
@@ -181,7 +181,7 @@ def prepare(
 
 
 def _score(
-    config: EvalConfig, model: Model | None, stored: Sequence[EvalSample], say: Callable[[str], None]
+    config: EvalConfig, model: ResolvedModel | None, stored: Sequence[EvalSample], say: Callable[[str], None]
 ) -> ScoreRule | None:
     if config.score == "baseline":
         return _baseline(config, model, stored)
@@ -198,7 +198,7 @@ def _score(
     return None
 
 
-def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[EvalSample]) -> ScoreRule:
+def _baseline(config: EvalConfig, model: ResolvedModel | None, stored: Sequence[EvalSample]) -> ScoreRule:
     baseline = config.baseline
     if model is None:
         if all(math.isnan(sample.z_logprob) for sample in stored):
@@ -220,7 +220,7 @@ def _baseline(config: EvalConfig, model: Model | None, stored: Sequence[EvalSamp
     return ScoreRule(baseline.token, token_id, baseline.c_ref, baseline.beta_v, "baseline")
 
 
-def _instruction(config: EvalConfig, model: Model | None) -> str:
+def _instruction(config: EvalConfig, model: ResolvedModel | None) -> str:
     if config.instruction is not None:
         return config.instruction
     card = model.card if model is not None else None
@@ -228,7 +228,11 @@ def _instruction(config: EvalConfig, model: Model | None) -> str:
 
 
 def _problem_set(
-    config: EvalConfig, model: Model, instruction: str, request: SetRequest, say: Callable[[str], None]
+    config: EvalConfig,
+    model: ResolvedModel,
+    instruction: str,
+    request: SetRequest,
+    say: Callable[[str], None],
 ) -> ProblemSet:
     source = request.source
     problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)
@@ -241,7 +245,7 @@ def _problem_set(
 
 
 def _longest_response(
-    config: EvalConfig, model: Model | None, sets: Sequence[ProblemSet], say: Callable[[str], None]
+    config: EvalConfig, model: ResolvedModel | None, sets: Sequence[ProblemSet], say: Callable[[str], None]
 ) -> int:
     wanted = config.rollout.max_response_tokens
     if model is None or not sets:

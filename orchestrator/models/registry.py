@@ -1,6 +1,6 @@
-"""MLflow's model registry: a run's model as a named version with an alias, and back to a folder.
+"""MLflow's model registry: a run's model becomes a named version with an alias, and a version becomes a folder again.
 
-In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that can be served from anywhere, or a whole folder on this machine.
+In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that any machine can serve, or a whole folder on this one.
 """
 
 import contextlib
@@ -22,17 +22,26 @@ from orchestrator.tracking.server import Server, may_pass
 
 ARTIFACT = "model"
 CONTENT_TAG = "laser.sha256"
+"""Tag of a version with the hash of its files."""
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
-def register(
+def register_model(
     uri: str, name: str, folder: Path, run_id: str, alias: str = "best", tags: Mapping[str, str] | None = None
 ) -> str:
-    """Make the Hugging Face folder a version of the registered model `name` and let `alias` name it; returns the version.
+    """Make a Hugging Face folder a version of the registered model `name`, and point `alias` at it.
 
-    The files become artifacts `model/<hash of their content>` of the run, so that no later version overwrites them. When the alias names
-    a version of this run with this content already, nothing is uploaded.
+    The files become artifacts `model/<hash of their content>` of the run, so that no later version overwrites them. If the alias
+    names a version of this run with this content already, nothing is uploaded.
+
+    Args:
+        uri: The MLflow server.
+        run_id: The MLflow run that trained the model.
+        tags: Of the version.
+
+    Returns:
+        The version.
 
     Raises:
         ConfigError: The folder is missing or empty, or the server cannot be reached, does not know the run, or refuses.
@@ -40,11 +49,11 @@ def register(
     source = folder.resolve()
     if not source.is_dir() or not any(source.iterdir()):
         raise ConfigError(
-            f"{folder}: there is no model in it to register; give a Hugging Face folder such as a run's export/"
+            f"{folder}: holds no model to register; name a Hugging Face folder such as a run's export/"
         )
     digest = _content_hash(source)
     server = Server(uri)
-    with _told(server, f"registering {name}"):
+    with _explained(server, f"registering {name}"):
         client = server.client
         current = _version_by_alias(client, name, alias)
         if current is not None and current.run_id == run_id and current.tags.get(CONTENT_TAG) == digest:
@@ -67,10 +76,18 @@ def register(
         return str(version.version)
 
 
-def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Path:
-    """The folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded once into a folder below `into` (`~/.cache/laser/models`).
+def fetch_model(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Path:
+    """Download a registered model, once.
 
-    A folder with its final name is whole, whenever a download was killed.
+    A killed download leaves nothing under the folder's final name.
+
+    Args:
+        uri_of_model: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: The MLflow server.
+        into: The folder for all downloaded models; `~/.cache/laser/models` when None.
+
+    Returns:
+        The model's folder, `<into>/<name>/<version>-<hash of its source>`.
 
     Raises:
         ConfigError: The URI is malformed, the name, alias or version does not exist (the message lists those that do), or the server
@@ -82,25 +99,33 @@ def fetch(uri_of_model: str, tracking_uri: str, into: Path | None = None) -> Pat
             f"{uri_of_model!r} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION"
         )
     server = Server(tracking_uri)
-    with _told(server, f"fetching {uri_of_model}"):
+    with _explained(server, f"fetching {uri_of_model}"):
         version = _find(server, uri_of_model, wanted["name"], wanted["alias"], wanted["version"])
-        # Another server, or a name that was deleted and used again, may have another model of this name and version.
-        made = f"{version.source} {version.creation_timestamp}"
-        into = into or Path.home() / ".cache" / "laser" / "models"
-        final = into / version.name / f"{version.version}-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
+        final = _folder_of(version, into or Path.home() / ".cache" / "laser" / "models")
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final.with_name(f".{final.name}.lock")):
             if not final.exists():
-                partial = final.with_name(f".{final.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                location = server.client.get_model_version_download_uri(version.name, version.version)
-                with patient_requests():
-                    downloaded = download_artifacts(
-                        artifact_uri=location, dst_path=str(partial), tracking_uri=tracking_uri
-                    )
-                Path(downloaded).rename(final)
-                shutil.rmtree(partial, ignore_errors=True)
+                _download(server, version, final)
     return final
+
+
+def _folder_of(version: ModelVersion, into: Path) -> Path:
+    """A folder for this version alone.
+
+    Another server, or a name that was deleted and used again, may have another model of this name and version.
+    """
+    identity = hashlib.sha256(f"{version.source} {version.creation_timestamp}".encode()).hexdigest()
+    return into / version.name / f"{version.version}-{identity[:12]}"
+
+
+def _download(server: Server, version: ModelVersion, final: Path) -> None:
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    location = server.client.get_model_version_download_uri(version.name, version.version)
+    with patient_requests():
+        downloaded = download_artifacts(artifact_uri=location, dst_path=str(partial), tracking_uri=server.uri)
+    Path(downloaded).rename(final)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _find(
@@ -112,17 +137,18 @@ def _find(
     )
     if version is not None:
         return version
-    known = {model.name: model for model in client.search_registered_models()}
+    known = sorted(model.name for model in client.search_registered_models())
     if name not in known:
-        there = f"it has {', '.join(sorted(known))}" if known else "it has none"
         raise ConfigError(
-            f"{uri_of_model}: MLflow at {server.shown} has no registered model of this name; {there}"
+            f"{uri_of_model}: MLflow at {server.shown} has no registered model of this name; it has "
+            f"{', '.join(known) or 'none'}"
         )
     versions = sorted(int(found.version) for found in client.search_model_versions(f"name = '{name}'"))
     aliases = client.get_registered_model(name).aliases
     raise ConfigError(
         f"{uri_of_model}: MLflow at {server.shown} has no such version of {name}; it has versions "
-        f"{', '.join(map(str, versions)) or 'none'} and aliases {', '.join(f'{key} ({aliases[key]})' for key in sorted(aliases)) or 'none'}"
+        f"{', '.join(map(str, versions)) or 'none'} and aliases "
+        f"{', '.join(f'{key} ({aliases[key]})' for key in sorted(aliases)) or 'none'}"
     )
 
 
@@ -145,7 +171,7 @@ def _version_by_number(client: MlflowClient, name: str, number: str) -> ModelVer
 
 
 def _is_missing(error: MlflowException) -> bool:
-    """No such model, version or alias; the stores call the last an invalid parameter."""
+    """Whether there is no such model, version or alias. MLflow's stores call a missing alias an invalid parameter."""
     return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (
         error.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(error)
     )
@@ -156,19 +182,18 @@ def _content_hash(folder: Path) -> str:
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            total.update(
-                f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode()
-            )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder)}\0{digest}\0".encode())
     return total.hexdigest()
 
 
 @contextlib.contextmanager
-def _told(server: Server, what: str) -> Iterator[None]:
-    """Whatever fails at the server, as one message."""
+def _explained(server: Server, action: str) -> Iterator[None]:
+    """Raise any failure of the server as a ConfigError that names the action."""
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:  # artifact stores raise errors of their own kinds
-        why = "cannot be reached" if may_pass(error) else "refused"
-        raise ConfigError(f"{what}: MLflow at {server.shown} {why}: {server.explain(error)}") from error
+    except Exception as error:  # artifact stores have their own kinds of errors
+        problem = "cannot be reached" if may_pass(error) else "refused"
+        raise ConfigError(f"{action}: MLflow at {server.shown} {problem}: {server.explain(error)}") from error

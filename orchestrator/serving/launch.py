@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from orchestrator.cluster.nodes import connect
 from orchestrator.config.serving import INGRESS, IngressConfig, ServeConfig
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.models.resolve import Model, resolve_model
+from orchestrator.models.resolve import ResolvedModel, resolve_model
 from orchestrator.serving.app import INGRESS_DEPLOYMENT, engine, ingress
 from orchestrator.serving.keys import KEY_VARIABLE, Keys
 from orchestrator.serving.proxy import controller_environment
@@ -165,7 +165,7 @@ class Service:
         for hold in self.holds.values():
             hold.close()
 
-    def resolve(self, name: str, hold: contextlib.ExitStack) -> Model:
+    def resolve(self, name: str, hold: contextlib.ExitStack) -> ResolvedModel:
         """The model that a name means now; its weights are kept until `hold` closes.
 
         Raises:
@@ -175,7 +175,7 @@ class Service:
         served_engine_settings(model, self.config.engine)
         return model
 
-    def deploy(self, name: str, model: Model) -> None:
+    def deploy(self, name: str, model: ResolvedModel) -> None:
         """Start a model's application, or replace its weights; returns when its engines answer.
 
         Raises:
@@ -185,7 +185,7 @@ class Service:
         pinned = model.origin if model.origin.startswith("models:/") else model.path
         self._run(engine(self.config.replica(name, pinned)), name, None)
 
-    def _replace(self, name: str, old: Model, new: Model, hold: contextlib.ExitStack) -> None:
+    def _replace(self, name: str, old: ResolvedModel, new: ResolvedModel, hold: contextlib.ExitStack) -> None:
         self.say(f"{name}: {new.origin} replaces {old.origin}")
         try:
             self.deploy(name, new)

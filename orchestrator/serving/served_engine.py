@@ -6,13 +6,13 @@ from pathlib import Path
 from orchestrator.config.serving import ServedEngine
 from orchestrator.errors import ConfigError
 from orchestrator.messages.requests import EngineSettings
-from orchestrator.models.resolve import Model
+from orchestrator.models.resolve import ResolvedModel
 
 DEFAULT_PROMPT_TOKENS = 2048
 DEFAULT_RESPONSE_TOKENS = 8192
 
 
-def weights_name(model: Model) -> str:
+def weights_name(model: ResolvedModel) -> str:
     """The name of the weights that clients see, without folders of the server.
 
     It is a registered version, a hub name, or the end of the path with a hash of the whole path.
@@ -24,7 +24,7 @@ def weights_name(model: Model) -> str:
     return f"{'/'.join(parts[-2:])}@{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
-def served_engine_settings(model: Model, engine: ServedEngine) -> EngineSettings:
+def served_engine_settings(model: ResolvedModel, engine: ServedEngine) -> EngineSettings:
     """The engine's settings; lengths that the configuration leaves open follow from the model's positions.
 
     Raises:

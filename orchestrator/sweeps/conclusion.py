@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dashboards.report import write_report
 from orchestrator.errors import LaserError
-from orchestrator.models.registry import register
+from orchestrator.models.registry import register_model
 from orchestrator.storage.files import claimed
 from orchestrator.storage.journal import JOURNAL
 from orchestrator.sweeps.plan import SweepPlan
@@ -96,7 +96,7 @@ class Conclusion:
             )
             return None
         try:
-            register(
+            register_model(
                 self.plan.tracking_uri,
                 name,
                 self.ledger.members[trial.name].config.folder / "export",

@@ -19,7 +19,7 @@ from orchestrator.config.sweep import load_sweep
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import RunError
-from orchestrator.models.registry import fetch
+from orchestrator.models.registry import fetch_model
 from orchestrator.pools.ranks import learner_settings, start_ranks
 from orchestrator.storage.journal import StepEvent, read_events
 from orchestrator.sweeps.sweep import sweep
@@ -166,7 +166,7 @@ def test_mlflow_has_parent_and_children_and_the_best_model_loads(swept: tuple[Pa
     assert set(statuses.values()) == {"FINISHED"}
 
     best = json.loads((folder / "results.json").read_text())["best"]
-    model = fetch("models:/tiny-sweep@best", uri, folder / "fetched")
+    model = fetch_model("models:/tiny-sweep@best", uri, folder / "fetched")
     weights, exported = (
         load_file(model / "model.safetensors"),
         load_file(folder / "trials" / best["trial"] / "export/model.safetensors"),

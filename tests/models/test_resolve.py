@@ -49,7 +49,7 @@ def test_a_folder_without_a_card_has_no_score():
     )
 
 
-def test_a_run_means_its_newest_weights_and_goes_on_meaning_them(run, card):
+def test_a_run_means_its_newest_weights_at_the_time_of_the_call(run, card):
     by_name, by_folder = resolve_model("mine"), resolve_model("runs/mine")
     assert by_name == by_folder or (by_name.path, by_name.origin) == (by_folder.path, by_folder.origin)
     assert by_name.path == str(run.resolve() / "checkpoints" / "step-000002" / "export")
@@ -69,8 +69,8 @@ def test_weights_are_held_until_the_hold_is_closed(run):
         assert free
 
 
-def test_weights_that_are_pruned_while_they_are_looked_up_are_not_what_a_run_means(run, monkeypatch):
-    locate, found = models._locate, []
+def test_weights_that_the_run_deletes_meanwhile_are_looked_up_again(run, monkeypatch):
+    locate, found = models.locate, []
 
     def prune_after_the_first(name, tracking_uri):
         found.append(locate(name, tracking_uri))
@@ -80,7 +80,7 @@ def test_weights_that_are_pruned_while_they_are_looked_up_are_not_what_a_run_mea
             shutil.rmtree(run / "checkpoints" / "step-000002")
         return found[-1]
 
-    monkeypatch.setattr(models, "_locate", prune_after_the_first)
+    monkeypatch.setattr(models, "locate", prune_after_the_first)
     assert resolve_model("mine").origin == "runs/mine step-000001"
 
 
@@ -108,13 +108,13 @@ def test_a_registered_model_is_fetched(run, monkeypatch, tmp_path):
     asked = []
     folder = tmp_path / "cache" / "lasers" / "3-0123456789ab"
     shutil.copytree(BASE, folder)
-    monkeypatch.setattr(registry, "fetch", lambda *arguments: (asked.append(arguments), folder)[1])
+    monkeypatch.setattr(registry, "fetch_model", lambda *arguments: (asked.append(arguments), folder)[1])
     model = resolve_model("models:/lasers@best", "http://tracking:5000")
     assert asked == [("models:/lasers@best", "http://tracking:5000")]
     assert (model.path, model.origin) == (str(folder), "models:/lasers/3")
 
 
-def test_what_is_not_there_is_refused_with_what_was_tried(run, tmp_path):
+def test_a_missing_model_is_refused_with_the_attempts(run, tmp_path):
     with pytest.raises(
         ConfigError, match=r"Tried nothing \(no such folder\), runs/nothing \(no such folder\).*no hub name"
     ):
@@ -132,17 +132,17 @@ def test_a_card_of_another_template_or_tokenizer_is_refused(run, card):
     replace(card, chat_template_sha256="0" * 64).write(export)
     with pytest.raises(
         ConfigError,
-        match=r"its chat template .* is not the one that its score was trained with .*delete self_reward.json",
+        match=r"its score was trained with another chat template .*delete self_reward.json",
     ):
         resolve_model("mine")
     replace(card, token_id=card.token_id + 1).write(export)
     with pytest.raises(
         ConfigError,
-        match=rf"calls <\|self_reward\|> token {card.token_id}, its self_reward.json token {card.token_id + 1}",
+        match=rf"<\|self_reward\|> is token {card.token_id} in its tokenizer and token {card.token_id + 1} in its self_reward.json",
     ):
         resolve_model("mine")
     (export / "self_reward.json").write_text('{"token": "x"}')
-    with pytest.raises(ConfigError, match=r"self_reward.json: is no card of a self-reward"):
+    with pytest.raises(ConfigError, match=r"self_reward.json: is not a self-reward card"):
         resolve_model("mine")
     replace(card, eos_token_ids=[2, 5]).write(export)
     assert resolve_model("mine").tokens.eos_tokens == (2, 5)
@@ -152,7 +152,7 @@ def test_the_default_tracking_server_is_the_runs_database(run, monkeypatch, tmp_
     asked = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(
-        registry, "fetch", lambda uri, server: (asked.append(server), run.resolve() / "export")[1]
+        registry, "fetch_model", lambda uri, server: (asked.append(server), run.resolve() / "export")[1]
     )
     resolve_model("models:/lasers/1")
     assert asked == [f"sqlite:///{models.RUNS}/mlflow.db"]

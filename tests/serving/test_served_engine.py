@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from orchestrator.config.serving import ServedEngine
 from orchestrator.data.tokens import ModelTokens
 from orchestrator.errors import ConfigError
-from orchestrator.models.resolve import Model
+from orchestrator.models.resolve import ResolvedModel
 from orchestrator.serving.served_engine import served_engine_settings, weights_name
 
 BASE = Path(__file__).parents[2] / "experiments" / "quickstart" / "base"
@@ -42,7 +42,7 @@ def test_clients_see_no_path_of_the_server():
 
 
 def named(path, origin):
-    return weights_name(Model(path, None, origin, ModelTokens(None, None, ())))
+    return weights_name(ResolvedModel(path, None, origin, ModelTokens(None, None, ())))
 
 
 def test_a_tokenizer_that_cannot_decode_token_by_token_is_refused(tmp_path):
@@ -55,6 +55,6 @@ def lengths_of(folder, positions, engine, tokenizer=None):
         json.dumps({"model_type": "qwen2", "max_position_embeddings": positions, "dtype": "float32"})
     )
     tokens = ModelTokens(tokenizer or AutoTokenizer.from_pretrained(BASE), z_token=3, eos_tokens=(2,))
-    settings = served_engine_settings(Model(str(folder), None, "m", tokens), engine)
+    settings = served_engine_settings(ResolvedModel(str(folder), None, "m", tokens), engine)
     assert settings.dtype == "float32", "vLLM's auto would make it bfloat16"
     return settings.max_prompt_tokens, settings.max_response_tokens
