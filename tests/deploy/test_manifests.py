@@ -186,7 +186,7 @@ def test_the_job_holds_its_run_and_puts_each_pool_on_its_group():
             **cluster,
             "workerGroupSpecs": [group for group in cluster["workerGroupSpecs"] if group is not needed],
         }
-        with pytest.raises(ConfigError, match=f"of {needed['groupName']}, but 0 are there"):
+        with pytest.raises(ConfigError, match=f"the resource {needed['groupName']}, but the cluster has 0"):
             bundles_for(config, nodes(without))
 
 
