@@ -1,9 +1,10 @@
-# Images of a cluster: `cpu` and `gpu` for Ray's nodes, made by scripts/install from one lock, and `mlflow` for the tracking server.
-# All have the same Python to the patch: Ray compares it between nodes.
+# Images of a cluster: `cpu` and `gpu` for Ray's nodes, which scripts/install makes from one lock, and `mlflow` for the
+# tracking server. All have the same patch release of Python, because Ray refuses nodes with different ones.
 #   docker build --target cpu --tag laser-orchestrator:0.1.0-cpu .
 FROM python:3.11.14-slim-bookworm AS base
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
-# wget: health checks, KubeRay's among them. /mnt/laser: the storage that all nodes share; ~/laser is where `laser submit` puts results.
+# Health checks, also KubeRay's, use wget. /mnt/laser is the storage that all nodes share; `laser submit` writes results
+# to ~/laser.
 RUN apt-get update && apt-get install --yes --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 laser \
     && install --directory --owner=laser --group=laser /mnt/laser /tmp/ray && ln -s /mnt/laser /home/laser/laser
@@ -15,9 +16,10 @@ RUN pip install --constraint requirements.lock mlflow boto3 psycopg2-binary
 COPY deploy/make_bucket.py deploy/
 USER laser
 
-# What scripts/install reads, and no code: the layers of 4.5 GB and more are made again only when a requirement changes.
+# Only the files that scripts/install reads, and no code: so the layers of 4.5 GB and more are built again only when a
+# requirement changes.
 FROM base AS requirements
-# g++: DeepSpeed compiles its operators when they are first used. libnuma1: vLLM on CPU.
+# DeepSpeed compiles its operators with g++ at their first use. vLLM on CPU needs libnuma1.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ libnuma1 && rm -rf /var/lib/apt/lists/*
 COPY pyproject.toml requirements.lock ./
 COPY scripts/install scripts/
@@ -29,7 +31,8 @@ FROM requirements AS cpu-packages
 RUN scripts/install .venv cpu
 
 FROM requirements AS gpu-packages
-# torch brings CUDA's libraries, but no nvcc, without which DeepSpeed compiles nothing; it must be of the CUDA that torch was built with.
+# DeepSpeed compiles with nvcc, which torch's CUDA libraries do not include. Its CUDA must be the one that torch was built
+# with.
 COPY --from=nvidia/cuda:13.0.1-devel-ubuntu24.04 /usr/local/cuda-13.0 /usr/local/cuda
 ENV CUDA_HOME=/usr/local/cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN scripts/install .venv gpu

@@ -1,6 +1,6 @@
-# `make quickstart` and `make test` set up all they need. With a GPU, first: EXTRAS=gpu,dev make install
+# `make quickstart` and `make test` install all that they need. On a machine with a GPU run first: EXTRAS=gpu,dev make install
 VENV ?= .venv
-# What the environment was made with, so that `make test` keeps a GPU environment.
+# The extras of the existing environment, so that `make test` keeps a GPU environment.
 EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -17,10 +17,10 @@ $(READY): pyproject.toml requirements.lock scripts/install
 quickstart: $(READY)  ## train the quick-start: base model against trained model
 	@$(VENV)/bin/laser train experiments/quickstart.yaml
 
-quickstart-seeds: $(READY)  ## the same over 3 seeds: median and range
+quickstart-seeds: $(READY)  ## train the quick-start with 3 seeds: median and range
 	@$(VENV)/bin/python -m experiments.quickstart.seeds
 
-quickstart-base: $(READY)  ## make the quick-start's base model and data anew; both are committed
+quickstart-base: $(READY)  ## make the quick-start's base model and data again; both are committed
 	@$(VENV)/bin/python -m experiments.quickstart.task runs/quickstart-task
 	@$(VENV)/bin/laser sft experiments/quickstart/sft.yaml
 	@cp runs/quickstart-task/train.jsonl runs/quickstart-task/test.jsonl runs/quickstart-task/voting.jsonl experiments/quickstart/

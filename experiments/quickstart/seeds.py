@@ -1,6 +1,7 @@
-"""The quick-start over several seeds: median and range of each figure, as a Markdown table.
+"""The quick-start over several seeds: the median and range of each figure, as a Markdown table.
 
-In: a number of seeds. Each is a `laser train` of its own, resumed or taken as finished when it was run before.
+In: a number of seeds. Out: the table on standard output. Each seed is a separate run, which resumes if it
+was begun before, and is not trained again if it was finished.
 """
 
 import argparse
@@ -13,6 +14,11 @@ from orchestrator.training.run import train
 
 
 def spread(summaries: list[dict[str, Any]], model: str, figure: str) -> str:
+    """Median (lowest to highest) of a figure over the runs that define it, as text.
+
+    Args:
+        model: `base` or `trained`.
+    """
     values = [summary[model][figure] for summary in summaries if summary[model][figure] is not None]
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
 

@@ -1,8 +1,8 @@
-"""The quick-start's task and untrained model: which two numbers of a set have a given sum, found by guessing and checking.
+"""The quick-start's task and untrained model: which two numbers of a set have a given sum?
 
-In goes a folder and a seed; out come train.jsonl, test.jsonl, voting.jsonl, sft.jsonl and untrained/, a tiny Qwen2 with a byte-level
-tokenizer.
-A wrong guess costs one addition, and the demonstrations often stop at one: the base model has the skill of searching, not the habit.
+In: a folder and a seed. Out: train.jsonl, test.jsonl, voting.jsonl, sft.jsonl and untrained/, a tiny Qwen2
+with a byte-level tokenizer. A solution guesses pairs and checks each by one addition. The demonstrations
+often give up after a wrong guess, so that the base model can search but often does not.
 """
 
 import argparse
@@ -38,6 +38,7 @@ class PairSum:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
+        """All pairs of the set, each in ascending order."""
         return list(combinations(self.numbers, 2))
 
     @property
@@ -47,16 +48,17 @@ class PairSum:
 
     @property
     def kind(self) -> str:
-        """Difficulty class."""
+        """The difficulty class, by the size of the set."""
         return f"{len(self.numbers)} numbers"
 
     @property
     def problem(self) -> str:
+        """The problem's text."""
         return f"a<b in {{{','.join(map(str, self.numbers))}}}, a+b={self.total}; a=?"
 
     @property
     def part(self) -> Part:
-        """The file this problem belongs to, by a hash that no seed can change."""
+        """The file that this problem belongs to, by a hash that does not depend on the seed."""
         bucket = hashlib.sha256(self.problem.encode()).digest()[0] / 256
         return "test" if bucket < 0.1 else "train" if bucket < 0.5 else "sft"
 
@@ -71,7 +73,7 @@ def draw(size: int, part: Part, rng: random.Random) -> PairSum:
 
 
 def draw_distinct(count: int, part: Part, rng: random.Random) -> list[PairSum]:
-    """`count` different problems of a part, in random order, the sizes taking turns."""
+    """`count` different problems of a part, in random order, with equally many of each set size."""
     chosen: dict[PairSum, None] = {}
     for size in islice(cycle(SET_SIZES), count):
         while (problem := draw(size, part, rng)) in chosen:
@@ -81,31 +83,29 @@ def draw_distinct(count: int, part: Part, rng: random.Random) -> list[PairSum]:
 
 
 def solution(problem: PairSum, rng: random.Random) -> str:
-    """A demonstration: pairs in random order, each sum compared with the total, until one is right or patience ends.
+    """A demonstration: pairs in random order, each sum compared with the total, until one is right or it
+    gives up.
 
-    The last pair gives the answer either way, so a demonstration that gave up is wrong and shows it.
+    The last pair gives the answer in both cases. So a demonstration that gave up is wrong, and its last
+    check shows it.
     """
     steps = []
     for a, b in rng.sample(problem.pairs, min(MAX_GUESSES, len(problem.pairs))):
-        verdict = (
-            ""
-            if a + b == problem.total
-            else f"<{problem.total}"
-            if a + b < problem.total
-            else f">{problem.total}"
-        )
-        steps.append(f"{a}+{b}={a + b}{verdict};")
-        if not verdict or rng.random() < GIVE_UP_RATE:
+        difference = a + b - problem.total
+        comparison = "" if difference == 0 else f"{'<' if difference < 0 else '>'}{problem.total}"
+        steps.append(f"{a}+{b}={a + b}{comparison};")
+        if difference == 0 or rng.random() < GIVE_UP_RATE:
             break
     return "".join(steps) + f"\\boxed{{{a}}}"
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Write one JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft: int = 40_000) -> None:
-    """Writes train.jsonl and test.jsonl ({problem, answer, kind}) and sft.jsonl ({problem, solution})."""
+    """Write train.jsonl and test.jsonl ({problem, answer, kind}) and sft.jsonl ({problem, solution})."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Part, int]] = [("test", test), ("train", train)]
@@ -120,7 +120,7 @@ def write_data(folder: Path, seed: int, train: int = 4000, test: int = 300, sft:
 
 
 def write_voting(folder: Path, seed: int, count: int = 600) -> None:
-    """Writes voting.jsonl: more held-out problems, none of them in the test.jsonl that `write_data` wrote there."""
+    """Write voting.jsonl: more held-out problems, none of which is in the folder's test.jsonl."""
     known = {
         json.loads(line)["problem"]
         for line in (folder / "test.jsonl").read_text(encoding="utf-8").splitlines()
@@ -134,12 +134,17 @@ def write_voting(folder: Path, seed: int, count: int = 600) -> None:
 
 
 def write_untrained(folder: Path, seed: int) -> None:
-    """Writes a freshly initialised Qwen2 of 0.8M parameters with its tokenizer. Raises ValueError if the saved tokenizer loses text."""
+    """Write a randomly initialised Qwen2 of 0.8M parameters with its tokenizer.
+
+    Raises:
+        ValueError: The saved tokenizer loses text.
+    """
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-    # Qwen2Tokenizer always splits by bytes: naming the vocabulary as its byte alphabet does keeps spaces, newlines and any other text.
+    # Qwen2Tokenizer always splits by bytes. A vocabulary of its byte alphabet keeps spaces, newlines and
+    # all other text.
     special = [PAD, START, END, SELF_REWARD]
     vocabulary = {token: index for index, token in enumerate(special + sorted(ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(
@@ -186,7 +191,8 @@ def write_untrained(folder: Path, seed: int) -> None:
     for written in (text, prompt, "".join(special)):
         if loaded.decode(loaded.encode(written, add_special_tokens=False)) != written:
             raise ValueError(
-                f"{folder}: the tokenizer does not give back {written!r}; was the model type or the vocabulary changed?"
+                f"{folder}: encoding and decoding change {written!r}; was the model type or the vocabulary "
+                "changed?"
             )
 
 
