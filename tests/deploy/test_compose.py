@@ -1,4 +1,4 @@
-"""docker-compose.yml against the Compose schema, against what we promise of it, and where it is installed against docker compose itself."""
+"""docker-compose.yml against the Compose schema and our own rules, and against docker compose where it is installed."""
 
 import json
 import re
@@ -22,7 +22,7 @@ BYTES = {"m": 2**20, "g": 2**30}
 
 
 def interpolated(node):
-    """The tree with its variables replaced, as with a .env that sets the secrets alone."""
+    """The tree with its variables replaced, as by a .env that sets only the secrets."""
     if isinstance(node, dict):
         return {key: interpolated(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -139,7 +139,7 @@ def test_the_example_shows_every_default_as_it_is():
 
 def test_the_command_of_the_example_makes_every_secret(tmp_path):
     command = re.search(r"^#   (\(umask.*\))$", EXAMPLE, re.MULTILINE)[1]
-    assert f"#   {command}" in TEXT, "docker-compose.yml names the same"
+    assert f"#   {command}" in TEXT, "docker-compose.yml names the same command"
     shutil.copy(ROOT / ".env.example", tmp_path)
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=20)
     made = dict(re.findall(r"^(\w+)=(.*)$", (tmp_path / ".env").read_text(), re.MULTILINE))
@@ -154,7 +154,7 @@ def test_the_command_of_the_example_makes_every_secret(tmp_path):
 def test_nodes_are_started_with_options_that_ray_knows(name):
     program, command, *arguments = SERVICES[name]["command"]
     assert (program, command) == ("ray", "start")
-    options = ray_start.make_context("start", arguments).params  # refuses what it does not know
+    options = ray_start.make_context("start", arguments).params  # refuses unknown options
     assert options["block"]
     assert options["metrics_export_port"] == 8080
     assert options["head"] == (name == "head")
@@ -206,7 +206,7 @@ def test_prometheus_finds_the_file_in_which_ray_lists_its_nodes():
 
 
 class TestDockerCompose:
-    """The same file, read by docker compose itself; `config` needs no engine."""
+    """docker compose itself reads the file; its command `config` needs no Docker engine."""
 
     @pytest.fixture(scope="class")
     def compose(self):
@@ -220,7 +220,7 @@ class TestDockerCompose:
             ):
                 return program
         pytest.skip(
-            "no docker compose here: docker-compose.yml was checked against the schema and our own rules alone"
+            "docker compose is not installed: only the schema and our own rules checked docker-compose.yml"
         )
 
     @staticmethod

