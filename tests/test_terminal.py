@@ -1,5 +1,7 @@
 """What a person reads while a run goes on and at its end."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from rich.console import Console
 
 from orchestrator import terminal as progress
 from orchestrator.measures import Place, shown_in
-from orchestrator.terminal import RunProgress
+from orchestrator.terminal import SHOWN, RunProgress, StepLine
 from orchestrator.training.show import show_summary
 
 FIGURES = {measure.key: 0.25 for measure in shown_in(Place.SUMMARY)}
@@ -74,3 +76,48 @@ def test_commands_can_be_typed_without_activating_the_environment(tmp_path, monk
     monkeypatch.setattr(progress.shutil, "which", lambda name: None)
     assert progress.program("mlflow") == ".venv/bin/mlflow"
     assert progress.program("laser") == "laser"
+
+
+STEP = StepLine(
+    5,
+    23,
+    {"train/accuracy": 0.5, "self_reward/f1": float("nan"), "time/step": 12.34, "not/shown": 1.0},
+    "1:02:03",
+)
+
+
+def test_a_step_as_text_and_as_a_record():
+    assert str(STEP) == "step 5/23  accuracy 0.500  F1 -  step s 12.3  ETA 1:02:03"
+    read = StepLine.from_record(STEP.record())
+    assert (read.step, read.total, read.eta) == (5, 23, "1:02:03")
+    assert str(read) == str(STEP)
+    assert set(read.values) == {"train/accuracy", "self_reward/f1", "time/step"}, "those that are shown"
+    assert read.values["time/step"] == 12.34, "not rounded"
+    assert json.loads(STEP.record())["values"]["self_reward/f1"] is None, "NaN is not JSON"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "step 5 on test: accuracy 0.438  F1 0.246",
+        str(STEP),
+        "",
+        '{"event": "evaluation"}',
+        '{"event": "step", "step": 5}',
+        STEP.record()[:-1],
+    ],
+)
+def test_other_lines_are_no_records(line):
+    assert StepLine.from_record(line) is None
+
+
+def test_a_job_prints_each_step_as_a_record(monkeypatch):
+    monkeypatch.setenv("LASER_STEP_RECORDS", "1")
+    console = Console(width=120, force_terminal=False, file=io.StringIO())
+    progress = RunProgress("trial", total=23, done=4, console=console)
+    for step in (5, 6, 7):
+        progress.step(step, dict.fromkeys(SHOWN, 0.123456789))
+    lines = console.file.getvalue().splitlines()
+    assert [StepLine.from_record(line).step for line in lines] == [5, 6, 7], (
+        "a line each, wider than the console"
+    )

@@ -33,7 +33,7 @@ def follow(cluster: Cluster, job: JobDetails, console: Console | None = None) ->
     Raises:
         RunError: The job failed or was stopped, or the cluster did not answer for `GIVE_UP_S`.
     """
-    with _View(job.metadata[RUN_KEY], console) as view:
+    with LogView(job.metadata[RUN_KEY], console) as view:
         asyncio.run(_show(cluster, job.submission_id, view))
     ended = cluster.job(job.submission_id)
     if ended.status is not JobStatus.SUCCEEDED:
@@ -53,7 +53,7 @@ def readable(log: str) -> str:
     return "\n".join(str(StepLine.from_record(line) or line) for line in log.split("\n"))
 
 
-class _View:
+class LogView:
     """Prints lines; in a terminal it shows steps in the panel of `laser train`."""
 
     def __init__(self, title: str, console: Console | None) -> None:
@@ -82,7 +82,7 @@ class _View:
             self.stack.close()
 
 
-async def _show(cluster: Cluster, job_id: str, view: _View) -> None:
+async def _show(cluster: Cluster, job_id: str, view: LogView) -> None:
     async for line in log_lines(cluster, job_id, view.show):
         view.show(line)
 

@@ -1,4 +1,4 @@
-"""`laser submit` and `laser jobs` against a real cluster with a token, as somebody uses them from another machine.
+"""`laser submit` and `laser jobs` against a real cluster with a token, as a user on another machine has them.
 
 Its three nodes are processes with resources that force each pool onto another one.
 """
@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 LASER = str(Path(sys.executable).parent / "laser")
 STEPS = 10
 RAY_SETTINGS = {"RAY_max_direct_call_object_size": "1"}
-"""Results of any size lie in the object store of the node that made them, as those of large models do: a node takes them with it."""
+"""Small results too lie in the object store of their node, as a large model's do, and are lost with the node."""
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,13 @@ def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"path": "./base"},
         "data": {"train": "data/train.jsonl", "eval": "data/test.jsonl", "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
-            "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40,
+            "cpus": 0.5, "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25, "resources": {"verifier": 1}},
-        "learning": {"cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "resources": {"learner": 1}},
+        "learning": {
+            "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "resources": {"learner": 1},
+        },
         "loss": {"alpha": 1.0, "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 50},
         "evaluation": {"samples_per_problem": 2},
@@ -47,7 +49,7 @@ def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class User:
-    """Somebody with the token and a terminal in `home`."""
+    """A user with the token and a terminal in `home`."""
 
     def __init__(self, cluster, home: Path) -> None:
         self.cluster, self.home, self.storage = cluster, home, home / "storage"
@@ -78,7 +80,7 @@ class User:
         return self.laser("submit", "tiny.yaml", *address, *arguments, **options)
 
     def submitted(self, *arguments: str) -> str:
-        """Id of a new job that is left to itself."""
+        """Id of a new job that nobody follows."""
         done = self.submit(*arguments, "--detach")
         assert done.returncode == 0, done.stderr
         first, *others = done.stdout.splitlines()
@@ -154,7 +156,7 @@ def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_else
         log, _ = terminal.communicate(timeout=400)
     assert terminal.returncode == 0, log
     lines = log.splitlines()
-    # A node that takes with it what the learner reads at that moment sends the run back to its newest checkpoint.
+    # A node that is lost with the data of the current step sends the run back to its newest checkpoint.
     assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
     assert not [line for line in lines if "pid=" in line], "what actors print stays in their own logs"
 
@@ -194,11 +196,12 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
 
     table = refused(user.submit("rollout.gpus=1", "run.name=large"))
     assert table.startswith(
-        f"{user.cluster.dashboard}, with 3 nodes, could never place large: the pools need 1 GPU, but the cluster has 0:\n"
+        f"{user.cluster.dashboard}, with 3 nodes, could never place large: "
+        "the pools need 1 GPU, but the cluster has 0:\n"
     )
     assert (
-        "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1, rollout.resources={'rollout': 1.0})\n"
-        in table
+        "  rollout       1 engine(s) x (rollout.cpus=0.5, rollout.gpus=1 x rollout.tensor_parallel=1, "
+        "rollout.resources={'rollout': 1.0})\n" in table
     )
     assert "--no-placement-check" in table
 
@@ -252,7 +255,7 @@ def test_a_node_that_has_another_folder_is_named_before_anything_starts(user: Us
     )
     if subprocess.run([*another_disk, "true"], capture_output=True, check=False).returncode:
         pytest.skip(
-            "no mount of its own can be made here (it takes root): the check of shared folders was not tried on a node without them"
+            "a separate mount takes root, so the check of shared folders was not tried on a node without them"
         )
     user.cluster.add_node(1, {"alone": 1}, command=another_disk)
     done = user.submit("run.name=alone", "learning.resources={alone: 1}", "data.eval=null")

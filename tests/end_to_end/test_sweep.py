@@ -1,4 +1,4 @@
-"""`laser sweep` on the real stack: shared trunk, kills, a trial that fails, MLflow, registry and report; pruning and Optuna."""
+"""`laser sweep` on the real stack: trunk, kills, a failing trial, MLflow, registry, report, pruning, Optuna."""
 
 import json
 import math
@@ -33,15 +33,19 @@ REFUSED = "beta_v-0.04_alpha-2_seed-0"
 
 def write_sweep(path: Path, task: Path, **settings: Any) -> Path:
     base = {
-        "run": {"name": "tiny", "dir": str(path.parent / "runs"), "steps": STEPS, "save_every": 1, "eval_every": 2},
+        "run": {
+            "name": "tiny", "dir": str(path.parent / "runs"), "steps": STEPS, "save_every": 1, "eval_every": 2,
+        },
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.25,
-            "engine_args": {"enforce_eager": True},
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40,
+            "cpus": 0.25, "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
-        "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2},
+        "learning": {
+            "num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2,
+        },
         "loss": {"alpha": 1.0, "reasoning_warmup_steps": WARM_UP, "self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 64},
         "evaluation": {"samples_per_problem": 2},
@@ -57,9 +61,9 @@ def write_sweep(path: Path, task: Path, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep that is killed after its first finished trial, continued by the same command, and loses a trial's driver then.
+    """A sweep that is killed after two finished trials, and loses a trial's driver after the same command resumed it.
 
-    Returns its folder, and what the second command printed.
+    Returns its folder, and the output of the second command.
     """
     config = write_sweep(
         tmp_path_factory.mktemp("sweep") / "tiny-sweep.yaml",
@@ -92,7 +96,7 @@ def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, stdout
 
 
-def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -> None:
+def test_a_killed_sweep_resumes_and_names_what_failed(swept: tuple[Path, str]) -> None:
     folder, stdout = swept
     results = json.loads((folder / "results.json").read_text())
     status = {trial["name"]: trial["status"] for trial in results["trials"]}
@@ -106,7 +110,9 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
     assert "failed and resumes from its last checkpoint: its driver died" in stdout, (
         "the trial whose driver was killed"
     )
-    assert stdout.count(f"{REFUSED} failed and resumes") == 0, "what can only fail again is not tried again"
+    assert stdout.count(f"{REFUSED} failed and resumes") == 0, (
+        "a failure that a retry cannot fix is not retried"
+    )
 
     for trial in results["trials"]:
         if trial["status"] == "finished":
@@ -128,7 +134,7 @@ def test_a_killed_sweep_goes_on_and_tells_what_failed(swept: tuple[Path, str]) -
 def test_the_sweep_says_how_much_training_its_trunk_saved(swept: tuple[Path, str]) -> None:
     folder, stdout = swept
     work = json.loads((folder / "results.json").read_text())["work"]
-    # Four trials of six steps, the first three of them shared; the trial that was refused came no further than the branch.
+    # Four trials of six steps share the first three. The refused trial trained no step after the branch.
     assert (work["steps_trained"], work["steps_independent"]) == (WARM_UP + 4 * (STEPS - WARM_UP), 4 * STEPS)
     assert work["share"] == 0.625
     assert "15 training steps; 24 without shared trunks (0.62 of them)" in stdout
@@ -179,7 +185,7 @@ def test_mlflow_has_parent_and_children_and_the_best_model_loads(swept: tuple[Pa
 def test_a_branched_trial_equals_one_trained_from_the_first_step(
     swept: tuple[Path, str], ray_cluster: None, tmp_path: Path
 ) -> None:
-    """A new learner with the trial's settings takes all six stored steps, three of them the trunk's: weights and moments are the same."""
+    """A new learner trains all six stored steps, three of them the trunk's, to the same weights and moments."""
     folder, _ = swept
     trial = folder / "trials" / BRANCHED
     config = load_config(trial / "config.yaml", [], RunConfig)
@@ -264,7 +270,7 @@ def test_a_pruned_trial_gives_everything_back(task: Path, ray_cluster: None, tmp
 
 
 @pytest.mark.long
-def test_optuna_goes_on_with_what_it_has_found(task: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_optuna_resumes_with_its_earlier_results(task: Path, ray_cluster: None, tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path / "found.yaml",
         task,

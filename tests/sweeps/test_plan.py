@@ -1,51 +1,12 @@
-"""What a sweep trains: points, conditions, names, and which trials share a trunk."""
+"""What a sweep trains: trials, their names, shared trunks, and what is refused."""
 
 import math
 
 import pytest
-import yaml
-from ray.tune.search import Repeater, Searcher
 
 from orchestrator.config.schema import flat_settings
-from orchestrator.config.sweep import SweepConfig, Values, base_config, load_sweep
 from orchestrator.errors import ConfigError
-from orchestrator.sweeps.optuna_search import PointSearch
-from orchestrator.sweeps.plan import SweepPlan, member_name
-from orchestrator.sweeps.results import Ledger, State
-from orchestrator.sweeps.space import in_effect, points, rounded
-from orchestrator.sweeps.trial import TrialRunner
-
-
-@pytest.fixture
-def load(tmp_path):
-    base = {
-        "run": {"name": "base", "steps": 10, "dir": str(tmp_path / "runs")},
-        "model": {"path": "models/base"},
-        "data": {"train": "train.jsonl", "eval": "test.jsonl"},
-        "loss": {"reasoning_warmup_steps": 5},
-        "self_reward": {"token": "<|z|>"},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-
-    def make(**settings) -> SweepConfig:
-        tree = {
-            "name": "sweep",
-            "base": str(tmp_path / "base.yaml"),
-            "space": {"loss.alpha": {"grid": [0.1, 1.0]}},
-        } | settings
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return load_sweep(tmp_path / "sweep.yaml")
-
-    return make
-
-
-@pytest.fixture
-def plan(load):
-    def make(**settings) -> SweepPlan:
-        sweep = load(**settings)
-        return SweepPlan(sweep, base_config(sweep))
-
-    return make
+from orchestrator.sweeps.plan import member_name
 
 
 def test_grids_are_crossed_with_each_other_and_with_the_seeds(plan):
@@ -62,51 +23,6 @@ def test_grids_are_crossed_with_each_other_and_with_the_seeds(plan):
         "beta_v-0.2_alpha-1_seed-4",
     )
     assert last.run.dir.parts[-2:] == ("sweep", "trials")
-
-
-def test_drawn_values_are_the_same_for_all_grid_values_and_seeds_and_repeat_with_the_seed(load):
-    space = {"loss.alpha": {"log_uniform": [0.01, 1]}, "loss.beta_v": {"grid": [0.1, 0.2]}}
-    sweep = load(space=space, search={"points": 3, "seed": 7})
-    found = points(sweep, base_config(sweep))
-    assert len(found) == 6
-    for first, second in zip(found[::2], found[1::2], strict=True):
-        assert first["loss.alpha"] == second["loss.alpha"] == float(f"{first['loss.alpha']:.4g}")
-        assert 0.01 <= first["loss.alpha"] <= 1
-    assert found == points(sweep, base_config(sweep))
-    other = load(space=space, search={"points": 3, "seed": 8})
-    assert found != points(other, base_config(other))
-
-
-def test_a_number_is_rounded_within_its_bounds():
-    assert rounded(0.123456, Values(uniform=(0.0, 1.0))) == 0.1235
-    assert rounded(0.123449, Values(uniform=(0.12348, 1.0))) == 0.12348
-    assert rounded("calibrate", Values(choice=["calibrate", "exact"])) == "calibrate"
-
-
-def test_a_key_whose_condition_fails_keeps_the_base_value_and_makes_no_second_point(load):
-    sweep = load(
-        space={"loss.alpha": {"grid": [0.0, 1.0]}, "loss.tau": {"grid": [0.0, 0.5], "when": "loss.alpha > 0"}}
-    )
-    assert points(sweep, base_config(sweep)) == [
-        {"loss.alpha": 0.0},
-        {"loss.alpha": 1.0, "loss.tau": 0.0},
-        {"loss.alpha": 1.0, "loss.tau": 0.5},
-    ]
-    assert in_effect(sweep, base_config(sweep), {"loss.alpha": 0.0, "loss.tau": 0.5}) == {"loss.alpha": 0.0}
-
-
-def test_points_that_fail_a_condition_are_left_out_and_draws_are_drawn_again(load):
-    sweep = load(
-        space={"loss.alpha": {"uniform": [0.0, 1.0]}, "loss.beta_v": {"grid": [0.1, 0.2]}},
-        where=["loss.alpha * loss.beta_v > 0.05"],
-        search={"points": 5},
-    )
-    found = points(sweep, base_config(sweep))
-    assert len({point["loss.alpha"] for point in found}) == 5
-    assert all(point["loss.alpha"] * point["loss.beta_v"] > 0.05 for point in found)
-    few = load(space={"loss.alpha": {"choice": [0.1, 0.2]}}, search={"points": 3})
-    with pytest.raises(ConfigError, match=r"search.points=3: only 2 different points"):
-        points(few, base_config(few))
 
 
 def test_trials_that_differ_only_after_the_warm_up_share_a_trunk_per_seed(plan):
@@ -176,74 +92,6 @@ def test_optuna_plans_trunks_before_it_proposes_points(plan):
     )
     assert mattering.trunks == []
     assert mattering.trial({"loss.alpha": 0.3, "learning.lr": 1e-4}, 0).trunk is None
-
-
-def proposals(search: PointSearch, number: int) -> list[dict]:
-    """The next `number` points, each answered by its alpha as the metric."""
-    found = []
-    for index in range(number):
-        proposal = search.suggest(f"trial-{index}")
-        if proposal == Searcher.FINISHED:
-            break
-        found.append(proposal["point"])
-        search.on_trial_complete(f"trial-{index}", {"objective": proposal["point"].get("loss.alpha", 0.0)})
-    return found
-
-
-def test_optuna_proposes_no_point_twice_and_stops_when_the_space_is_searched_through(plan, tmp_path):
-    space = {
-        "loss.alpha": {"choice": [0.1, 0.2, 0.3]},
-        "loss.tau": {"choice": [0.1, 0.2], "when": "loss.alpha > 0.25"},
-    }
-    made = plan(space=space, search={"algorithm": "optuna", "points": 9})
-    found = proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 9)
-    assert sorted(found, key=str) == sorted(
-        [
-            {"loss.alpha": 0.1},
-            {"loss.alpha": 0.2},
-            {"loss.alpha": 0.3, "loss.tau": 0.1},
-            {"loss.alpha": 0.3, "loss.tau": 0.2},
-        ],
-        key=str,
-    )
-
-
-def test_optuna_proposes_what_was_cut_off_first_and_never_what_is_over(plan, tmp_path):
-    space = {"loss.alpha": {"choice": [0.1, 0.2, 0.3]}}
-    made = plan(space=space, search={"algorithm": "optuna", "points": 3})
-    ledger = Ledger(tmp_path, "sweep", space, "accuracy", "test")
-    for alpha, status in ((0.3, State.FINISHED), (0.2, State.PENDING)):
-        trial = ledger.add(made.trial({"loss.alpha": alpha}, 0))
-        trial.status, trial.objective = status, 0.5
-    search = PointSearch(made, ledger)
-    assert search.left == 2
-    assert proposals(search, 3) == [{"loss.alpha": 0.2}, {"loss.alpha": 0.1}]
-
-
-def test_each_proposed_point_is_trained_with_every_seed_and_judged_by_their_mean(plan, tmp_path):
-    space = {"loss.alpha": {"log_uniform": [0.1, 1.0]}}
-    made = plan(space=space, search={"algorithm": "optuna", "points": 2}, seeds=[5, 7])
-    search = PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test"))
-    repeated = Repeater(search, repeat=2)
-    runner = TrialRunner(made, [{"CPU": 4.0}], {})
-    members = [runner.member(repeated.suggest(f"trial-{number}")) for number in range(4)]
-    assert [member.seed for member in members] == [5, 7, 5, 7]
-    assert members[0].point == members[1].point != members[2].point
-    assert [member.trunk for member in members[:2]] == ["trunk_seed-5", "trunk_seed-7"]
-    assert runner.resources({"point": members[0].point}).bundles == [{"CPU": 1.0}] * 3, (
-        "the driver reserves nothing: a learner, an engine, a verifier"
-    )
-    for number, objective in enumerate((0.2, 0.4)):
-        repeated.on_trial_complete(f"trial-{number}", {"objective": objective})
-    assert search.optuna._ot_study.best_value == pytest.approx(0.3)
-
-
-def test_a_proposal_that_makes_no_configuration_is_not_trained(plan, tmp_path):
-    space = {"learning.mini_batches": {"choice": [1, 500]}}  # more than there are prompts in a step
-    made = plan(space=space, search={"algorithm": "optuna", "points": 2})
-    assert proposals(PointSearch(made, Ledger(tmp_path, "sweep", space, "accuracy", "test")), 2) == [
-        {"learning.mini_batches": 1}
-    ]
 
 
 def named(point, seed=0):

@@ -1,4 +1,4 @@
-"""A sweep's ledger: what is gone on with after a kill, which point is best, and how much work was saved."""
+"""A sweep's ledger: its runs after a kill, the best point, and the training steps that trunks saved."""
 
 import json
 import math
@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.config.formula import Formula
 from orchestrator.errors import ConfigError
 from orchestrator.storage.journal import Journal
 from orchestrator.sweeps.plan import Member
@@ -120,11 +119,9 @@ def test_after_a_kill_what_is_over_stays_over_and_the_rest_is_pending(ledger, tm
         "new": "pending",
     }
     assert found["failed"].error is None
-    assert found["finished"].objective == 0.5, (
-        "another metric is computed anew from the figures that are kept"
-    )
+    assert found["finished"].objective == 0.5, "another metric is computed from the saved figures"
     longer = ledger().add(member("finished", {"loss.alpha": 0.1}, steps=20))
-    assert longer.status is State.PENDING, "a trial that is to train longer goes on"
+    assert longer.status is State.PENDING, "a trial with more steps than before resumes"
     shutil.rmtree(tmp_path / "trials" / "finished")
     deleted = ledger().add(member("finished", {"loss.alpha": 0.1}))
     assert (deleted.status, deleted.step, deleted.metrics) == (State.PENDING, 0, {}), "its folder was deleted"
@@ -153,11 +150,3 @@ def test_a_ledger_that_cannot_be_read_is_named(ledger, tmp_path):
     (tmp_path / "results.json").write_text('{"trials": [')
     with pytest.raises(ConfigError, match=r"results.json: cannot be read .*Delete it"):
         ledger()
-
-
-@pytest.mark.parametrize(
-    "text", ["__import__('os').getcwd()", "().__class__", "open('/etc/passwd')", "[x for x in (1, 2)]"]
-)
-def test_a_formula_runs_no_code(text):
-    with pytest.raises(ValueError, match=r"cannot be computed|is not a formula"):
-        Formula(text).value({"accuracy": 0.5})
