@@ -101,7 +101,7 @@ class Client:
         model: Name of the model; None means the only one that is served.
         timeout_s: Seconds that a request may take.
         retries: How often to repeat a request that a busy service (429) or one without a replica (503)
-            refuses. Each retry waits for the answer's `Retry-After`.
+            refuses. The first retry waits for the answer's `Retry-After`, each later one once more as long.
     """
 
     def __init__(
