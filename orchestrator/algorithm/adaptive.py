@@ -151,15 +151,13 @@ def accuracy_against_tokens(
     samples of any problem. Tied answers share the win.
 
     Args:
-        rules: Stop rules; unless given, `CONFIDENCES` from the first sample on, with that number of samples
-        as budget,
-            weighted where there are scores.
+        rules: Stop rules; unless given, one for each of `CONFIDENCES`, with a budget of the fewest samples of
+            any problem, and weighted where there are scores.
         draws: Orders of each problem.
 
     Raises:
         ValueError: There are no problems or no tokens, some problems have scores and others none, or a rule
-        is
-            weighted without scores or draws more samples than there are.
+            is weighted without scores or draws more samples than there are.
     """
     if not problems or any(samples.tokens is None for samples in problems):
         raise ValueError(

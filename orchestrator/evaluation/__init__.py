@@ -1,1 +1,1 @@
-"""`laser eval`: a model's samples on problem sets, and what they say about it and its score."""
+"""The evaluation of a model on problem sets: `laser eval`, and the figures and votes that training shares."""

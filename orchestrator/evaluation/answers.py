@@ -10,7 +10,7 @@ from orchestrator.messages.verdicts import Status
 from orchestrator.pools.pool import Pool, finished
 
 NO_VOTE = -1
-"""In place of the class of an answer."""
+"""In place of an answer's class, for a sample without a vote."""
 REFERENCE = 0
 """The class of the reference answer, whether or not a sample gives it."""
 
@@ -27,17 +27,11 @@ class Checked(Protocol):
         """The text inside the last complete box."""
 
 
-def is_verified(checked: Checked) -> bool:
-    """False where the check timed out or failed: the sample is then neither correct nor wrong."""
-    return checked.status not in (Status.TIMEOUT, Status.ERROR)
-
-
 def has_vote(checked: Checked) -> bool:
-    """Whether the sample holds exactly one complete, non-empty box, and the check against the reference
-    succeeded.
+    """Whether the sample holds exactly one complete, non-empty box, and its check did not fail or time out.
 
-    The verifier gives every such sample the status `correct` or `wrong`, and gives no other sample one of
-    these two.
+    Such a sample has the status `correct` or `wrong`, and no other sample has. A custom verifier may omit
+    the answer of a wrong sample, which then has no vote.
     """
     return checked.status == Status.CORRECT or (checked.status == Status.WRONG and bool(checked.answer))
 

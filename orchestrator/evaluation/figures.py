@@ -48,6 +48,7 @@ class SampleColumns:
     score: Float[np.ndarray, "samples"]
     """Self-reward; NaN when unfinished or without a score."""
     finished: Bool[np.ndarray, "samples"]
+    """Whether the response ended by itself, with an EOS token."""
     tokens: Int[np.ndarray, "samples"]
     """Response tokens."""
 
@@ -220,15 +221,15 @@ def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetRe
 
     Args:
         samples: At least one.
-        tables: False leaves out `cost` and all rows of `at_k` but the last, which take longer than the
-        figures.
+        tables: False leaves out `cost` and all rows of `at_k` but the last. They take longer than the
+            figures, and training does not record them.
     """
     problem_rows = _rows_by_problem(samples)
     fewest = min(len(rows) for rows in problem_rows)
     checked = [rows[samples.verified[rows]] for rows in problem_rows]
     accuracy = np.array([samples.correct[rows].mean() for rows in checked if len(rows)])
     numbers = np.array([len(rows) for rows in checked if len(rows)])
-    # A problem without a checked sample has no known winner: the votes leave it out, like the accuracy.
+    # Nobody knows the right winner of a problem without a checked sample; accuracy leaves it out too.
     problems = [
         _problem_samples(samples, rows)
         for rows, known in zip(problem_rows, checked, strict=True)

@@ -32,15 +32,15 @@ class PreparedEvaluation:
     """An evaluation that can start.
 
     Attributes:
-    folder: Where the results go.
-    model: None where stored samples keep the scores that they have.
-    score: None for an evaluation without a score.
-    sets: The problems to draw samples of; empty with stored samples.
-    stored: The samples of `config.samples`; empty when samples are drawn.
-    instruction: Text after each problem.
-    longest_response: Tokens that a response may have: `rollout.max_response_tokens`, or fewer where the
-    model's
-        context leaves less room after the longest prompt.
+        config: The settings.
+        folder: Where the results go.
+        model: None where stored samples keep the scores that they have.
+        score: None for an evaluation without a score.
+        sets: The problems to draw samples of; empty with stored samples.
+        stored: The samples of `config.samples`; empty when samples are drawn.
+        instruction: Text after each problem.
+        longest_response: Tokens that a response may have: `rollout.max_response_tokens`, or fewer where the
+            model's context leaves less room after the longest prompt.
     """
 
     config: EvalConfig
@@ -118,8 +118,7 @@ class PreparedEvaluation:
         return found
 
     def order(self) -> Callable[[EvalSample], tuple[int, int]]:
-        """A sort key for samples: sets and problems in the order in which they were given, then the sample's
-        number."""
+        """A sort key for samples: the given order of sets and problems, then the number of the sample."""
         if self.stored:
             keys = list(by_problem(self.stored))
         else:
@@ -145,8 +144,8 @@ def prepare(
         hold: Until it is closed, the evaluated run does not delete the model.
 
     Raises:
-        ConfigError: The model cannot be found, a setting is refused, or a score or a prompt does not fit the
-        model. DataError: Problems or stored samples cannot be read.
+        ConfigError: The model cannot be found, a setting is refused, or a score or prompt does not fit it.
+        DataError: Problems or stored samples cannot be read.
     """
     requests = requested_sets(config)
     stored = read_samples(config.samples) if config.samples is not None else []

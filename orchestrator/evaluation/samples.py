@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, DataError, RunError
-from orchestrator.evaluation.answers import has_vote, is_verified
-from orchestrator.messages.verdicts import Status
+from orchestrator.evaluation.answers import has_vote
 from orchestrator.storage.files import write_atomically
 
 SAMPLES = "samples.jsonl"
@@ -48,16 +47,6 @@ class EvalSample:
     """log pi(z_c | x, y, EOS); NaN when unfinished or without a score."""
     score: float
     """NaN when unfinished or without a score."""
-
-    @property
-    def correct(self) -> bool:
-        """Whether the verifier accepts the answer."""
-        return self.status == Status.CORRECT
-
-    @property
-    def verified(self) -> bool:
-        """See `answers.is_verified`."""
-        return is_verified(self)
 
     @property
     def has_vote(self) -> bool:

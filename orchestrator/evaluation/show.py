@@ -203,8 +203,7 @@ def _cost_table(found: SetResults) -> Table:
         if rule not in (None, point.rule):
             table.add_section()
         rule = point.rule
-        # Both rules saw the same problems and orders, so the difference has a smaller error than either
-        # accuracy.
+        # Both rules saw the same problems and orders: the difference has a smaller error than the accuracies.
         difference, error = paired_difference(point.accuracy_by_problem, majority.accuracy_by_problem)
         gain = f"{difference:+.3f} ± {error:.3f}" if point is not majority else ""
         accuracy = _with_error(point.accuracy, point.standard_error)

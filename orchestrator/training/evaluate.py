@@ -48,7 +48,7 @@ def evaluate_held_out(session: Session) -> dict[str, float] | None:
     batch = session.collect(groups)
     with session.stop.interruptible():
         classes = pool_answers(session.pools.verifiers, [group.verdicts for group in batch.groups])
-    # As the service scores it: from the model and its one c_ref alone.
+    # The service has no reference model, so an evaluation scores with the one c_ref too.
     scores = session.scores(batch, session.constant_reference(batch))
     figures = held_out_figures(set_results(name, columns_of_batch(batch, scores, classes), tables=False))
     histogram = None
@@ -97,7 +97,7 @@ def held_out_figures(results: SetResults) -> dict[str, float]:
 
 
 def headline_of(title: str, figures: Mapping[str, float]) -> str:
-    """The defined ones of the main figures, in one line for the user."""
+    """The main figures in one line for the user, without those that are not defined."""
     shown = {label: figures[name] for name, label in HEADLINE.items() if not np.isnan(figures[name])}
     return f"{title}: " + "  ".join(f"{label} {value:.3f}" for label, value in shown.items())
 
@@ -105,7 +105,7 @@ def headline_of(title: str, figures: Mapping[str, float]) -> str:
 def sampled_solutions(
     batch: Batch, scores: Float32[np.ndarray, "samples"] | None, count: int
 ) -> dict[str, list]:
-    """The first sample of `count` problems spread over the set, as columns of a table."""
+    """The first sample of each of `count` problems spread over the set, as columns of a table."""
     numbers = np.unique(
         np.linspace(0, len(batch.groups) - 1, min(count, len(batch.groups))).round().astype(int)
     )
