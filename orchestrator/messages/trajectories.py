@@ -1,14 +1,13 @@
 """The packed trajectories of one group, which an engine samples and a learner rank trains on.
 
-Samples lie back to back in flat arrays, so that a group travels through the object store as a handful of
-numpy arrays which every reader maps without a copy. `GroupSummary` is the per-sample scalars that the driver
-sees instead of the tokens.
+Samples lie back to back in flat numpy arrays, which every reader maps from the object store without a copy.
+The driver sees a `GroupSummary` instead of the tokens: a few scalars for each sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One solution, as views into its group's arrays."""
+    """One solution, as views into its group's arrays. Fields as in `Trajectories`."""
 
     prompt_ids: Int32[np.ndarray, "prompt_tokens"]
     response_ids: Int32[np.ndarray, "tokens"]
@@ -30,26 +29,27 @@ class Sample:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """All solutions of one problem.
-
-    A finished response ends with its EOS token; `z_c` is never part of it. `logprobs` are the behaviour
-    policy's, at temperature 1. `z_logprobs` is log pi(z_c | x, y, EOS), NaN for an unfinished response or
-    when self-rewarding is off. `versions` holds, for each sample, the weight version of its first and of its
-    last token.
-    """
+    """All solutions of one problem. Log-probs are natural logs."""
 
     prompt_ids: Int32[np.ndarray, "prompt_tokens"]
     response_ids: Int32[np.ndarray, "tokens"]
+    """A finished response ends with its EOS token; z_c is never part of it."""
     logprobs: Float32[np.ndarray, "tokens"]
+    """Of the behaviour policy, at temperature 1."""
     lengths: Int32[np.ndarray, "samples"]
+    """Tokens of each response."""
     finished: Bool[np.ndarray, "samples"]
     z_logprobs: Float32[np.ndarray, "samples"]
+    """log pi(z_c | x, y, EOS); NaN for an unfinished response and without self-rewarding."""
     versions: Int32[np.ndarray, "samples 2"]
+    """Oldest and newest version of the weights that sampled each response; -1 without any."""
 
     def __len__(self) -> int:
+        """The number of samples."""
         return len(self.lengths)
 
     def sample(self, index: int) -> Sample:
+        """The solution with this number, without a copy."""
         end = int(self.lengths[: index + 1].sum())
         span = slice(end - int(self.lengths[index]), end)
         return Sample(
@@ -61,12 +61,13 @@ class Trajectories:
         )
 
     def summary(self) -> "GroupSummary":
+        """The scalars of all samples, without tokens."""
         return GroupSummary(len(self.prompt_ids), self.lengths, self.finished, self.z_logprobs, self.versions)
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """What the driver knows of a group: scalars a sample, no tokens. Fields as in `Trajectories`."""
+    """A group as the driver sees it: scalars for each sample, no tokens. Fields as in `Trajectories`."""
 
     prompt_tokens: int
     lengths: Int32[np.ndarray, "samples"]
@@ -77,7 +78,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class Generated:
-    """One sampled response before packing. Fields as in `Trajectories`."""
+    """One sampled response, or a piece of one, before packing. Fields as in `Trajectories`."""
 
     response_ids: Sequence[int]
     logprobs: Sequence[float]
@@ -87,19 +88,19 @@ class Generated:
 
 
 def pack(prompt_ids: Sequence[int], samples: Sequence[Generated]) -> Trajectories:
-    """Lay the samples of one problem back to back."""
+    """Lay the responses to one problem back to back."""
     return Trajectories(
         prompt_ids=np.asarray(prompt_ids, np.int32),
-        response_ids=np.concatenate([np.asarray(s.response_ids, np.int32) for s in samples]),
-        logprobs=np.concatenate([np.asarray(s.logprobs, np.float32) for s in samples]),
-        lengths=np.array([len(s.response_ids) for s in samples], np.int32),
-        finished=np.array([s.finished for s in samples], bool),
-        z_logprobs=np.array([s.z_logprob for s in samples], np.float32),
-        versions=np.array([s.versions for s in samples], np.int32).reshape(-1, 2),
+        response_ids=np.concatenate([np.asarray(sample.response_ids, np.int32) for sample in samples]),
+        logprobs=np.concatenate([np.asarray(sample.logprobs, np.float32) for sample in samples]),
+        lengths=np.array([len(sample.response_ids) for sample in samples], np.int32),
+        finished=np.array([sample.finished for sample in samples], bool),
+        z_logprobs=np.array([sample.z_logprob for sample in samples], np.float32),
+        versions=np.array([sample.versions for sample in samples], np.int32).reshape(-1, 2),
     )
 
 
-def to_table(groups: Sequence[Trajectories], columns: dict[str, list]) -> "pa.Table":
+def to_table(groups: Sequence[Trajectories], columns: Mapping[str, Sequence[Any]]) -> "pa.Table":
     """Trajectories as an Arrow table, one row a sample.
 
     Args:
@@ -107,7 +108,7 @@ def to_table(groups: Sequence[Trajectories], columns: dict[str, list]) -> "pa.Ta
     """
     import pyarrow as pa
 
-    rows: dict[str, list] = {
+    rows: dict[str, list[Any]] = {
         "group": [],
         "prompt_ids": [],
         "response_ids": [],
@@ -126,7 +127,7 @@ def to_table(groups: Sequence[Trajectories], columns: dict[str, list]) -> "pa.Ta
             rows["finished"].append(sample.finished)
             rows["z_logprob"].append(group.z_logprobs[index])
             rows["versions"].append(group.versions[index])
-    return pa.table(rows | columns)
+    return pa.table({**rows, **columns})
 
 
 def read_groups(path: Path) -> tuple[list[Trajectories], "pa.Table"]:
@@ -134,21 +135,26 @@ def read_groups(path: Path) -> tuple[list[Trajectories], "pa.Table"]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    groups: dict[int, list[dict]] = {}
+    groups: dict[int, list[dict[str, Any]]] = {}
     for row in table.select(
         ["group", "prompt_ids", "response_ids", "logprobs", "finished", "z_logprob", "versions"]
     ).to_pylist():
         groups.setdefault(row["group"], []).append(row)
-    packed = [
-        pack(
-            rows[0]["prompt_ids"],
-            [
-                Generated(
-                    r["response_ids"], r["logprobs"], r["finished"], r["z_logprob"], tuple(r["versions"])
-                )
-                for r in rows
-            ],
-        )
-        for rows in groups.values()
-    ]
-    return packed, table
+    return [_packed(rows) for rows in groups.values()], table
+
+
+def _packed(rows: Sequence[Mapping[str, Any]]) -> Trajectories:
+    """The group of a rollout file's rows."""
+    return pack(
+        rows[0]["prompt_ids"],
+        [
+            Generated(
+                row["response_ids"],
+                row["logprobs"],
+                row["finished"],
+                row["z_logprob"],
+                tuple(row["versions"]),
+            )
+            for row in rows
+        ],
+    )

@@ -1,7 +1,7 @@
 """Weights from the learner to the engines, in bounded chunks of parameters, each one flat byte array.
 
-The object store maps a chunk's array into every reader without a copy. Imports no vLLM: the learner packs,
-the engine unpacks.
+The object store maps a chunk's array into every reader without a copy. The learner packs, the engine unpacks,
+so this module imports neither's libraries.
 """
 
 import math

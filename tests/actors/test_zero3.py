@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -12,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from transformers import Gemma3TextConfig, Gemma3TextModel, LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from actors.process_group import open_store
-from actors.zero3 import restore_rotary_frequencies
+from actors.zero3 import padding_token, restore_rotary_frequencies
 from orchestrator.config.training import RunConfig
 from orchestrator.pools.ranks import learner_settings, start_ranks
 
@@ -56,6 +57,11 @@ def test_rotary_frequencies_rounded_while_loading_are_float32_again(model_class,
         if name in expected:
             torch.testing.assert_close(buffer, expected[name], rtol=0, atol=0)
     assert next(model.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("pad", "eos", "expected"), [(0, 2, 0), (5, 2, 5), (None, 2, 2), (None, None, 0)])
+def test_a_tokenizer_without_padding_pads_with_eos(pad, eos, expected):
+    assert padding_token(SimpleNamespace(pad_token_id=pad, eos_token_id=eos)) == expected
 
 
 @pytest.fixture
