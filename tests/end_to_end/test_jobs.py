@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 LASER = str(Path(sys.executable).parent / "laser")
 STEPS = 10
 RAY_SETTINGS = {"RAY_max_direct_call_object_size": "1"}
-"""Small results too lie in the object store of their node, as a large model's do, and are lost with the node."""
+"""Small results too lie in their node's object store, as a large model's do, and are lost with the node."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"path": "./base"},
         "data": {"train": "data/train.jsonl", "eval": "data/test.jsonl", "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40,
-            "cpus": 0.5, "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80,
+            "max_response_tokens": 40, "cpus": 0.5, "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25, "resources": {"verifier": 1}},
         "learning": {

@@ -1,4 +1,4 @@
-"""`laser sweep` on the real stack: trunk, kills, a failing trial, MLflow, registry, report, pruning, Optuna."""
+"""`laser sweep` on the real stack: trunk, kills, failing trial, MLflow, registry, report, pruning, Optuna."""
 
 import json
 import math
@@ -34,17 +34,19 @@ REFUSED = "beta_v-0.04_alpha-2_seed-0"
 def write_sweep(path: Path, task: Path, **settings: Any) -> Path:
     base = {
         "run": {
-            "name": "tiny", "dir": str(path.parent / "runs"), "steps": STEPS, "save_every": 1, "eval_every": 2,
+            "name": "tiny", "dir": str(path.parent / "runs"), "steps": STEPS,
+            "save_every": 1, "eval_every": 2,
         },
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40,
-            "cpus": 0.25, "engine_args": {"enforce_eager": True},
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80,
+            "max_response_tokens": 40, "cpus": 0.25, "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
         "learning": {
-            "num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2,
+            "num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3,
+            "tokens_per_micro_batch": 1024, "mini_batches": 2,
         },
         "loss": {"alpha": 1.0, "reasoning_warmup_steps": WARM_UP, "self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 64},
@@ -61,7 +63,7 @@ def write_sweep(path: Path, task: Path, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep that is killed after two finished trials, and loses a trial's driver after the same command resumed it.
+    """A sweep that is killed after two finished trials, resumed, and then loses a trial's driver.
 
     Returns its folder, and the output of the second command.
     """
@@ -92,7 +94,10 @@ def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     assert "Traceback" not in stdout
     assert process.returncode == 1, stdout
     for path, before in finished.items():
-        assert path.read_bytes() == before, f"{path}: a finished trial is not run again"
+        after = path.read_bytes()
+        # The kill may come after a trial's summary and before its end is recorded, which the second call then does.
+        assert after.startswith(before)
+        assert b'"step"' not in after[len(before) :], f"{path}: a finished trial is not trained again"
     return folder, stdout
 
 
@@ -185,7 +190,7 @@ def test_mlflow_has_parent_and_children_and_the_best_model_loads(swept: tuple[Pa
 def test_a_branched_trial_equals_one_trained_from_the_first_step(
     swept: tuple[Path, str], ray_cluster: None, tmp_path: Path
 ) -> None:
-    """A new learner trains all six stored steps, three of them the trunk's, to the same weights and moments."""
+    """A new learner trains the six stored steps, three of them the trunk's, to the same weights and moments."""
     folder, _ = swept
     trial = folder / "trials" / BRANCHED
     config = load_config(trial / "config.yaml", [], RunConfig)

@@ -7,7 +7,7 @@ from tests.jobs.folders import write
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder to submit from: a run with relative paths of model and data, a sweep of it, and an evaluation."""
+    """A folder to submit from: a run with relative paths, a sweep of it, and an evaluation."""
     monkeypatch.chdir(tmp_path)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)

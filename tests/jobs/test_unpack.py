@@ -9,7 +9,7 @@ from tests.jobs.folders import staged
 
 
 def test_the_driver_runs_the_command_of_its_kind_in_a_folder_of_the_run(here, monkeypatch):
-    """It is the same folder after each submission: the paths of its inputs identify a sweep or an evaluation."""
+    """Each submission has the same folder: the paths of its inputs identify a sweep or an evaluation."""
     monkeypatch.setenv("HOME", str(here / "home"))
     for name in ("LASER_STEP_RECORDS", "COLUMNS"):
         monkeypatch.setenv(name, "")  # so that monkeypatch restores it

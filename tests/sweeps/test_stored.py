@@ -1,4 +1,4 @@
-"""A sweep that an earlier version finished can be extended: `tests/stored/sweep` is one, written at version 0.1.0."""
+"""A sweep that version 0.1.0 finished, `tests/stored/sweep`, can be extended."""
 
 import shutil
 from pathlib import Path
