@@ -34,7 +34,8 @@ def home(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": "data/train.jsonl", "eval": "data/test.jsonl", "instruction": ""},
         "rollout": {
             "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80,
-            "max_response_tokens": 40, "cpus": 0.5, "resources": {"rollout": 1}, "engine_args": {"enforce_eager": True},
+            "max_response_tokens": 40, "cpus": 0.5, "resources": {"rollout": 1},
+            "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25, "resources": {"verifier": 1}},
         "learning": {

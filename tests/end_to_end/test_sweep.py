@@ -95,7 +95,7 @@ def swept(laser, task: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     assert process.returncode == 1, stdout
     for path, before in finished.items():
         after = path.read_bytes()
-        # The kill may come after a trial's summary and before its end is recorded, which the second call then does.
+        # If the kill came between a trial's summary and its recorded end, the second call records the end.
         assert after.startswith(before)
         assert b'"step"' not in after[len(before) :], f"{path}: a finished trial is not trained again"
     return folder, stdout
@@ -190,7 +190,7 @@ def test_mlflow_has_parent_and_children_and_the_best_model_loads(swept: tuple[Pa
 def test_a_branched_trial_equals_one_trained_from_the_first_step(
     swept: tuple[Path, str], ray_cluster: None, tmp_path: Path
 ) -> None:
-    """A new learner trains the six stored steps, three of them the trunk's, to the same weights and moments."""
+    """A new learner trains the stored steps, the trunk's first, to the same weights and moments."""
     folder, _ = swept
     trial = folder / "trials" / BRANCHED
     config = load_config(trial / "config.yaml", [], RunConfig)
