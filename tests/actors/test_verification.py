@@ -3,6 +3,7 @@ import threading
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -273,3 +274,20 @@ def test_a_response_has_a_vote_when_it_has_exactly_one_complete_box_that_is_not_
     assert only_answer(response) == answer
     verdict = verify_math(response, "12")
     assert (verdict.status in (Status.CORRECT, Status.WRONG)) == (answer is not None), "as in an evaluation"
+
+
+def test_equal_answers_are_pooled_and_what_hangs_is_counted():
+    with closing(VerificationWorker(timeout_s=2.0)) as worker:
+        assert worker.pool_answers(["7", "-7", "007", "+7", "0", "-0", "7" * 5000]) == [0, 1, 0, 0, 2, 2, 3]
+        assert worker.pooling_stats() == {"comparisons": 0, "timeout": 0, "error": 0}, (
+            "integers and equal texts need no check"
+        )
+        answers = [r"\frac12", "3", "0.5", "x=3", "1/2", "{1,2}", r"\{2,1\}"]
+        assert worker.pool_answers(answers) == [0, 1, 0, 1, 0, 2, 2]
+        order = np.random.default_rng(0).permutation(len(answers))
+        shuffled = worker.pool_answers([answers[index] for index in order])
+        original = [[0, 1, 0, 1, 0, 2, 2][index] for index in order]
+        assert len(set(zip(shuffled, original, strict=True))) == 3, "the same classes in any order"
+        assert worker.pool_answers(["9^{9^{9^9}}", "x+1", "1+x", "x+2", "x+3"]) == [0, 1, 1, 2, 3]
+        assert worker.pooling_stats()["timeout"] == 2, "an answer that hangs is compared only twice"
+        assert worker.pool_answers([]) == []

@@ -269,3 +269,12 @@ def test_eos_ids_without_a_generation_config(tokenizer, tmp_path):
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="names an EOS token"):
         eos_token_ids(tokenizer, str(tmp_path))
+
+
+def test_a_problem_with_several_answers_has_them_all_in_its_reference(tmp_path):
+    path = tmp_path / "olympiad.jsonl"
+    path.write_text(json.dumps({"question": "x^2=1", "final_answer": ["1 ", "-1"]}) + "\n")
+    assert [problem.answer for problem in load_problems(str(path), "question", "final_answer")] == ["1, -1"]
+    path.write_text(json.dumps({"question": "x^2=1", "final_answer": [["1"]]}) + "\n")
+    with pytest.raises(DataError, match="neither text nor a number"):
+        load_problems(str(path), "question", "final_answer")

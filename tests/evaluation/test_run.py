@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from orchestrator.config.evaluation import EvalConfig
+from orchestrator.config.training import load_config
 from orchestrator.data.tokens import load_tokens
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.preparation import prepare
@@ -207,3 +209,21 @@ def test_a_run_that_is_evaluated_while_it_trains_keeps_the_weights(tmp_path, mon
         evaluate(load_eval(None, settings, []))
     save(4)
     assert [path.name for path in checkpoints.folder.glob("step-*")] == ["step-000004"]
+
+
+def test_overrides_go_over_options_over_the_file(tmp_path):
+    path = tmp_path / "eval.yaml"
+    path.write_text("seed: 1\ntemperature: 0.5\nrollout: {num_engines: 2}\n")
+    config = load_eval(path, {"temperature": 0.7}, ["rollout.cpus=0.5", "temperature=0.9"])
+    assert (config.seed, config.temperature, config.rollout.num_engines, config.rollout.cpus) == (
+        1,
+        0.9,
+        2,
+        0.5,
+    )
+    assert load_config(path, [], EvalConfig).temperature == 0.5
+    assert load_eval(path, {}, ["instruction="]).instruction == "", "none, and not the default"
+    with pytest.raises(ConfigError, match=r"rollout\.engines: unknown key"):
+        load_eval(path, {}, ["rollout.engines=1"])
+    with pytest.raises(ConfigError, match=r"write key.path=value"):
+        load_eval(path, {}, ["seed"])

@@ -1,0 +1,48 @@
+"""Samples on disk: their seeds, a file that a kill cut off, and a folder that belongs to one evaluation."""
+
+import json
+import math
+
+import pytest
+
+from orchestrator.errors import ConfigError, DataError
+from orchestrator.evaluation.samples import SampleFile, claim_protocol, problem_seed, read_samples
+from tests.evaluation.made import NAN, sample
+
+
+def test_a_seed_is_the_problems_own():
+    first = problem_seed(0, "s", "p")
+    assert first == problem_seed(0, "s", "p")
+    assert len({first, problem_seed(1, "s", "p"), problem_seed(0, "t", "p"), problem_seed(0, "s", "q")}) == 4
+    assert 0 <= first < 2**48
+
+
+def test_a_cut_off_last_line_is_dropped_and_another_bad_line_refused(tmp_path):
+    file = SampleFile(tmp_path)
+    file.append([sample(0), sample(1, "no_answer", None, None, NAN, finished=False)])
+    whole = file.path.read_bytes()
+    for cut in (whole + sample(2).line().encode()[:-1], whole + b'{"set"', whole + b"\n"):
+        file.path.write_bytes(cut)
+        again = SampleFile(tmp_path)
+        assert [found.sample for found in again.samples] == [0, 1]
+        assert file.path.read_bytes() == whole
+    assert math.isnan(again.samples[1].score)
+    assert json.loads(whole.splitlines()[1])["score"] is None
+    again.append([sample(2)])
+    assert [found.sample for found in read_samples(file.path)] == [0, 1, 2]
+    file.path.write_bytes(b"{}\n" + whole)
+    with pytest.raises(DataError, match="line 1: is not a sample of an evaluation"):
+        SampleFile(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_samples(tmp_path / "none.jsonl")
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path):
+    claim_protocol(tmp_path, {"seed": 0, "sets": {"s": {"problems": 3}}})
+    claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})  # nothing has been drawn yet
+    SampleFile(tmp_path).append([sample()])
+    claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})
+    with pytest.raises(
+        ConfigError, match=r"sets.s.problems: 3 before, 4 now\n  sets.t.problems: None before, 1 now"
+    ):
+        claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 4}, "t": {"problems": 1}}})
