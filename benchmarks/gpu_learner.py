@@ -1,12 +1,13 @@
-"""What only a GPU can show of the learner: speed, peak memory and bfloat16 precision, beside what each is compared to.
+"""Measures of the learner that need a GPU: speed, peak memory and bfloat16 precision, each beside a baseline.
 
     python benchmarks/gpu_learner.py [--json FILE]
 
-Head: `token_logprobs` at the shape of a 7B model's head, against the two usual ways that hold all logits. Precision: loss,
-log-probs and gradients of a small model under ZeRO-3 on the GPU, against plain transformers in float32 on the CPU. Step: whole
-optimiser steps of randomly initialised models of Qwen2.5's 1.5B and 7B shapes, on one ZeRO-3 rank. The real `LearnerRank` does
-the work; only the object store is left out. Each part is a process of its own, so that its peak memory is its own, and one that
-fails is reported and leaves the others. Needs one GPU, 140 GB of it for the 7B step, and 16 GB of disk.
+Head: `token_logprobs` at the shape of a 7B model's head, against the two usual ways, which hold all logits.
+Precision: loss, log-probs and gradients of a small model under ZeRO-3 on the GPU, against plain transformers
+in float32 on the CPU. Step: whole optimiser steps of random models of Qwen2.5's 1.5B and 7B shapes, on one
+ZeRO-3 rank. The real `LearnerRank` does the work, without the object store. Each part runs in its own
+process, so that its peak memory is measured alone; a part that fails is reported, and the others run. Needs
+one GPU, with 140 GB for the 7B step, and 16 GB of disk.
 """
 
 import argparse
@@ -110,9 +111,10 @@ def machine() -> dict[str, Any]:
 
 
 def head(tokens: int, repeats: int = 9) -> list[dict[str, Any]]:
-    """Forward and backward pass of each way to get the log-probs: median time, peak memory beside the inputs, and error.
+    """Forward and backward pass of each way to get log-probs: median time, peak memory beyond the inputs, error.
 
-    The error is against float64 on 1024 of the rows: the largest of the log-probs, and ||difference|| / ||gradient||.
+    The error is against float64 on 1024 of the rows: the largest one of the log-probs, and
+    ||difference|| / ||gradient||.
     """
     inputs = _head_inputs(tokens)
     few = _head_inputs(1024)
@@ -152,9 +154,9 @@ def head(tokens: int, repeats: int = 9) -> list[dict[str, Any]]:
 
 
 def precision(dtype: str, accumulate_in: str) -> list[dict[str, Any]]:
-    """A small model's loss, log-probs and gradients on the GPU, against float32 on the CPU and against fewer micro-batches.
+    """A small model's loss, log-probs and gradients on the GPU, against the CPU and one micro-batch.
 
-    Plain transformers in the same precision on the GPU says how much of the error is the precision's own.
+    Plain transformers in the same precision on the GPU shows how much of the error comes from the precision.
     """
     groups = random_groups(8, 8, prompt=(8, 1500), response=(8, 120), vocab=SMALL["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +210,11 @@ def step(
     response: tuple[int, int],
     steps: int = 4,
 ) -> dict[str, Any]:
-    """Whole optimiser steps on `samples` with 512 prompt tokens and responses between the two lengths; the first is not counted."""
+    """Whole optimiser steps on samples of 512 prompt tokens; the first step is not counted.
+
+    Args:
+        response: Smallest and largest number of response tokens.
+    """
     groups = random_groups(
         samples // 8, 8, prompt=(512, 512), response=response, vocab=SHAPES[shape]["vocab_size"]
     )
@@ -426,14 +432,17 @@ def _with_logprobs(groups: list[Trajectories], plain: Plain) -> list[Trajectorie
 
 
 def _model_flops(shape: dict[str, Any], parameters: int, tokens: int, read: int) -> int:
-    """6 a parameter and token, the head's at the read positions only; neither attention's own products nor recomputation count."""
+    """6 for each parameter and token, for the head at the read positions only.
+
+    Neither attention's own products nor recomputation count.
+    """
     head_parameters = shape["vocab_size"] * shape["hidden_size"]
     body = parameters - head_parameters * (1 if shape["tie_word_embeddings"] else 2)
     return 6 * (body * tokens + head_parameters * read)
 
 
 def _head_inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, weight and targets drawn from the distributions that these give; the logits' standard deviation is 3."""
+    """Hidden states, weight, and targets drawn from them; the logits' standard deviation is 3."""
     generator = torch.Generator("cuda").manual_seed(0)
     hidden_size, vocab = QWEN_7B_HEAD["hidden"], QWEN_7B_HEAD["vocab"]
     weight = (
@@ -464,7 +473,7 @@ def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _differentiated(
     way: Callable[..., Tensor], hidden: Tensor, weight: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, and the gradients in `hidden` and `weight` of their sum weighted from -1 to 2, as advantages would."""
+    """Log-probs, and gradients in `hidden` and `weight` of their sum with weights from -1 to 2, like advantages."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     logprobs = way(hidden, weight, targets)
     (logprobs * torch.linspace(-1, 2, len(targets), device="cuda", dtype=logprobs.dtype)).sum().backward()

@@ -1,3 +1,5 @@
+"""Lets child processes import the functions of these tests."""
+
 from pathlib import Path
 
 import pytest

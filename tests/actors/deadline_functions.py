@@ -1,4 +1,4 @@
-"""What the tests of deadlines and verifiers run in a child process, by import path."""
+"""Functions that the tests of deadlines and verifiers run in a child process, by import path."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ def sleep(seconds):
 
 
 def big_power():
-    """Minutes in C, without once coming back to the interpreter."""
+    """Minutes in C, without a return to the interpreter."""
     return len(bin(9**9**9))
 
 
@@ -27,7 +27,7 @@ def write_pid_then_big_power(path):
 
 
 def leave_a_sleeper(path):
-    """Starts a process of its own, as a verifier that runs code would, and hangs."""
+    """Starts another process, as a verifier that runs code would, and hangs."""
     sleeper = subprocess.Popen(["sleep", "60"])
     with open(path, "w") as file:
         file.write(str(sleeper.pid))
@@ -51,7 +51,7 @@ def nested(size):
 
 
 def obey(response, reference):
-    """A verifier that does what the reference says."""
+    """A verifier that obeys the reference."""
     if reference == "sleep":
         time.sleep(60)
     if reference == "exit":

@@ -1,3 +1,5 @@
+"""Calls in a child process: deadlines, deaths of the child and of its parent, and failures."""
+
 import os
 import signal
 import subprocess
@@ -20,7 +22,7 @@ def executor(function, timeout_s, **options):
 def wait_until(condition, timeout_s=10.0):
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.01)
 
 
@@ -39,7 +41,7 @@ def test_returns_what_the_function_returns_even_when_it_is_large():
         assert child.restarts == 0
 
 
-def test_deadline_kills_a_sleep_and_the_next_call_goes_on():
+def test_deadline_kills_a_sleep_and_the_next_call_works():
     with executor("sleep", 0.3) as child:
         with pytest.raises(DeadlineExceeded, match=r"0\.3 s"):
             child.call(60)
@@ -81,7 +83,7 @@ def test_deadline_also_kills_what_the_function_started(tmp_path):
     wait_until(lambda: gone(int(pid_file.read_text())))
 
 
-def test_a_child_that_exits_is_told_by_its_status_and_replaced():
+def test_a_child_that_exits_is_reported_by_its_status_and_replaced():
     with executor("exit_with", 10.0) as child:
         for status in (3, 0):
             with pytest.raises(ChildDied, match=f"exited with status {status} "):
@@ -108,7 +110,7 @@ def test_a_child_killed_during_the_call_names_the_signal():
 @pytest.mark.parametrize(
     ("function", "message"), [("fail", "RuntimeError: no luck"), ("unpicklable", "pickle")]
 )
-def test_a_function_that_raises_gives_the_traceback_and_the_child_lives_on(function, message):
+def test_a_function_that_raises_gives_the_traceback_and_its_child_stays(function, message):
     with executor(function, 10.0) as child:
         for _ in range(2):
             with pytest.raises(CallFailed, match=message):
@@ -149,6 +151,6 @@ def test_an_import_path_that_leads_nowhere_is_refused_at_the_start(import_path, 
         DeadlineExecutor(import_path, 1.0)
 
 
-def test_a_child_that_dies_while_it_starts_is_told():
+def test_a_child_that_dies_while_it_starts_is_reported():
     with pytest.raises(ConfigError, match="exited with status 7"):
         DeadlineExecutor("deadline_functions:exit_with", 1.0, warm_up=(7,))

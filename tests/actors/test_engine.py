@@ -6,8 +6,8 @@ from concurrent.futures import Future
 from actors.engine import Engine
 
 
-def test_the_decoding_thread_outlives_who_asked_it_something():
-    """A request cancelled before its turn is left out; one cancelled during its turn is done, and neither stops the thread."""
+def test_the_decoding_thread_survives_cancelled_callers():
+    """A command that is cancelled before its turn does not run. One cancelled in its turn ends normally."""
     engine_, done, futures = object.__new__(Engine), [], [Future() for _ in range(3)]
     engine_._commands = queue.SimpleQueue()
     futures[0].cancel()

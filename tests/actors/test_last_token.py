@@ -1,4 +1,4 @@
-"""The one-pass self-reward without an engine: which tokens may be sampled, and how what vLLM returns is read."""
+"""The one-pass self-reward without an engine: which tokens may be sampled, and how outputs are read."""
 
 import math
 from types import SimpleNamespace
@@ -58,7 +58,7 @@ def test_after_any_eos_only_z_c_is_left(processor, eos):
     assert allowed(processor, 1) == [AFTER_EOS]
 
 
-def test_after_a_given_response_z_c_is_left_from_the_first_token_on(processor):
+def test_after_a_given_response_only_z_c_is_left_at_the_first_token(processor):
     given = SamplingParams(extra_args=sampling_extra_args(Z, [EOS], response_given=True))
     update(processor, added=[(0, given, []), (1, scored(), [])])
     assert allowed(processor, 2) == [AFTER_EOS, BEFORE_EOS]
@@ -70,7 +70,7 @@ def test_z_c_is_left_even_where_another_processor_barred_it(processor):
     assert torch.softmax(processor.apply(logits), dim=-1)[0, Z] == 1
 
 
-def test_requests_that_did_not_ask_are_untouched(processor):
+def test_requests_without_a_score_are_untouched(processor):
     update(
         processor,
         added=[
@@ -165,7 +165,7 @@ def test_a_truncated_response_has_no_score(settings):
 
 
 def test_a_response_in_pieces_is_read_like_a_whole_one(settings):
-    """As a stream gives it: z_c alone is the score of what ended in the piece before; without it nothing finished."""
+    """In a stream z_c may come alone: it is the score of the response that ended in the piece before."""
     last = read_output(output([Z]), settings, room=4, last_token=EOS)
     assert (last.response_ids, last.finished, last.z_logprob) == ([], True, -1.0)
     cut = read_output(output([EOS]), settings, room=0, last_token=1)

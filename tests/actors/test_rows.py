@@ -1,4 +1,4 @@
-"""The token index, which decides what the loss is about: positions and targets by hand, and log-probs of a real model."""
+"""The token index: positions and targets by hand, and log-probs of a real model."""
 
 import math
 

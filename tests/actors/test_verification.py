@@ -1,3 +1,5 @@
+"""Boxed answers, verdicts of math-verify, and the worker that checks a group."""
+
 import re
 import threading
 import time
@@ -55,7 +57,7 @@ def test_extraction_never_raises_and_sees_every_opening(text):
 
 
 @given(BALANCED)
-def test_whatever_is_balanced_comes_back_from_its_box(inner):
+def test_any_balanced_text_is_extracted_from_its_box(inner):
     assert boxed_answers(rf"text \boxed{{{inner}}} text") == [inner.strip()]
 
 
@@ -153,7 +155,7 @@ def test_different_answers(answer, reference):
 
 
 def test_reference_fault_5_outside_the_main_thread_a_correct_answer_stays_correct():
-    """The reference's math-verify arms SIGALRM, which raises in any other thread, and turns that into reward 0."""
+    """The reference lets math-verify set SIGALRM, which raises in other threads and gives reward 0."""
     verdicts = []
     thread = threading.Thread(target=lambda: verdicts.append(verify_math(r"\boxed{\frac12}", "0.5")))
     thread.start()
@@ -229,9 +231,7 @@ def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
         ("bool", Status.ERROR, "returned bool, not a Verdict"),
     ],
 )
-def test_another_verifier_that_fails_has_a_status_of_its_own_and_the_next_check_goes_on(
-    reference, status, detail
-):
+def test_a_failure_of_another_verifier_has_a_status_and_the_next_check_works(reference, status, detail):
     with worker("deadline_functions:obey", timeout_s=0.5) as verification:
         (verdict,) = verification.verify(["a"], [True], reference)
         assert verdict.status is status

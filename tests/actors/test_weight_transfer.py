@@ -1,3 +1,5 @@
+"""Weights in chunks: what a chunk holds, and what is read back from it."""
+
 import numpy as np
 import pytest
 import torch

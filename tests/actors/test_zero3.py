@@ -76,7 +76,7 @@ def config():
     return RunConfig.model_validate(tree)
 
 
-def test_nobody_can_take_the_port_at_which_the_ranks_meet():
+def test_no_other_process_can_take_the_port_at_which_the_ranks_meet():
     """Not even in the seconds in which the ranks import their packages."""
     store = open_store("127.0.0.1")
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -84,7 +84,7 @@ def test_nobody_can_take_the_port_at_which_the_ranks_meet():
 
 
 class Rank:
-    """A rank of which the second dies while it joins. A fake: a real one cannot be made to die in that moment."""
+    """A rank; the second one dies while it joins. A fake: a real one cannot be made to die just then."""
 
     def __init__(self, *arguments):
         self.rank = arguments[-1]

@@ -1,3 +1,5 @@
+"""Trajectories of a group: packed, as views, as a summary, and as parquet."""
+
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The cold start: which positions are targets, the schedule, the batches, the loss over ranks, and a few real steps on two ranks."""
+"""The cold start: targets, schedule, batches, the loss over ranks, and a few real steps on two ranks."""
 
 import contextlib
 import json
@@ -307,7 +307,7 @@ class TestCommand:
 
 
 def test_five_steps_on_two_ranks(ray_cluster, tmp_path, model_folder, tokens):
-    """Ray Train, DeepSpeed ZeRO-3 and MLflow for real: the first loss is transformers' own, it falls, and the export loads."""
+    """With Ray Train, DeepSpeed and MLflow: the first loss is transformers', it falls, the export loads."""
     write_data(tmp_path, seed=0, train=1, test=1, sft=40)
     settings = config(
         run={"dir": tmp_path / "runs", "steps": 5},
