@@ -1,6 +1,7 @@
-"""MLflow's model registry: a run's model becomes a named version with an alias, and a version becomes a folder again.
+"""MLflow's model registry: a folder becomes a named version with an alias, and a version a folder.
 
-In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that any machine can serve, or a whole folder on this one.
+In: a Hugging Face folder, or `models:/NAME@ALIAS`. Out: a version that any machine can serve, or a whole
+folder on this one.
 """
 
 import contextlib
@@ -32,8 +33,9 @@ def register_model(
 ) -> str:
     """Make a Hugging Face folder a version of the registered model `name`, and point `alias` at it.
 
-    The files become artifacts `model/<hash of their content>` of the run, so that no later version overwrites them. If the alias
-    names a version of this run with this content already, nothing is uploaded.
+    The files become artifacts `model/<hash of their content>` of the run, so that no later version
+    overwrites them. If the alias names a version of this run with this content already, nothing is
+    uploaded.
 
     Args:
         uri: The MLflow server.
@@ -44,7 +46,8 @@ def register_model(
         The version.
 
     Raises:
-        ConfigError: The folder is missing or empty, or the server cannot be reached, does not know the run, or refuses.
+        ConfigError: The folder is missing or empty, or the server cannot be reached, does not know the run,
+            or refuses.
     """
     source = folder.resolve()
     if not source.is_dir() or not any(source.iterdir()):
@@ -90,8 +93,8 @@ def fetch_model(uri_of_model: str, tracking_uri: str, into: Path | None = None) 
         The model's folder, `<into>/<name>/<version>-<hash of its source>`.
 
     Raises:
-        ConfigError: The URI is malformed, the name, alias or version does not exist (the message lists those that do), or the server
-            cannot be reached.
+        ConfigError: The URI is malformed, the name, alias or version does not exist (the message lists
+            those that do), or the server cannot be reached.
     """
     wanted = _MODEL_URI.fullmatch(uri_of_model)
     if wanted is None:
@@ -112,7 +115,8 @@ def fetch_model(uri_of_model: str, tracking_uri: str, into: Path | None = None) 
 def _folder_of(version: ModelVersion, into: Path) -> Path:
     """A folder for this version alone.
 
-    Another server, or a name that was deleted and used again, may have another model of this name and version.
+    Another server, or a name that was deleted and used again, may have another model of this name and
+    version.
     """
     identity = hashlib.sha256(f"{version.source} {version.creation_timestamp}".encode()).hexdigest()
     return into / version.name / f"{version.version}-{identity[:12]}"
@@ -171,7 +175,10 @@ def _version_by_number(client: MlflowClient, name: str, number: str) -> ModelVer
 
 
 def _is_missing(error: MlflowException) -> bool:
-    """Whether there is no such model, version or alias. MLflow's stores call a missing alias an invalid parameter."""
+    """Whether there is no such model, version or alias.
+
+    MLflow's stores call a missing alias an invalid parameter.
+    """
     return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (
         error.error_code == "INVALID_PARAMETER_VALUE" and "not found" in str(error)
     )

@@ -1,7 +1,7 @@
-"""What `--model` may name: a folder or hub name, a run, a checkpoint, a sweep, or a version in MLflow's registry.
+"""What `--model` may name: a folder, a hub name, a run, a checkpoint, a sweep, or a registered version.
 
-In: a name. Out: a `ResolvedModel` that vLLM and transformers can load, with its self-reward card and tokens, which are checked against
-each other.
+In: a name. Out: a `ResolvedModel` that vLLM and transformers can load, with its self-reward card and
+tokens, which are checked against each other.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ class ResolvedModel:
     """A model that can be loaded.
 
     Attributes:
-        path: Its hub name, or its folder as an absolute path without links, which names the same weights after a run has
-            saved newer ones.
+        path: Its hub name, or its folder as an absolute path without links, which names the same weights
+            after a run has saved newer ones.
         card: How to read its score; None for a model that was not trained to score.
-        origin: Where it comes from, in words that stay true, such as `models:/NAME/3` or `runs/NAME step-000100`.
+        origin: Where it comes from, in words that stay true: `models:/NAME/3`, `runs/NAME step-000100`.
         tokens: Its tokenizer, with the card's z_c and EOS tokens.
     """
 
@@ -44,13 +44,15 @@ def resolve_model(
     """The model that `name` means.
 
     Args:
-        name: A Hugging Face folder or hub name; a run, by its folder or its name in `runs/`; a checkpoint's folder; a sweep,
-            which means its best trial; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        tracking_uri: The MLflow server of `models:/...`. None means MLFLOW_TRACKING_URI, else the sqlite database in `runs/`.
+        name: A Hugging Face folder or hub name; a run, by its folder or its name in `runs/`; a checkpoint's
+            folder; a sweep, which means its best trial; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: The MLflow server of `models:/...`. None means MLFLOW_TRACKING_URI, else the sqlite
+            database in `runs/`.
         hold: The model's run does not delete these weights until this stack is closed.
 
     Raises:
-        ConfigError: There is no such model (the message lists the attempts), or its card does not fit its tokenizer.
+        ConfigError: There is no such model (the message lists the attempts), or its card does not fit its
+            tokenizer.
     """
     with contextlib.ExitStack() as lease:
         path, origin = _leased(name, tracking_uri, lease)
@@ -147,13 +149,15 @@ def _best_trial(folder: Path) -> Path | None:
     best = results.get("best")
     if best is None:
         raise ConfigError(
-            f"model {folder}: no trial of this sweep has finished yet; name a trial's folder below {folder / 'trials'}"
+            f"model {folder}: no trial of this sweep has finished yet; name a trial's folder below "
+            f"{folder / 'trials'}"
         )
     folders = {trial["name"]: trial["folder"] for trial in results["trials"]}
     trial = folder / folders[best["trial"]]
     if not (trial / "export" / "config.json").is_file():
         raise ConfigError(
-            f"model {folder}: its best trial, {trial}, has no export/; train it again, or name another trial's folder"
+            f"model {folder}: its best trial, {trial}, has no export/; train it again, or name another "
+            "trial's folder"
         )
     return trial
 
@@ -171,8 +175,8 @@ def _card(path: str) -> SelfRewardCard | None:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
-            f"model {path}: is neither a folder nor a run here, and the Hugging Face hub does not provide it: "
-            f"{str(error).splitlines()[0]}"
+            f"model {path}: is neither a folder nor a run here, and the Hugging Face hub does not provide "
+            f"it: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -181,12 +185,13 @@ def _refuse_foreign_card(path: str, card: SelfRewardCard, tokens: ModelTokens) -
     found = template_hash(tokens.tokenizer)
     if found != card.chat_template_sha256:
         raise ConfigError(
-            f"model {path}: its score was trained with another chat template (SHA-256 {card.chat_template_sha256[:12]}...) than "
-            f"its own (SHA-256 {found[:12]}...), so its scores would be wrong. Restore the template of the training "
-            f"(chat_template.jinja), or delete {SELF_REWARD} to use the model without its score"
+            f"model {path}: its score was trained with another chat template (SHA-256 "
+            f"{card.chat_template_sha256[:12]}...) than its own (SHA-256 {found[:12]}...), so its scores "
+            "would be wrong. Restore the template of the training (chat_template.jinja), or delete "
+            f"{SELF_REWARD} to use the model without its score"
         )
     if tokens.z_token != card.token_id:
         raise ConfigError(
-            f"model {path}: {card.token} is token {tokens.z_token} in its tokenizer and token {card.token_id} in its "
-            f"{SELF_REWARD}; restore the tokenizer of the training"
+            f"model {path}: {card.token} is token {tokens.z_token} in its tokenizer and token "
+            f"{card.token_id} in its {SELF_REWARD}; restore the tokenizer of the training"
         )

@@ -41,11 +41,14 @@ class SelfRewardCard:
             return SelfRewardCard(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: is not a self-reward card ({error}); export the model again, or delete the file to use the model "
-                "without its score"
+                f"{path}: is not a self-reward card ({error}); export the model again, or delete the file to "
+                "use the model without its score"
             ) from error
 
 
 def template_hash(tokenizer: Any) -> str:
-    """SHA-256 of the tokenizer's chat template. A service compares it with the card, to render prompts as training did."""
+    """SHA-256 of the tokenizer's chat template.
+
+    A service compares it with the card, to render prompts as training did.
+    """
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Checkpoints: complete, atomic and pruned. A folder with its final name is complete.
 
-`checkpoints/step-000100/` holds the learner's shards, `state.json` (step, problem order, c_ref, MLflow run) and `export/`, the
-weights as a Hugging Face folder with `self_reward.json`. `export` beside `checkpoints` links to the newest `export/`.
+`checkpoints/step-000100/` holds the learner's shards, `state.json` (step, problem order, c_ref, MLflow run)
+and `export/`, the weights as a Hugging Face folder with `self_reward.json`. `export` beside `checkpoints`
+links to the newest `export/`.
 """
 
 import json
@@ -39,7 +40,10 @@ class TrainingState:
     """Evaluation of the initial model; NaN for an undefined figure."""
 
     def text(self) -> str:
-        """The content of `state.json`, where null stands for NaN. Two attempts at a step differ in `seconds`."""
+        """The content of `state.json`, where null stands for NaN.
+
+        Two attempts at a step differ in `seconds`.
+        """
         tree = asdict(self)
         if self.base is not None:
             tree["base"] = {
@@ -99,8 +103,8 @@ class Checkpoints:
             return complete[-1], TrainingState.parse(path.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to resume from the "
-                f"checkpoint before it, or move {self.run_folder} away to start a new run"
+                f"{path}: is not a state this version can read ({error}); delete {complete[-1]} to resume "
+                f"from the checkpoint before it, or rename {self.run_folder} to start a new run"
             ) from error
 
     def save(
@@ -113,8 +117,8 @@ class Checkpoints:
 
         Args:
             write: Called with the folder; adds the learner's shards and `export/`.
-            upload: Called with the folder; copies it elsewhere before it is complete here, so that each checkpoint that
-                counts here counts there.
+            upload: Called with the folder; copies it elsewhere before it is complete here, so that each
+                checkpoint that counts here counts there.
 
         Returns:
             The checkpoint's folder.
@@ -147,7 +151,10 @@ class Checkpoints:
         return final
 
     def link_export(self) -> None:
-        """Make `export` link to the newest checkpoint's. A crash right after a save may have left an older link."""
+        """Make `export` link to the newest checkpoint's.
+
+        A crash right after a save may have left an older link.
+        """
         with atomically(self.run_folder / "export") as link:
             link.symlink_to(os.path.relpath(self._complete()[-1] / "export", self.run_folder))
 
@@ -158,8 +165,9 @@ class Checkpoints:
         partial.rename(final)
         self.link_export()
         for old in self._complete()[: -self.keep]:
-            # A service or an evaluation reads its weights again whenever an engine restarts, so it holds a lease on them. It
-            # makes no copy, because a copy would stay behind when the process is killed. The next save tries again.
+            # A service or an evaluation reads its weights again whenever an engine restarts, so it holds a
+            # lease on them. It makes no copy, because a copy would stay behind when the process is killed.
+            # The next save tries again.
             with lease_free(old / "export" / LEASED) as free:
                 if free:
                     self._delete(old)
@@ -173,7 +181,7 @@ class Checkpoints:
         )
 
     def _delete(self, checkpoint: Path) -> None:
-        """Rename a checkpoint before deleting it, so that a crash leaves no incomplete folder with a final name."""
+        """Rename a checkpoint, then delete it, so that a crash leaves no incomplete folder that counts."""
         doomed = self.folder / f".partial-old-{checkpoint.name}"
         checkpoint.rename(doomed)
         shutil.rmtree(doomed)

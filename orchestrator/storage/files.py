@@ -18,7 +18,8 @@ from orchestrator.errors import ConfigError
 def atomically(path: Path) -> Iterator[Path]:
     """Replace `path` in one step. Yields another path, which is renamed to `path` when the block ends.
 
-    A reader sees the old file or the new one, even if the process is killed. If the block raises, the old file stays.
+    A reader sees the old file or the new one, even if the process is killed. If the block raises, the old
+    file stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -80,9 +81,9 @@ def claimed(
 def leased(file: Path) -> Iterator[None]:
     """Hold a lease on `file` while the block runs. Any number of processes may hold one at a time.
 
-    An owner that asks `lease_free` does not delete a leased file. A lease is a shared lock on the file itself: it needs no
-    permission to write and leaves nothing behind. filelock has no such lock. On a file system without locks there is no
-    lease, and no error.
+    An owner that asks `lease_free` does not delete a leased file. A lease is a shared lock on the file
+    itself: it needs no permission to write and leaves nothing behind. filelock has no such lock. On a file
+    system without locks there is no lease, and no error.
 
     Raises:
         FileNotFoundError: The file does not exist, or is being deleted.

@@ -23,7 +23,8 @@ def results_of(folder: Path) -> tuple[Literal["sweep", "evaluation"], dict[str, 
         tree = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}). Run the command that wrote it again: it writes the file when it resumes"
+            f"{path}: cannot be read ({error}). Run the command that wrote it again: when it resumes, it "
+            "writes the file"
         ) from error
     if not isinstance(tree, dict):
         return None

@@ -1,7 +1,8 @@
 """The journal of a run: every measurement is on disk before it goes over a network.
 
-In: events, once each. Out: `metrics.jsonl`, one JSON object a line, append-only; and `.mlflow-sent`, the number of events
-that MLflow has. Readers such as the report use `read_events`. This module imports neither MLflow nor torch.
+In: events, once each. Out: `metrics.jsonl`, one JSON object a line, append-only; and `.mlflow-sent`, the
+number of events that MLflow has. Readers such as the report use `read_events`. This module imports neither
+MLflow nor torch.
 """
 
 import json
@@ -93,7 +94,10 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def to_json(event: Event) -> str:
-    """The event as one line of the journal, without the line's end. The key `event` names its kind and comes first."""
+    """The event as one line of the journal, without the line's end.
+
+    The key `event` names its kind and comes first.
+    """
     return json.dumps({"event": _NAMES[type(event)], **vars(event)}, allow_nan=False)
 
 
@@ -119,7 +123,10 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def last_step(folder: Path) -> int:
-    """The newest training step; 0 before the first one. Reads only the journal's end, so it is cheap to call every second."""
+    """The newest training step; 0 before the first one.
+
+    Reads only the journal's end, so it is cheap to call every second.
+    """
     path = folder / JOURNAL
     if not path.exists():
         return 0
@@ -248,8 +255,8 @@ class Journal:
             if self.path.exists():
                 os.truncate(self.path, self._end)  # half a line would spoil the next one
             raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}). Is the disk full? Correct the cause, then run the same "
-                "command: it resumes from the last checkpoint."
+                f"{self.path}: cannot be written ({error.strerror}). Is the disk full? Correct the cause, "
+                "then run the same command: it resumes from the last checkpoint."
             ) from error
         self._count(event, len(line))
 
@@ -267,7 +274,8 @@ class Journal:
     def _read_sent(self) -> int:
         """The saved number, or 0 where a power cut left the file empty or torn.
 
-        A number that is too low is safe: before the delivery sends an event again, it asks the server which points it has.
+        A number that is too low is safe: before the delivery sends an event again, it asks the server which
+        points it has.
         """
         try:
             return int((self.folder / SENT).read_text())
@@ -295,7 +303,8 @@ def _parse(path: Path) -> Iterator[tuple[Event, int]]:
             event = from_json(line)
         except ValueError as error:
             raise RunError(
-                f"{path}: line {number} is no event of a journal ({error}); delete that line, or move the file away"
+                f"{path}: line {number} is no event of a journal ({error}); delete that line, or rename the "
+                "file"
             ) from error
         yield event, len(line)
 
@@ -311,8 +320,8 @@ def _is_whole(line: bytes) -> bool:
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
     """The values that JSON can hold.
 
-    A NaN means that the step does not define the value: the curve has no point there. An infinity becomes the largest
-    number, as MLflow stores it.
+    A NaN means that the step does not define the value: the curve has no point there. An infinity becomes
+    the largest number, as MLflow stores it.
     """
     most = sys.float_info.max
     return {

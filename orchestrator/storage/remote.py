@@ -1,10 +1,11 @@
 """A run's checkpoints at a URL, from which any node resumes the run.
 
-In: files of a run's folder, each uploaded by the process that wrote it. Out: the same files, on the node that needs them.
-Below `<run.remote>/<run.name>/` the paths are those of the run's folder. `checkpoints/step-000100/` counts only when it has
-its `state.json`, which is written last.
+In: files of a run's folder, each uploaded by the process that wrote it. Out: the same files, on the node
+that needs them. Below `<run.remote>/<run.name>/` the paths are those of the run's folder.
+`checkpoints/step-000100/` counts only when it has its `state.json`, which is written last.
 
-pyarrow opens the URL: s3://, gs://, abfss:// (Azure), file:///, and hdfs:// where Hadoop's libraries are installed.
+pyarrow opens the URL: s3://, gs://, abfss:// (Azure), file:///, and hdfs:// where Hadoop's libraries are
+installed.
 """
 
 import contextlib
@@ -22,11 +23,20 @@ from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import JOURNAL, RUN_ID, SENT
 
 RECORDS = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
-"""Small files of a run. The number of sent events is uploaded before the journal: if it is too low, nothing is sent twice."""
+"""Small files of a run.
+
+The number of sent events is uploaded before the journal: if it is too low, nothing is sent twice.
+"""
 TABLES = ("samples", "scores", "evaluations")
-"""Folders with one file for each evaluation. A file is uploaded once, because an evaluation is logged once."""
+"""Folders with one file for each evaluation.
+
+A file is uploaded once, because an evaluation is logged once.
+"""
 COPY_CHUNK_BYTES = 64 * 2**20
-ADVICE = "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for an S3 server that is not Amazon's"
+ADVICE = (
+    "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for an S3 server "
+    "of your own"
+)
 
 
 class RemoteStorage:
@@ -50,7 +60,10 @@ class RemoteStorage:
         self._root = f"{base.rstrip('/')}/{name}"
 
     def try_out(self) -> None:
-        """Write, read and delete a file. To read alone proves nothing: a bucket that does not exist reads as an empty one."""
+        """Write, read and delete a file.
+
+        To read alone proves nothing: a bucket that does not exist reads as an empty one.
+        """
         mark = f".try-{uuid.uuid4().hex}"
         self.write(mark, b"laser")
         self.read(mark)
@@ -67,8 +80,8 @@ class RemoteStorage:
         except (ValueError, TypeError) as error:
             place = f"{self.shown}/{place_of(complete[-1])}"
             raise RunError(
-                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place} to resume from the "
-                "checkpoint before it"
+                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place} to resume "
+                "from the checkpoint before it"
             ) from error
 
     def save(self, state: TrainingState, keep: int, write: Callable[[str], None]) -> None:
@@ -126,7 +139,7 @@ class RemoteStorage:
                     _copy(f"{self._root}/{place}/{path}", str(folder / path), self._files, LocalFileSystem())
 
     def upload_records(self, folder: Path) -> None:
-        """Upload the configuration, the journal, the summary, and the files of evaluations that are not here yet."""
+        """Upload the configuration, the journal, the summary, and new files of evaluations."""
         for name in RECORDS:
             if (folder / name).exists():
                 self.write(name, (folder / name).read_bytes())
@@ -203,7 +216,8 @@ class RemoteStorage:
         except (OSError, ArrowException) as error:
             reason = str(error).partition(" (Request ID")[0].strip().splitlines()
             raise RunError(
-                f"{self.shown}/{place}: cannot {problem} ({reason[0] if reason else type(error).__name__}). {ADVICE}."
+                f"{self.shown}/{place}: cannot {problem} ({reason[0] if reason else type(error).__name__}). "
+                f"{ADVICE}."
             ) from error
 
 

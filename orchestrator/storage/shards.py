@@ -1,4 +1,4 @@
-"""The files of a checkpoint that one learner rank writes, and their way to `run.remote` and back.
+"""The files of a checkpoint that one learner rank writes: uploaded to `run.remote`, and downloaded.
 
 In: a checkpoint's folder on the rank's node. Out: this rank's files at the URL, or on this node again.
 """
@@ -33,8 +33,8 @@ class ShardFiles:
     def upload(self, checkpoint: Path, place: str) -> None:
         """Copy this rank's files of a checkpoint to `place` below the run's URL.
 
-        On a node whose folder the driver does not share, the files are deleted afterwards: no later save
-            would.
+        On a node whose folder the driver does not share, the files are deleted afterwards, because no later
+        save would delete them.
 
         Raises:
             ConfigError: The URL cannot be opened.

@@ -17,7 +17,8 @@ def tracking_command(tracking_uri: str, folder: Path | None = None) -> str:
         folder: Of the run whose page is wanted.
 
     Returns:
-        A server's address, with the page of the run if the server has it; for a database, the command that shows it.
+        A server's address, with the page of the run if the server has it; for a database, the command that
+        shows it.
     """
     place = without_password(tracking_uri)
     if not place.startswith(("http://", "https://")):
@@ -31,7 +32,7 @@ def tracking_uri(config_uri: str | None, runs_folder: Path) -> str:
 
 
 def _run_page(tracking_uri: str, folder: Path) -> str:
-    """The run's page, to be appended to the server's address; "" if the server is unavailable or does not know the run."""
+    """The run's page below the server's address; "" if the server is unavailable or does not have the run."""
     run_id = saved_run_id(folder)
     if run_id is None:
         return ""

@@ -1,8 +1,8 @@
 """Patience of the MLflow client, which reads it from the process's environment and from nowhere else.
 
-MLflow 3.17 passes neither retries nor time limits from `MlflowClient` to its requests (`http_request` takes both, its callers
-give neither), so this module changes environment variables of the whole process. It is the only one in `tracking` and `models`
-that does. A variable that the user has set stays as it is.
+MLflow 3.17 passes neither retries nor time limits from `MlflowClient` to its requests (`http_request` takes
+both, its callers give neither), so this module changes environment variables of the whole process. It is
+the only one in `tracking` and `models` that does. A variable that the user has set stays as it is.
 """
 
 import contextlib
@@ -29,7 +29,10 @@ def set_client_defaults() -> None:
 
 @contextlib.contextmanager
 def patient_requests() -> Iterator[None]:
-    """Give the requests of the block the time that a model needs. Use it after a quick request has reached the server."""
+    """Give the requests of the block the time that a model needs.
+
+    Use it after a quick request has reached the server.
+    """
     quick = {name: value for name, value in QUICK.items() if os.environ.get(name) == value}
     os.environ.update({name: PATIENT[name] for name in quick})
     try:

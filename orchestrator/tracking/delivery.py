@@ -1,7 +1,7 @@
 """Delivers a run's journal to MLflow, in order and each event once.
 
-In: the journal. Out: one MLflow run, and lines about outages. A thread does the work, so that neither a slow nor an
-unavailable server delays the training. Events that cannot be delivered stay in the journal.
+In: the journal. Out: one MLflow run, and lines about outages. A thread does the work, so that neither a
+slow nor an unavailable server delays the training. Events that cannot be delivered stay in the journal.
 """
 
 import threading
@@ -14,7 +14,7 @@ from orchestrator.tracking.run_writer import RunCard, RunWriter
 from orchestrator.tracking.server import Server, may_pass
 
 
-class Phase(StrEnum):
+class DeliveryPhase(StrEnum):
     """What the owner of a delivery wants of it."""
 
     OPEN = "open"
@@ -26,7 +26,9 @@ class Phase(StrEnum):
 
 
 class Delivery(threading.Thread):
-    """Sends the events of `journal` to `server`. It reports errors through `say` and never raises them.
+    """Sends the events of `journal` to `server`.
+
+    It reports errors through `say` and never raises them: no failure of MLflow may end a training.
 
     Attributes:
         phase: What the owner wants.
@@ -38,7 +40,7 @@ class Delivery(threading.Thread):
         self.server = server
         self.journal = journal
         self.say = say
-        self.phase = Phase.OPEN
+        self.phase = DeliveryPhase.OPEN
         self.health = ServerHealth()
         self._writer = RunWriter(server, journal, card)
         # Guards `phase` and `health`, and wakes the threads that wait for a change of them or for events.
@@ -64,12 +66,15 @@ class Delivery(threading.Thread):
         return len(self.journal) - self.journal.sent
 
     def notify(self) -> None:
-        """Say that the journal has a new event."""
+        """The journal has a new event: wake the thread."""
         with self._changed:
             self._changed.notify_all()
 
     def first_outcome(self, timeout_s: float) -> DeliveryState:
-        """Wait until the first attempt has an outcome. If there is none after `timeout_s`, report the server as unavailable."""
+        """Wait until the first attempt has an outcome.
+
+        If there is none after `timeout_s`, report the server as unavailable.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self.state is not DeliveryState.STARTING, timeout_s)
             self._update(self.health.unanswered, f"no answer within {timeout_s:g} s")
@@ -77,17 +82,15 @@ class Delivery(threading.Thread):
 
     def close(self, timeout_s: float) -> None:
         """Deliver the remaining events for at most `timeout_s` seconds, then end."""
-        self._enter(Phase.CLOSING)
+        self._enter(DeliveryPhase.CLOSING)
         self.join(timeout_s)
-        self._enter(Phase.STOPPED)
+        self._enter(DeliveryPhase.STOPPED)
 
     def run(self) -> None:
-        while self.phase is not Phase.STOPPED and self.state is not DeliveryState.REFUSED:
+        while self.phase is not DeliveryPhase.STOPPED and self.state is not DeliveryState.REFUSED:
             try:
                 self._deliver()
-            except (
-                Exception
-            ) as error:  # artifact stores have their own kinds of errors; none may end a training
+            except Exception as error:  # artifact stores have their own kinds of errors
                 self._handle(error)
                 continue
             if not self._wait_for_events():
@@ -96,7 +99,7 @@ class Delivery(threading.Thread):
     def _deliver(self) -> None:
         """Send all events that wait."""
         self._writer.attach()
-        while self.phase is not Phase.STOPPED and (batch := self._writer.next_batch()):
+        while self.phase is not DeliveryPhase.STOPPED and (batch := self._writer.next_batch()):
             self._writer.send(batch)
             self.journal.mark_sent(self.journal.sent + len(batch))
             self._update(self.health.delivered)
@@ -113,29 +116,33 @@ class Delivery(threading.Thread):
             self._update(lambda: self.health.refused(reason, self._writer.attached), reason)
 
     def _update(self, outcome: Callable[[], Reaction | None], reason: str = "") -> None:
-        """Record an outcome and do what it asks for. Lines are said before other threads see the new state."""
+        """Record an outcome and do what it asks for.
+
+        Lines are said before other threads see the new state.
+        """
         with self._changed:
             match outcome():
                 case Reaction.REPORT_OUTAGE:
                     self._report(
-                        f"cannot be reached ({reason}). The run continues; its metrics wait in {self.journal.path}"
+                        f"cannot be reached ({reason}). The run continues; its metrics wait in "
+                        f"{self.journal.path}"
                     )
                 case Reaction.REPORT_RECOVERY:
                     self._report(f"answers again; {self.undelivered} more events are being sent")
                 case Reaction.REPORT_REFUSAL:
                     self._report(
-                        f"refuses the run: {reason}. Nothing more is sent; the run continues, and its metrics wait in "
-                        f"{self.journal.path}"
+                        f"refuses the run: {reason}. Nothing more is sent; the run continues, and its "
+                        f"metrics wait in {self.journal.path}"
                     )
                 case Reaction.FIND_RUN:
                     self._writer.detach()
             self._changed.notify_all()
 
     def _report(self, text: str) -> None:
-        if self.phase is not Phase.STOPPED:
+        if self.phase is not DeliveryPhase.STOPPED:
             self.say(f"MLflow at {self.server.shown} {text}")
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: DeliveryPhase) -> None:
         with self._changed:
             self.phase = phase
             self._changed.notify_all()
@@ -150,5 +157,5 @@ class Delivery(threading.Thread):
     def _wait_for_events(self) -> bool:
         """Whether there are any; False when the delivery has to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self.undelivered or self.phase is not Phase.OPEN)
+            self._changed.wait_for(lambda: self.undelivered or self.phase is not DeliveryPhase.OPEN)
             return self.undelivered > 0

@@ -1,15 +1,17 @@
 """What a delivery knows of its server, as a state machine without threads, clocks or requests.
 
-In: the outcome of each attempt. Out: the state, the pause before the next attempt, and what the delivery has to do.
+In: the outcome of each attempt. Out: the state, the pause before the next attempt, and what the delivery
+has to do.
 
-    outcome    | STARTING            | DELIVERING           | UNAVAILABLE
-    delivered  | DELIVERING          | no change            | DELIVERING, REPORT_RECOVERY
-    failed     | from the second failure in a row: UNAVAILABLE, REPORT_OUTAGE | no change
-    unanswered | UNAVAILABLE, REPORT_OUTAGE | no change     | no change
-    refused    | REFUSED             | REFUSED, REPORT_REFUSAL in both
+    outcome       STARTING                     DELIVERING                   UNAVAILABLE
+    delivered     DELIVERING                   no change                    DELIVERING, REPORT_RECOVERY
+    failed        no change                    no change                    no change
+    failed again  UNAVAILABLE, REPORT_OUTAGE   UNAVAILABLE, REPORT_OUTAGE   no change
+    unanswered    UNAVAILABLE, REPORT_OUTAGE   no change                    no change
+    refused       REFUSED                      REFUSED, REPORT_REFUSAL      REFUSED, REPORT_REFUSAL
 
-The first refusal after a delivery does not change the state if the MLflow run had been found: the run may have been
-deleted since, so the delivery looks for it again (FIND_RUN). REFUSED is final.
+The first refusal after a delivery does not change the state if the MLflow run had been found: the run may
+have been deleted since, so the delivery looks for it again (FIND_RUN). REFUSED is final.
 """
 
 from enum import StrEnum
@@ -76,7 +78,10 @@ class ServerHealth:
         return self._outage() if self.state is DeliveryState.STARTING else None
 
     def refused(self, reason: str, run_was_found: bool) -> Reaction | None:
-        """The server refused, and will do so again. Nobody reports a refusal of the first attempt: the starter raises it."""
+        """The server refused, and will do so again.
+
+        Nobody reports a refusal of the first attempt: the starter raises it.
+        """
         if run_was_found and not self._looked_again:
             self._looked_again = True
             return Reaction.FIND_RUN

@@ -1,6 +1,7 @@
 """The MLflow run of a sweep, to which the runs of its trials belong, or of an evaluation.
 
-In: metrics, tags, files. Out: one MLflow run. It has no journal: all that it shows is in the folder's `results.json` too.
+In: metrics, tags, files. Out: one MLflow run. It has no journal: all that it shows is in the folder's
+`results.json` too.
 """
 
 import math
@@ -60,8 +61,9 @@ class ParentRun:
         except Exception as error:  # database drivers have their own kinds of errors
             problem = "cannot be reached" if may_pass(error) else f"refused the {kind}"
             raise ConfigError(
-                f"tracking: MLflow at {self.server.shown} {problem}: {self.server.explain(error)}. The {kind} needs a server "
-                "that answers when it starts: start it, or set tracking.uri (or MLFLOW_TRACKING_URI) to another"
+                f"tracking: MLflow at {self.server.shown} {problem}: {self.server.explain(error)}. The "
+                f"{kind} needs a server that answers when it starts: start the server, or name another "
+                "one in tracking.uri or MLFLOW_TRACKING_URI"
             ) from error
 
     def log(self, values: Mapping[str, float]) -> None:
@@ -120,7 +122,7 @@ class ParentRun:
         return run.info.run_id
 
     def _send(self, what: str, request: Callable[[], object]) -> None:
-        """Try a request several times, then report the failure: a sweep is worth more than its page in MLflow."""
+        """Try a request several times, then report the failure: it is no reason to end a sweep."""
         for attempt in range(ATTEMPTS):
             try:
                 request()

@@ -1,7 +1,7 @@
 """Writes a journal's events into one MLflow run, so that an event which is sent twice shows once.
 
-In: a journal. Out: the MLflow run, whose id is in the folder's `mlflow_run_id`. All methods raise the errors of MLflow and
-of its artifact stores.
+In: a journal. Out: the MLflow run, whose id is in the folder's `mlflow_run_id`. All methods raise the
+errors of MLflow and of its artifact stores.
 """
 
 import json
@@ -28,7 +28,10 @@ from orchestrator.storage.journal import (
 from orchestrator.tracking.server import PARAM_VALUE_LIMIT, Server
 
 JOURNAL_TAG = "laser.journal"
-"""Tag of an MLflow run with the id of its journal. It identifies a run whose creation the server did not confirm."""
+"""Tag of an MLflow run with the id of its journal.
+
+It identifies a run whose creation the server did not confirm.
+"""
 TAG_VALUE_LIMIT = 8000
 """Characters that MLflow stores of a tag's value."""
 METRICS_PER_REQUEST = 1000
@@ -61,12 +64,15 @@ class RunWriter:
         self.card = card
         self.run_id = saved_run_id(journal.folder)
         self.attached = False
-        # Whether the server may have points after the journal's cursor: a process was killed, or a request failed, after
-        # they had arrived.
+        # Whether the server may have points after the journal's cursor: a process was killed, or a request
+        # failed, after they had arrived.
         self._may_repeat = True
 
     def attach(self) -> None:
-        """Find the folder's run on the server. If there is none, create one, which begins with the first event."""
+        """Find the folder's run on the server.
+
+        If there is none, create one, which begins with the first event.
+        """
         if self.attached:
             return
         if not self._is_active(self.run_id):
@@ -79,7 +85,10 @@ class RunWriter:
         self.attached = False
 
     def expect_repeats(self) -> None:
-        """A request failed. Its points may have arrived all the same, so ask the server before sending points again."""
+        """A request failed.
+
+        Its points may have arrived all the same, so ask the server before sending points again.
+        """
         self._may_repeat = True
 
     def next_batch(self) -> list[Event]:
@@ -172,7 +181,10 @@ class RunWriter:
         return {point.step for point in self.server.client.get_metric_history(self.run_id, key)}
 
     def _upload(self, path: str) -> None:
-        """Store a file of the run's folder at the same path among the run's artifacts. A deleted file is left out."""
+        """Store a file of the run's folder at the same path among the run's artifacts.
+
+        A deleted file is left out.
+        """
         file = self.journal.folder / path
         if file.exists():
             parent = str(Path(path).parent) if "/" in path else None
@@ -181,7 +193,8 @@ class RunWriter:
     def _show_tables(self) -> None:
         """List the tables up to this event for MLflow's view: the newest ones, as many as the tag holds.
 
-        `MlflowClient.log_table` is not used: it appends rows to an existing table, and cuts its tag off after some 140 tables.
+        `MlflowClient.log_table` is not used: it appends rows to an existing table, and cuts its tag off
+        after some 140 tables.
         """
         events = list(self.journal.events(0))[: self.journal.sent + 1]
         shown = [

@@ -1,6 +1,7 @@
 """An MLflow server that may be unavailable or may refuse.
 
-In: a tracking URI. Out: a client whose requests fail soon, what an error means, and messages without passwords.
+In: a tracking URI. Out: a client whose requests fail soon, what an error means, and messages without
+passwords.
 """
 
 import logging
@@ -31,7 +32,7 @@ _LONGEST_REASON = 400
 
 
 def without_password(uri: str) -> str:
-    """The URI with `***` for its password, and for the values of parameters such as `password` and `token`."""
+    """The URI with `***` for its password, and for parameters such as `password` and `token`."""
     head, password, tail = _around_password(uri)
     base, mark, query = (head if password is None else f"{head}***{tail}").partition("?")
     pairs = [f"{pair.partition('=')[0]}=***" if _names_secret(pair) else pair for pair in query.split("&")]
@@ -47,7 +48,7 @@ def secrets_in(uri: str) -> list[str]:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later, because the server is unavailable, busy or locked; otherwise it refused."""
+    """Whether a later attempt may succeed: the server is unavailable or busy. Otherwise it refused."""
     if isinstance(error, MlflowException):
         return error.get_http_status_code() in _PASSING and not isinstance(error, InvalidUrlException)
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -76,7 +77,8 @@ class Server:
         self.uri = uri
         self.shown = without_password(uri)
         set_client_defaults()
-        # Our own messages say what failed. MLflow also logs how it makes a new database's tables, and urllib3 each attempt.
+        # Our own messages say what failed. MLflow also logs how it makes a new database's tables, and
+        # urllib3 each attempt.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         for name in ("mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -84,9 +86,9 @@ class Server:
             self._check_uri()
         except (MlflowException, ValueError, sqlalchemy.exc.ArgumentError) as error:
             raise ConfigError(
-                f"tracking.uri: {self.shown!r} is not the address of an MLflow server ({self.explain(error)}). Use "
-                "http(s)://host:port, postgresql://user:password@host/database or sqlite:///file, here or in "
-                "MLFLOW_TRACKING_URI"
+                f"tracking.uri: {self.shown!r} is not the address of an MLflow server "
+                f"({self.explain(error)}). Use http(s)://host:port, "
+                "postgresql://user:password@host/database or sqlite:///file, here or in MLFLOW_TRACKING_URI"
             ) from error
 
     @property
@@ -95,7 +97,10 @@ class Server:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The client. The first access takes seconds for a new database, and minutes for an unavailable one."""
+        """The client.
+
+        The first access takes seconds for a new database, and minutes for an unavailable one.
+        """
         if self.is_sqlite and (path := self._database()).name not in ("", ":memory:"):
             _make_database(path)
         return MlflowClient(tracking_uri=self.uri)
@@ -117,7 +122,8 @@ class Server:
                 experiment = self.client.get_experiment_by_name(name)  # another run created it meanwhile
         if experiment.lifecycle_stage != "active":
             raise Refusal(
-                f"its experiment {name!r} has been deleted: restore it, or choose another tracking.experiment",
+                f"its experiment {name!r} has been deleted: restore it, or choose another "
+                "tracking.experiment",
                 INVALID_STATE,
             )
         return experiment.experiment_id
@@ -152,10 +158,13 @@ class Server:
 
 
 def _around_password(uri: str) -> tuple[str, str | None, str]:
-    """The URI in three parts: before its password, the password, and after it; the whole URI, None and "" without one.
+    """What stands before a URI's password, the password, and what stands after it.
 
-    The password is all that stands between the first ":" and the last "@". URL parsers would show a part of a password that
-    was not percent-encoded: `urlsplit` ends the host at a "/", SQLAlchemy's `make_url` ends the password at its first "@".
+    Without a password: the whole URI, None and "".
+
+    The password is all that stands between the first ":" and the last "@". URL parsers would show a part of
+    a password that was not percent-encoded: `urlsplit` ends the host at a "/", SQLAlchemy's `make_url` ends
+    the password at its first "@".
     """
     scheme, separator, rest = uri.partition("://")
     credentials, _, place = rest.rpartition("@")
@@ -174,8 +183,9 @@ def _names_secret(pair: str) -> bool:
 def _make_database(path: Path) -> None:
     """Create a sqlite database with MLflow's tables, unless it exists.
 
-    MLflow creates the tables in dozens of migrations, which take seconds. Two processes at once, or a kill, would leave a
-    database that no process can open. So one process creates it under another name, then renames it.
+    MLflow creates the tables in dozens of migrations, which take seconds. Two processes at once, or a kill,
+    would leave a database that no process can open. So one process creates it under another name, then
+    renames it.
     """
     if path.exists():
         return

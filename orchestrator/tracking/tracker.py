@@ -1,8 +1,8 @@
 """The record of a training run: in its journal on disk at once, and in MLflow as soon as a server answers.
 
-In: metrics of steps, evaluations, the summary. Out: `metrics.jsonl`, `samples/`, `scores/`, `summary.json`, and one MLflow run,
-which a resumed training continues. Training neither waits for MLflow nor fails with it. The MLflow run of a sweep or of an
-evaluation has no journal: see `parent_run.py`.
+In: metrics of steps, evaluations, the summary. Out: `metrics.jsonl`, `samples/`, `scores/`, `summary.json`,
+and one MLflow run, which a resumed training continues. Training neither waits for MLflow nor fails with it.
+The MLflow run of a sweep or of an evaluation has no journal: see `parent_run.py`.
 """
 
 import json
@@ -24,13 +24,18 @@ from orchestrator.tracking.server import Server, without_password
 
 FIRST_ANSWER_S = 5.0
 NEW_DATABASE_S = 60.0
-"""Seconds that a start waits for a server's first answer. A sqlite database always answers, but a new one takes its time."""
+"""Seconds that a start waits for a server's first answer.
+
+A sqlite database always answers, but a new one takes its time.
+"""
 LAST_EVENTS_S = 30.0
 """Seconds that the end of a run waits for the delivery of its last events."""
 
 
 class Tracker:
-    """The record of a training run. It continues the folder's journal if there is one. One process may hold it at a time.
+    """The record of a training run.
+
+    It continues the folder's journal if there is one. One process may hold it at a time.
 
     Args:
         say: Receives a line when MLflow becomes unavailable, recovers or refuses; another thread may call it.
@@ -41,8 +46,8 @@ class Tracker:
         journal: The run's journal.
 
     Raises:
-        ConfigError: No MLflow server can have the URI, or the server refused, such as for a missing password. A server that
-            does not answer is no error.
+        ConfigError: No MLflow server can have the URI, or the server refused, such as for a missing
+            password. A server that does not answer is no error.
         RunError: From any method: the journal or a file cannot be written, because the disk is full.
     """
 
@@ -65,8 +70,9 @@ class Tracker:
         patience = NEW_DATABASE_S if self.server.is_sqlite else FIRST_ANSWER_S
         if self._delivery.first_outcome(patience) is DeliveryState.REFUSED:
             raise ConfigError(
-                f"tracking: MLflow at {self.server.shown} refused the run: {self._delivery.refusal}. Look at tracking.uri, "
-                "tracking.experiment, MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and _PASSWORD or _TOKEN"
+                f"tracking: MLflow at {self.server.shown} refused the run: {self._delivery.refusal}. Look at "
+                "tracking.uri, tracking.experiment, MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and "
+                "_PASSWORD or _TOKEN"
             )
 
     @property
@@ -85,7 +91,10 @@ class Tracker:
         return self._delivery.undelivered
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the metrics of a training step. A step that was logged before a crash and is trained again changes nothing."""
+        """Log the metrics of a training step.
+
+        A step that was logged before a crash and is trained again changes nothing.
+        """
         if step > self.journal.last_step:
             self.journal.step(step, values)
             self._delivery.notify()
@@ -124,7 +133,10 @@ class Tracker:
         self._delivery.notify()
 
     def finish(self, ending: Ending = "FINISHED", timeout_s: float = LAST_EVENTS_S) -> None:
-        """Log the run's end, and give the last events `timeout_s` seconds to arrive. A second call does nothing."""
+        """Log the run's end, and give the last events `timeout_s` seconds to arrive.
+
+        A second call does nothing.
+        """
         if self.journal.status in get_args(Ending):
             return
         try:
@@ -134,12 +146,15 @@ class Tracker:
         if self.undelivered:
             reason = f" ({self._delivery.refusal})" if self._delivery.refusal else ""
             self.say(
-                f"MLflow at {self.server.shown} does not have all events{reason}: {self.undelivered} events wait in "
-                f"{self.folder}. Run the same command again to send them"
+                f"MLflow at {self.server.shown} does not have all events{reason}: {self.undelivered} events "
+                f"wait in {self.folder}. Run the same command again to send them"
             )
 
     def close(self, timeout_s: float) -> None:
-        """Deliver the events that wait for at most `timeout_s` seconds, then stop. The run's status does not change."""
+        """Deliver the events that wait for at most `timeout_s` seconds, then stop.
+
+        The run's status does not change.
+        """
         self._delivery.close(timeout_s)
 
 

@@ -1,4 +1,4 @@
-"""`laser train` with its checkpoints on an S3 server: after the loss of its folder, and on nodes that share no folder."""
+"""`laser train` with checkpoints on an S3 server: after the loss of its folder, and without a shared one."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 
 from orchestrator.storage.journal import StepEvent, read_events
 from tests.s3 import KEYS, client_of
+
+URL = "s3://laser/runs"
 
 
 @pytest.fixture
@@ -36,12 +38,12 @@ def stored(address: str, run: str) -> list[str]:
 @pytest.fixture
 def config(task: Path, tmp_path: Path) -> Path:
     tree = {
-        "run": {"name": "tiny", "dir": str(tmp_path / "runs"), "steps": 4, "save_every": 2, "remote": "s3://laser/runs"},
+        "run": {"name": "tiny", "dir": str(tmp_path / "runs"), "steps": 4, "save_every": 2, "remote": URL},
         "model": {"path": str(Path("experiments/quickstart/base").resolve())},
         "data": {"train": str(task / "train.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
-            "engine_args": {"enforce_eager": True},
+            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80,
+            "max_response_tokens": 40, "cpus": 0.5, "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
         "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},

@@ -102,6 +102,9 @@ def test_a_sweep_means_its_best_trial(run):
     (sweep / "results.json").write_text(json.dumps({"best": None, "trials": trials}))
     with pytest.raises(ConfigError, match="no trial of this sweep has finished yet"):
         resolve_model("swept")
+    (sweep / "results.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"results\.json: cannot be read"):
+        resolve_model("swept")
 
 
 def test_a_registered_model_is_fetched(run, monkeypatch, tmp_path):
@@ -138,7 +141,7 @@ def test_a_card_of_another_template_or_tokenizer_is_refused(run, card):
     replace(card, token_id=card.token_id + 1).write(export)
     with pytest.raises(
         ConfigError,
-        match=rf"<\|self_reward\|> is token {card.token_id} in its tokenizer and token {card.token_id + 1} in its self_reward.json",
+        match=rf"is token {card.token_id} in its tokenizer and token {card.token_id + 1} in its self_reward",
     ):
         resolve_model("mine")
     (export / "self_reward.json").write_text('{"token": "x"}')

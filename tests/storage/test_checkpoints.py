@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.storage.card import SelfRewardCard
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.files import leased
 
@@ -27,7 +26,7 @@ def checkpoints(tmp_path):
 
 
 def write_model(folder):
-    """Stands in for the learner ranks: shards and an export."""
+    """A fake of the learner ranks: shards and an export."""
     (folder / "learner").mkdir()
     (folder / "learner" / "shard.pt").write_text("weights")
     (folder / "export").mkdir()
@@ -44,7 +43,7 @@ def names(checkpoints):
 
 
 def exported_step(checkpoints):
-    """The step whose weights `export` leads to."""
+    """The step whose weights `export` links to."""
     return (checkpoints.run_folder / "export").resolve(strict=True).parent.name
 
 
@@ -60,7 +59,7 @@ def test_the_state_reads_back(checkpoints, state):
     assert (folder / "learner" / "shard.pt").read_text() == "weights"
 
 
-def test_a_figure_without_a_value_is_null_in_the_state_and_nan_when_read(checkpoints):
+def test_an_undefined_figure_is_null_in_the_state_and_nan_when_read(checkpoints):
     folder = checkpoints.save(replace(STATE, base={"accuracy": 0.25, "auroc": math.nan}), write_model)
     text = (folder / "state.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["base"] == {"accuracy": 0.25, "auroc": None}
@@ -77,7 +76,7 @@ def test_a_state_of_an_earlier_version_holds_nan_itself(checkpoints):
     assert math.isnan(checkpoints.newest()[1].base["auroc"])
 
 
-def test_older_checkpoints_are_pruned_and_export_leads_to_the_newest(checkpoints):
+def test_older_checkpoints_are_pruned_and_export_links_to_the_newest(checkpoints):
     for step in (1, 2, 3, 10):
         save(checkpoints, step)
         assert exported_step(checkpoints) == f"step-{step:06d}"
@@ -118,7 +117,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(checkpoints):
     assert exported_step(checkpoints) == "step-000001"
 
 
-def test_what_a_crash_left_behind_is_removed_by_the_next_save(checkpoints):
+def test_the_next_save_deletes_what_a_crash_left(checkpoints):
     for name in (".partial-000002", ".partial-000003"):
         (checkpoints.folder / name / "learner").mkdir(parents=True)
     (checkpoints.run_folder / ".export.partial").symlink_to("nowhere")
@@ -128,7 +127,7 @@ def test_what_a_crash_left_behind_is_removed_by_the_next_save(checkpoints):
     assert not (checkpoints.run_folder / ".export.partial").is_symlink()
 
 
-def test_a_crash_while_an_older_one_is_pruned_leaves_no_half_checkpoint(checkpoints, monkeypatch):
+def test_a_crash_while_an_older_one_is_pruned_leaves_no_incomplete_checkpoint(checkpoints, monkeypatch):
     save(checkpoints, 1, 2)
 
     def die(folder):
@@ -144,7 +143,7 @@ def test_a_crash_while_an_older_one_is_pruned_leaves_no_half_checkpoint(checkpoi
     assert names(checkpoints) == ["step-000003", "step-000004"]
 
 
-def test_export_can_be_led_to_the_newest_after_a_crash_before_that(checkpoints):
+def test_export_can_be_linked_to_the_newest_after_a_crash(checkpoints):
     save(checkpoints, 1, 2)
     (checkpoints.run_folder / "export").unlink()
     (checkpoints.run_folder / "export").symlink_to("checkpoints/step-000001/export")
@@ -152,7 +151,7 @@ def test_export_can_be_led_to_the_newest_after_a_crash_before_that(checkpoints):
     assert exported_step(checkpoints) == "step-000002"
 
 
-def test_nothing_else_in_the_folder_counts_as_a_checkpoint(checkpoints):
+def test_other_folders_do_not_count_as_checkpoints(checkpoints):
     save(checkpoints, 1)
     (checkpoints.folder / "step-000009.bak").mkdir()
     assert checkpoints.newest()[1].step == 1
@@ -173,7 +172,7 @@ def test_the_run_folder_can_be_moved(checkpoints, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', json.dumps({"unknown": 1}), None])
-def test_an_unreadable_state_is_a_clear_error(checkpoints, content):
+def test_an_unreadable_state_is_refused_with_its_path(checkpoints, content):
     save(checkpoints, 1)
     path = checkpoints.folder / "step-000001" / "state.json"
     path.unlink() if content is None else path.write_text(content)
@@ -181,11 +180,3 @@ def test_an_unreadable_state_is_a_clear_error(checkpoints, content):
         checkpoints.newest()
     assert str(caught.value).startswith(f"{path}: ")
     assert f"delete {path.parent}" in str(caught.value)
-
-
-def test_the_self_reward_card_holds_all_that_reading_the_score_needs(tmp_path):
-    SelfRewardCard("<|z|>", 7, -23.0, 0.1, [2, 5], "Reason.", "ab12").write(tmp_path)
-    assert json.loads((tmp_path / "self_reward.json").read_text()) == {
-        "token": "<|z|>", "token_id": 7, "c_ref": -23.0, "beta_v": 0.1, "eos_token_ids": [2, 5], "instruction": "Reason.",
-        "chat_template_sha256": "ab12",
-    }  # fmt: skip

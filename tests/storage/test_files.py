@@ -1,4 +1,4 @@
-"""Atomic writes, and locks that end with their process."""
+"""Atomic writes, locks and leases."""
 
 import contextlib
 import subprocess
@@ -25,7 +25,7 @@ with claimed(Path(sys.argv[1])):
 LEASE = HOLD.replace("claimed", "leased")
 
 
-def test_a_file_is_the_old_one_until_the_block_ends(tmp_path):
+def test_a_file_is_replaced_when_the_block_ends(tmp_path):
     path = tmp_path / "results.json"
     write_atomically(path, "old ä")
     with atomically(path) as partial:
@@ -52,7 +52,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_write_left_is_not_part_of_the_next_one(tmp_path):
+def test_a_write_does_not_contain_what_a_killed_one_left(tmp_path):
     (tmp_path / ".log.partial").write_text("of a killed process")
     with atomically(tmp_path / "log") as partial, partial.open("a") as file:
         file.write("new")
@@ -66,7 +66,7 @@ def test_a_lock_has_one_holder(tmp_path):
         pass
 
 
-def test_a_holder_is_waited_for(tmp_path):
+def test_a_lock_waits_for_its_holder(tmp_path):
     order = []
     held = threading.Event()
 
@@ -118,7 +118,7 @@ def test_a_lease_is_shared_and_ends_with_its_process(tmp_path):
         assert free
 
 
-def test_what_is_being_deleted_cannot_be_leased(tmp_path):
+def test_a_file_that_is_being_deleted_cannot_be_leased(tmp_path):
     file = tmp_path / "config.json"
     file.touch()
     with lease_free(file) as free, pytest.raises(FileNotFoundError), leased(file):

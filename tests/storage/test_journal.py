@@ -45,8 +45,8 @@ def test_the_file_is_one_object_a_line(journal):
         {"event": "step", "time": 1700, "step": 1, "values": {"train/accuracy": 0.25}},
         {"event": "step", "time": 1700, "step": 2, "values": {"train/accuracy": 0.5}},
         {
-            "event": "evaluation", "time": 1700, "step": 2, "set": "test", "values": {"eval/test/accuracy": 0.75},
-            "table": "samples/test-000002.json", "figure": None,
+            "event": "evaluation", "time": 1700, "step": 2, "set": "test",
+            "values": {"eval/test/accuracy": 0.75}, "table": "samples/test-000002.json", "figure": None,
         },
         {"event": "summary", "time": 1700},
         {"event": "status", "time": 1700, "status": "FINISHED"},
@@ -56,7 +56,7 @@ def test_the_file_is_one_object_a_line(journal):
 STORED = [
     '{"event": "start", "time": 1, "run_name": "trial", "id": "ab"}',
     '{"event": "step", "time": 2, "step": 1, "values": {"train/accuracy": 0.25, "time/step": 3}}',
-    '{"event": "evaluation", "time": 3, "step": 1, "set": "test", "values": {}, "table": "samples/a.json", "figure": null}',
+    '{"event": "evaluation", "time": 3, "step": 1, "set": "t", "values": {}, "table": "a", "figure": null}',
     '{"event": "summary", "time": 4}',
     '{"event": "status", "time": 5, "status": "KILLED"}',
 ]
@@ -68,7 +68,7 @@ def test_lines_on_disk_are_typed_events_and_back_to_the_byte():
     assert events == [
         StartEvent(1, "trial", "ab"),
         StepEvent(2, 1, {"train/accuracy": 0.25, "time/step": 3}),
-        EvaluationEvent(3, 1, "test", {}, "samples/a.json", None),
+        EvaluationEvent(3, 1, "t", {}, "a", None),
         SummaryEvent(4),
         StatusEvent(5, "KILLED"),
     ]

@@ -1,4 +1,4 @@
-"""One rank's files of a checkpoint: which are its own, where they stay, and when they are downloaded."""
+"""One rank's files of a checkpoint: which they are, where they stay, and when they are downloaded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,16 +59,14 @@ def test_each_file_of_a_checkpoint_has_one_rank(name, rank):
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, RANK_0), (1, RANK_1)])
-def test_a_rank_uploads_its_own_files_and_leaves_the_driver_its_card(
-    url, tmp_path, checkpoint, rank, expected
-):
+def test_a_rank_uploads_its_own_files_and_the_driver_the_card(url, tmp_path, checkpoint, rank, expected):
     (checkpoint / STATE).write_text(SAVED.text())
     ShardFiles(rank, "r", url).upload(checkpoint, place_of(2))
     assert files_in(tmp_path / "remote" / "r" / place_of(2)) == expected
     assert set(files_in(checkpoint)) >= {*RANK_0, *RANK_1}, "the driver sees this folder and prunes it"
 
 
-def test_where_the_driver_does_not_see_the_folder_the_uploaded_files_go(url, checkpoint):
+def test_uploaded_files_are_deleted_from_a_disk_that_the_driver_does_not_share(url, checkpoint):
     ShardFiles(1, "r", url).upload(checkpoint, place_of(2))
     assert files_in(checkpoint) == ["export/model.safetensors", "export/self_reward.json", *RANK_0[1:]]
 
@@ -93,7 +91,7 @@ def test_files_on_this_node_are_not_downloaded(url, checkpoint):
         assert source == checkpoint / "learner"
 
 
-def test_files_of_another_attempt_at_the_step_are_not_taken_for_this_one_s(url, checkpoint):
+def test_files_of_another_attempt_at_the_step_are_not_used(url, checkpoint):
     uploaded(url, checkpoint)
     (checkpoint / STATE).write_text(replace(SAVED, seconds=2.0).text())
     files = ShardFiles(1, "r", url)
@@ -102,13 +100,13 @@ def test_files_of_another_attempt_at_the_step_are_not_taken_for_this_one_s(url, 
         assert source != checkpoint / "learner"
 
 
-def test_a_checkpoint_that_is_nowhere_names_rank_node_and_url(url, tmp_path):
+def test_a_missing_checkpoint_is_refused_with_rank_node_and_url(url, tmp_path):
     with pytest.raises(
         RunError, match=r"no files of learner rank 1 on node 10\.0\.0\.2, and file://.*/r has no such"
     ):
         ShardFiles(1, "r", url).fetch(tmp_path / "step-000002", SAVED, "10.0.0.2")
 
 
-def test_a_url_that_nothing_can_open_is_refused(checkpoint):
+def test_a_url_that_cannot_be_opened_is_refused(checkpoint):
     with pytest.raises(ConfigError, match=r"run\.remote=nowhere://x: cannot be opened"):
         ShardFiles(0, "r", "nowhere://x").upload(checkpoint, place_of(2))

@@ -40,8 +40,8 @@ def test_a_server_that_starts_late_gets_the_waiting_events(configure, start, sai
     assert len(said) == 2
     assert (
         said[1]
-        == f"MLflow at {mlflow_process.uri} does not have all events: 6 events wait in {config.folder}. Run the same "
-        "command again to send them"
+        == f"MLflow at {mlflow_process.uri} does not have all events: 6 events wait in {config.folder}. "
+        "Run the same command again to send them"
     )
     assert deliver_leftovers(config, said.append) == 0, "the server is still down"
     mlflow_process.start()
@@ -204,8 +204,8 @@ import sys
 from orchestrator.config.schema import validate
 from orchestrator.config.training import RunConfig
 from orchestrator.tracking.tracker import Tracker
-tree = {"run": {"name": sys.argv[2], "steps": 3, "dir": sys.argv[1]}, "model": {"path": "m"}, "data": {"train": "t"},
-        "self_reward": {"token": "z"}, "tracking": {"experiment": "two"}}
+tree = {"run": {"name": sys.argv[2], "steps": 3, "dir": sys.argv[1]}, "model": {"path": "m"},
+        "data": {"train": "t"}, "self_reward": {"token": "z"}, "tracking": {"experiment": "two"}}
 tracker = Tracker(validate(tree, RunConfig, "test"))
 for step in range(1, 301):
     tracker.log_step(step, {f"metric/{number}": float(step) for number in range(10)})

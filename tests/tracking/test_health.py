@@ -14,7 +14,7 @@ DELIVERED, FAILED, UNANSWERED, REFUSED, REFUSED_RUN = (
 
 
 def after(*outcomes):
-    """The machine, and its reaction to each outcome. `REFUSED_RUN`: a refusal after the run had been found."""
+    """The machine, and its reaction to each outcome. `REFUSED_RUN`: a refusal after the run was found."""
     health = ServerHealth()
     act = {
         DELIVERED: health.delivered,

@@ -84,7 +84,10 @@ def test_events_that_were_sent_but_not_counted_before_a_kill_show_once(configure
 
 
 def test_a_request_that_arrived_in_part_is_completed(configure, start, monkeypatch):
-    """Not every store writes a request as one transaction. The client is changed: no real server fails at a chosen point."""
+    """Not every store writes a request as one transaction.
+
+    The client is changed, because no real server fails at a chosen point.
+    """
     tracker = start(configure())
     client = tracker.server.client
     log_batch = client.log_batch

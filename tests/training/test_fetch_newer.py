@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, when its folder and `run.remote` both have some; on a real S3 server."""
+"""Which checkpoint a run resumes from: its folder's or that of `run.remote`, on a real S3 server."""
 
 import socket
 from dataclasses import replace
@@ -47,7 +47,7 @@ def configure(tmp_path):
 
 
 def train_to(config: RunConfig, *steps: int) -> tuple[Checkpoints, RemoteStorage]:
-    """Checkpoints and records here and at the URL, as a run of two ranks leaves them that saves at each step."""
+    """Checkpoints and records here and at the URL, as a run of two ranks that saves each step leaves them."""
     checkpoints, remote = Checkpoints(config.folder, 2), RemoteStorage(config.run.remote, config.run.name)
     journal = Journal(config.folder)
     if not len(journal):
