@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from actors import zero3
+from actors import process_group, zero3
 from actors.learning import LearnerRank
 from actors.rows import rollout_rows
 from orchestrator.algorithm.advantages import group_advantages
@@ -111,7 +111,9 @@ def machine() -> dict[str, Any]:
 
 
 def head(tokens: int, repeats: int = 9) -> list[dict[str, Any]]:
-    """Forward and backward pass of each way to get log-probs: median time, peak memory beyond the inputs, error.
+    """Forward and backward pass of each way to get log-probs: median time, peak memory and error.
+
+    Memory counts beyond the inputs.
 
     The error is against float64 on 1024 of the rows: the largest one of the log-probs, and
     ||difference|| / ||gradient||.
@@ -361,7 +363,8 @@ def start_rank(folder: str, dtype: str, gradient_checkpointing: bool, deepspeed:
         remote=None,
     )
     rank = LocalRank(settings, rank=0)
-    rank.setup("127.0.0.1", 29500)
+    rank.store = process_group.open_store("127.0.0.1")
+    rank.setup("127.0.0.1", rank.store.port)
     return rank
 
 
@@ -473,7 +476,7 @@ def _cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _differentiated(
     way: Callable[..., Tensor], hidden: Tensor, weight: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs, and gradients in `hidden` and `weight` of their sum with weights from -1 to 2, like advantages."""
+    """Log-probs, and gradients of their sum, weighted from -1 to 2 as by advantages."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     logprobs = way(hidden, weight, targets)
     (logprobs * torch.linspace(-1, 2, len(targets), device="cuda", dtype=logprobs.dtype)).sum().backward()
