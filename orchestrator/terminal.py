@@ -1,6 +1,10 @@
-"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+"""What a person sees of a running command: a live panel in a terminal, plain lines elsewhere.
+
+Every message goes through the logger `laser`. This module shows it; `storage/run_log.py` keeps it.
+"""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -21,6 +25,7 @@ from orchestrator.measures import Place, shown_in
 
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
+LOGGER = logging.getLogger("laser")
 PLAIN_LINES_EVERY = 10
 STEP_RECORDS_VARIABLE = "LASER_STEP_RECORDS"
 """With this environment variable each step is printed as a record, a line of JSON, for a program that reads the log."""
@@ -64,8 +69,21 @@ class StepLine(NamedTuple):
             return None
 
 
+class ConsoleHandler(logging.Handler):
+    """Prints messages of the logger `laser`, with rich, on the console of the panel that they come from."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if panel := getattr(record, "panel", None):
+            panel.console.print(record.getMessage(), soft_wrap=not panel.live)
+
+
+LOGGER.setLevel(logging.INFO)
+LOGGER.propagate = False  # Ray gives the root logger handlers of its own
+LOGGER.addHandler(ConsoleHandler())
+
+
 class LivePanel:
-    """A panel that is drawn anew in a terminal, and above it lines that stay; elsewhere lines alone."""
+    """A panel that a terminal redraws, and above it lines that stay. Without a terminal, lines only."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console or Console(highlight=False)
@@ -83,11 +101,11 @@ class LivePanel:
             self.live.stop()
 
     def say(self, message: str) -> None:
-        """A line that stays."""
-        self.console.print(message, soft_wrap=not self.live)
+        """Show and log a line that stays; rich markup counts."""
+        LOGGER.info(message, extra={"panel": self})
 
     def say_plainly(self, message: str) -> None:
-        """A line of another program's words, in which brackets are no markup."""
+        """`say` for another program's words, in which brackets are no markup."""
         self.say(escape(message))
 
 
@@ -114,11 +132,12 @@ class RunProgress(LivePanel):
         """
         self.values = values
         eta = eta or self._eta(step)
+        line = StepLine(step, self.total, values, eta)
+        LOGGER.info(line)  # for the log alone: no panel shows it
         if self.live:
             self.bar.update(self.task, completed=step, eta=eta)
             self.live.update(self._panel())
             return
-        line = StepLine(step, self.total, values, eta)
         if self.prints_records:
             self.console.print(line.record(), soft_wrap=True, markup=False)
         elif step % PLAIN_LINES_EVERY == 0 or step in (self.first, self.total):

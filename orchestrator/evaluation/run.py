@@ -30,6 +30,7 @@ from orchestrator.pools.evaluation import EvalPools
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.folders import RESULTS
+from orchestrator.storage.run_log import logged_to
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.parent_run import ParentRun
 from orchestrator.tracking.server import Server
@@ -86,7 +87,10 @@ def _evaluate(prepared: PreparedEvaluation, uri: str, progress: EvalProgress) ->
         rollout, config.verification, planned_nodes()
     )  # refuses what the nodes cannot hold
     prepared.folder.mkdir(parents=True, exist_ok=True)
-    with claimed(prepared.folder, work="evaluating into it", key="folder (-o)"):
+    with (
+        claimed(prepared.folder, work="evaluating into it", key="folder (-o)"),
+        logged_to(prepared.folder),
+    ):
         claim_protocol(prepared.folder, prepared.protocol())
         write_atomically(prepared.folder / "config.yaml", dump_config(config))
         with translated_failures("the same command resumes the evaluation"):

@@ -28,6 +28,7 @@ from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.journal import Ending, forget
+from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.run import Outcome, refuse_changed_settings
@@ -62,7 +63,7 @@ def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome
     _refuse_what_cannot_fit(config, planned_nodes())
 
     config.folder.mkdir(parents=True, exist_ok=True)
-    with claimed(config.folder):
+    with claimed(config.folder), logged_to(config.folder):
         if summary := _summary_of_finished(config):  # another process has finished it in the meantime
             return Outcome(summary, already_finished=True)
         return Outcome(_train(config, demonstrations, progress), already_finished=False)

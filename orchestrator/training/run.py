@@ -19,6 +19,7 @@ from orchestrator.storage.checkpoints import Checkpoints
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.remote import RemoteStorage, place_of
+from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
 from orchestrator.training.preparation import PreparedRun, prepare
@@ -58,7 +59,7 @@ def train(
     finished = _finished_summary(config, checkpoints) is not None
     prepared = None if finished else _prepare(config, context, checkpoints)
     config.folder.mkdir(parents=True, exist_ok=True)
-    with claimed(config.folder, context.lock_patience_s):
+    with claimed(config.folder, context.lock_patience_s), logged_to(config.folder):
         # The process that held the folder may have trained on, or finished.
         if (summary := _finished_summary(config, checkpoints)) is not None:
             _deliver(config, progress, context)

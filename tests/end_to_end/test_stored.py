@@ -41,6 +41,9 @@ def test_a_run_of_an_earlier_version_resumes_and_makes_up_a_due_evaluation(laser
     positions = [state["prompt_order"]["position"] for state in (before, after)]
     assert positions == [8, 12], "the next four problems"
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    log = (run / "run.log").read_text()
+    assert "continuing from" in log
+    assert "step 3/3" in log
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
     assert [event["step"] for event in events if event["event"] == "evaluation"] == [0, 2, 3]
