@@ -79,7 +79,7 @@ def watch(ledger, screen):
 
 
 def test_an_evaluation_that_a_resumed_trial_makes_up_reaches_the_ledger_once(watch, ledger, screen):
-    """The trial reported step 4 and died before it had recorded that, so it reports step 4 again."""
+    """The trial dies after step 4 and resumes from an earlier checkpoint, so it reports step 4 again."""
     tune = Tune(watch, tune_trial("a"))
     tune.start()
     tune.report(2, 0.25)
