@@ -106,7 +106,7 @@ def message(status, stdout, stderr):
         ("loss.alhpa=1", "loss.alhpa: unknown key. Nearest known key: loss.alpha"),
         (
             "loss.alpha=-1",
-            "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss; 0 leaves plain GRPO.",
+            "loss.alpha: must be at least 0, got -1. Weight of the self-reward loss; 0 leaves plain GRPO.",
         ),
     ],
 )
@@ -141,7 +141,10 @@ def test_a_self_reward_token_that_is_no_single_token(refused_here):
 
 def test_a_model_folder_without_a_chat_template(refused_here):
     found = refused_here("config.yaml", "model.path=./no_template")
-    assert found == "./no_template: its tokenizer has no chat template; put one there as chat_template.jinja"
+    assert (
+        found
+        == "./no_template: its tokenizer has no chat template; write one to chat_template.jinja in that folder"
+    )
 
 
 def test_more_cpus_than_there_are(refused_here):

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.cluster.nodes import Resources
-from orchestrator.config.training import EngineConfig, LearningConfig, RunConfig, VerificationConfig
+from orchestrator.config.engine import EngineConfig
+from orchestrator.config.training import LearningConfig, RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
 _ROUNDING = 1e-9

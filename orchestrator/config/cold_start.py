@@ -5,21 +5,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.engine import refuse_parts_of_gpus
 from orchestrator.config.schema import (
     Gpus,
     Mark,
     PositiveFloat,
     PositiveInt,
+    RunName,
     Section,
+    Seed,
     Share,
     StepCount,
     Text,
-    refuse_parts_of_gpus,
 )
 from orchestrator.config.training import DataConfig, ModelConfig, TrackingConfig
 
 
 class SFTDataConfig(Section):
+    """Worked solutions to train on."""
+
     train: Text
     """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
     problem_field: Text = "problem"
@@ -27,22 +31,24 @@ class SFTDataConfig(Section):
     solution_field: Text = "solution"
     """Field that holds the worked solution."""
     instruction: str = DataConfig.model_fields["instruction"].default
-    """Text after each problem; the same as in the training that follows."""
+    """Text after each problem; use the same one in the training that follows."""
     max_tokens: PositiveInt = 2048
     """Longer samples are dropped and counted."""
 
 
 class SFTLearningConfig(Section):
+    """The supervised training."""
+
     num_ranks: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
-    """Ray Train workers, each a DeepSpeed ZeRO-3 rank."""
+    """Ray Train workers; each is a DeepSpeed ZeRO-3 rank."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE] = 1.0
-    """CPUs a rank reserves."""
+    """CPUs that a rank reserves."""
     gpus_per_rank: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
-    """GPUs a rank reserves."""
+    """GPUs that a rank reserves; 0 trains on CPU over gloo."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward pass."""
     batch_size: PositiveInt = 64
-    """Samples an optimiser step, over all ranks."""
+    """Samples of an optimiser step, over all ranks."""
     lr: PositiveFloat = 1e-5
     """AdamW's peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
@@ -50,9 +56,9 @@ class SFTLearningConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     warmup_steps: StepCount = 50
-    """Steps over which the learning rate rises; then it falls as a cosine."""
+    """Steps over which the learning rate rises linearly; then it falls as a cosine."""
     final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Share of the peak learning rate that the cosine ends at."""
+    """The learning rate at the end, as a share of the peak."""
     grad_clip: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
     tokens_per_micro_batch: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16384
@@ -60,7 +66,7 @@ class SFTLearningConfig(Section):
     gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
     """Recompute activations in the backward pass to save memory."""
     deepspeed: dict[str, Any] = {}
-    """Merged over the DeepSpeed configuration that the other settings make."""
+    """DeepSpeed settings that replace those made from the other keys."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "SFTLearningConfig":
@@ -69,18 +75,22 @@ class SFTLearningConfig(Section):
 
 
 class SFTSelfRewardConfig(Section):
+    """The token that the self-reward will be read from."""
+
     token: Text | None = None
-    """z_c; when given, the loss also covers one token after EOS, which makes log pi(z_c) there nearly uniform."""
+    """z_c; the loss then also covers one token after EOS, which makes log pi(z_c) nearly uniform there."""
 
 
 class SFTRunSection(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the run."""
+    """Name, place and length of the cold start."""
+
+    name: RunName
+    """Name of the run: its folder under `run.dir` and its MLflow run name."""
     dir: Annotated[Path, Mark.MAY_CHANGE] = Path("runs")
     """Folder of all runs."""
     steps: PositiveInt
     """Optimiser steps."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Seed of the sample order."""
 
 
@@ -96,13 +106,14 @@ class SFTConfig(Section):
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return self.run.dir / self.run.name
 
     @model_validator(mode="after")
     def _samples_fit(self) -> "SFTConfig":
         if self.data.max_tokens > self.learning.tokens_per_micro_batch:
             raise ValueError(
-                f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the longest sample, "
-                f"data.max_tokens = {self.data.max_tokens}: use at least that"
+                f"learning.tokens_per_micro_batch: {self.learning.tokens_per_micro_batch} is less than the "
+                f"longest sample, data.max_tokens = {self.data.max_tokens}: use at least that"
             )
         return self

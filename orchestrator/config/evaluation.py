@@ -1,4 +1,7 @@
-"""Settings of `laser eval`, and the problem sets that have a name; imports neither torch nor Ray."""
+"""Settings of `laser eval`, and the problem sets that have a name.
+
+This module imports neither torch nor Ray.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,17 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Text
-from orchestrator.config.training import EngineConfig, TrackingConfig, VerificationConfig
+from orchestrator.config.engine import EngineConfig
+from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Seed, Text
+from orchestrator.config.training import TrackingConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
 SAMPLES_PER_PROBLEM = 8
-"""Of sets without a name."""
+"""Solutions that are sampled for each problem of a set without a name."""
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A set of the Hugging Face hub, with the samples a problem that the paper draws."""
+    """A set of the Hugging Face hub, with the number of samples that the paper draws for each problem."""
 
     source: str
     split: str
@@ -38,14 +42,14 @@ NAMED_SETS = {
 
 
 class BaselineConfig(Section):
-    """How `score: baseline` reads a score out of a model that was not trained to give one."""
+    """How `score: baseline` reads a score from a model that was not trained to give one."""
 
     token: Text | None = None
-    """z_c: a single token that the model uses for nothing else. Of stored samples it is known."""
+    """z_c: a single token that the model uses for nothing else; stored samples name their own."""
     beta_v: PositiveFloat = 0.1
     """Scale of the score."""
     c_ref: Annotated[float, Field(lt=0)] | None = None
-    """log pi_ref(z_c); null measures it as the mean over this evaluation's finished samples, as training does for its initial model."""
+    """log pi_ref(z_c); null measures it, as the mean over the finished samples of this evaluation."""
 
 
 class EvalConfig(Section):
@@ -54,31 +58,32 @@ class EvalConfig(Section):
     model: Text | None = None
     """A Hugging Face folder or hub name, a run, a checkpoint, a sweep, or models:/NAME@ALIAS."""
     data: tuple[Text, ...] = ()
-    """Problem sets: files, Hugging Face data sets, or math500, amc23, aime24, aime25, olympiadbench; `:16` after one sets its samples."""
+    """Problem sets: files, Hugging Face data sets, or math500, amc23, aime24, aime25, olympiadbench. `:16`
+    after a set draws 16 samples a problem."""
     samples: Path | None = None
-    """Stored samples.jsonl: checked and scored again instead of generated; with `model`, that model scores them."""
+    """A samples.jsonl to check and score again instead of generating; `model`, if given, scores them."""
     folder: Path | None = None
-    """Where results go; runs/evaluations/<model>-<sets> when null."""
+    """Folder of the results; null means runs/evaluations/<model>-<sets>."""
     dir: Path = Path("runs")
-    """Folder of all runs: of the default folder and of MLflow's database."""
+    """Folder of all runs, which holds the default `folder` and MLflow's database."""
     samples_per_problem: PositiveInt | None = None
-    """Solutions a problem; the paper's for sets with a name and 8 for others when null."""
+    """Solutions sampled for each problem; null means the paper's number for named sets, 8 for others."""
     max_problems: PositiveInt | None = None
-    """Only the first so many problems of each set."""
+    """Evaluate only on this many problems of each set, the first ones; null evaluates on all."""
     problem_field: Text = "problem"
     """Field that holds the problem's text, in files and data sets without a name."""
     answer_field: Text = "answer"
-    """Field that holds the reference answer there."""
+    """Field that holds the reference answer, in files and data sets without a name."""
     split: Text = "test"
     """Split of data sets without a name."""
     instruction: str | None = None
-    """Text after each problem; the one that the score was trained with, else the paper's, when null. Empty for none."""
+    """Text after each problem; may be empty; null means that of the score's training, else the paper's."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature; the score is read at temperature 1 whatever this is."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Sampling temperature; the score is always read at temperature 1."""
+    seed: Seed = 0
     """Seed of sampling."""
     score: Literal["auto", "none", "baseline"] = "auto"
-    """auto: the trained score, if the model has one; none: no score; baseline: that of a model that was not trained to give one."""
+    """auto: the model's trained score, if it has one; none: no score; baseline: as `baseline` says."""
     baseline: BaselineConfig = BaselineConfig()
     rollout: EngineConfig = EngineConfig()
     verification: VerificationConfig = VerificationConfig()
@@ -90,29 +95,36 @@ class SetRequest:
     """One entry of `data`."""
 
     name: str
-    """In figures and files."""
+    """The set's name in figures and files."""
     source: NamedSet
 
     @property
     def samples_per_problem(self) -> int:
+        """Solutions that are sampled for each problem."""
         return self.source.samples_per_problem
 
 
 def requested_sets(config: EvalConfig) -> list[SetRequest]:
-    """What each entry of `data` means. Raises ConfigError when two have the same name, or `samples` says something else."""
+    """The sets that `data` names; none where `samples` are evaluated.
+
+    Raises:
+        ConfigError: Two sets have the same name, or the settings name no samples, or two sources of them.
+    """
     if config.samples is not None:
         if config.data:
-            raise ConfigError("--samples evaluates what is stored, --data generates anew: give one of them")
+            raise ConfigError(
+                "--samples evaluates stored samples, --data generates new ones: give one of them"
+            )
         return []
     if config.model is None or not config.data:
         raise ConfigError(
             "an evaluation needs --model and --data (a file, a data set, or one of "
-            f"{', '.join(NAMED_SETS)}), or --samples with the samples.jsonl of an earlier one"
+            f"{', '.join(NAMED_SETS)}), or --samples with the samples.jsonl of an earlier evaluation"
         )
     requests = [_request(entry, config) for entry in config.data]
     names = [request.name for request in requests]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"--data: two sets are called {twice[0]}; rename one of the files")
+        raise ConfigError(f"--data: two sets have the name {twice[0]}; rename one of the files")
     return requests
 
 
@@ -136,7 +148,7 @@ def _request(entry: str, config: EvalConfig) -> SetRequest:
 
 
 def default_folder(config: EvalConfig, names: list[str]) -> Path:
-    """`runs/evaluations/<model>-<sets>`, or that of the stored samples with `-again`."""
+    """`runs/evaluations/<model>-<sets>`; for stored samples the name of their folder with `-again`."""
     if config.samples is not None:
         return config.dir / "evaluations" / f"{config.samples.resolve().parent.name}-again"
     parts = [part for part in Path(config.model or "").parts if part not in ("export", "/")][-1:]

@@ -7,29 +7,28 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from orchestrator.config.engine import VllmConfig
 from orchestrator.config.schema import (
-    Gpus,
     PositiveFloat,
     PositiveInt,
+    RunName,
     Section,
     Share,
     Text,
-    refuse_parts_of_gpus,
     validate,
     with_overrides,
 )
 from orchestrator.errors import ConfigError
 
-Seconds = PositiveFloat
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
-
-class ServedEngine(Section):
+class ServedEngine(VllmConfig):
     """An engine replica: a vLLM engine with the model's tokenizer."""
+
+    SECTION = "engine"
 
     replicas: PositiveInt = 1
     """Engine replicas of each model."""
@@ -41,23 +40,8 @@ class ServedEngine(Section):
     """Longer responses are cut, unfinished; null takes the rest of the model's positions, at most 8192."""
     max_ongoing: PositiveInt = 32
     """Requests that a replica works on at a time; each may hold several samples or items."""
-    tensor_parallel: PositiveInt = 1
-    """GPUs (or CPU processes) that share one engine's weights."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the engine; `auto` takes the precision that the model's folder names."""
-    kv_cache_gib: PositiveFloat | None = None
-    """KV cache of an engine in GiB; null means 0.5 on CPU, and vLLM's own share of the memory on GPU."""
     cpus: Share = 1.0
     """CPUs that a replica reserves; fractions share a CPU. New weights need room beside the old ones."""
-    gpus: Gpus = 0.0
-    """GPUs that a tensor-parallel rank reserves; 0 runs the engine on CPU."""
-    engine_args: dict[str, Any] = Field(default={})
-    """Further arguments of vLLM's EngineArgs."""
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> "ServedEngine":
-        refuse_parts_of_gpus("engine.gpus", self.gpus, self.tensor_parallel)
-        return self
 
 
 class Limits(Section):
@@ -75,16 +59,16 @@ class Limits(Section):
     """Requests that may wait for each model in each ingress replica; the next one is answered 429."""
     retry_after_s: PositiveInt = 1
     """`Retry-After` of a 429 or 503, in seconds."""
-    deadline_s: Seconds = 300.0
+    deadline_s: PositiveFloat = 300.0
     """Seconds after which a request that is not answered is given up (504)."""
-    drain_s: Seconds = 30.0
+    drain_s: PositiveFloat = 30.0
     """Seconds that requests in flight have left when the service, or a replica that is replaced, stops."""
 
 
 class IngressConfig(Section):
     """Arguments of the application `orchestrator.serving.app:ingress`."""
 
-    models: list[Name]
+    models: list[RunName]
     """Names of the served models; each has its application (`orchestrator.serving.app:engine`)."""
     keys_file: Path | None = None
     """File of API keys, one a line, read when an ingress starts; LASER_API_KEY may hold another key."""
@@ -102,7 +86,7 @@ class IngressConfig(Section):
 class ReplicaConfig(Section):
     """Arguments of the application `orchestrator.serving.app:engine`, which serves one model."""
 
-    name: Name
+    name: RunName
     """The model's name for clients, which must be the application's name too."""
     model: Text
     """A folder, run, checkpoint, hub name or `models:/NAME/VERSION`, which the replica's node reads."""
@@ -113,7 +97,7 @@ class ReplicaConfig(Section):
 class ServeConfig(Section):
     """Settings of `laser serve`."""
 
-    models: Annotated[dict[Name, Text], Field(min_length=1)]
+    models: Annotated[dict[RunName, Text], Field(min_length=1)]
     """Models by their names for clients: folders, runs, checkpoints, hub names or `models:/NAME@ALIAS`."""
     host: Text = "127.0.0.1"
     """Address to listen on; all but loopback addresses need an API key."""
@@ -123,7 +107,7 @@ class ServeConfig(Section):
     """File of API keys, one a line; LASER_API_KEY may hold another key."""
     follow: bool = False
     """Serve new weights as they appear: a run's newest export, or the version that a registry alias names."""
-    follow_every_s: Seconds = 10.0
+    follow_every_s: PositiveFloat = 10.0
     """Seconds between looks for new weights."""
     ingress_replicas: PositiveInt = 1
     """Ingress replicas; each needs little, and the limits apply to each."""

@@ -15,7 +15,9 @@ from orchestrator.config.schema import (
     Mark,
     PositiveFloat,
     PositiveInt,
+    RunName,
     Section,
+    Seed,
     SettingsOf,
     Text,
     has_mark,
@@ -76,7 +78,7 @@ class SearchConfig(Section):
     """`random` draws choice, uniform and log_uniform values; `optuna` proposes them from earlier results."""
     points: PositiveInt | None = None
     """Points to draw or propose, each combined with all grids. Leave it out when all keys are grids."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Seed of the draws."""
 
 
@@ -92,7 +94,7 @@ class AshaConfig(Section):
 class SweepConfig(Section):
     """Settings of `laser sweep`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: RunName
     """Name of the sweep: its folder under the base's `run.dir`, its MLflow run, and the registered model."""
     base: Text
     """YAML configuration that the trials start from."""
@@ -102,7 +104,7 @@ class SweepConfig(Section):
     """The searched values by configuration key."""
     where: list[str] = Field(default=[])
     """Conditions that each point must meet, such as `loss.alpha * loss.beta_v < 0.5`."""
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """`run.seed` of the trials; each point is trained with each."""
     metric: Text = "(accuracy + self_verification_f1) / 2"
     """The formula to maximise, over the figures of the evaluation on the held-out problems."""

@@ -9,7 +9,8 @@ from ray import ObjectRef
 
 from actors.verification import VerificationWorker
 from orchestrator.cluster.placement import Placement
-from orchestrator.config.training import EngineConfig, VerificationConfig
+from orchestrator.config.engine import EngineConfig
+from orchestrator.config.training import VerificationConfig
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.pools.handles import EngineHandle
 from orchestrator.pools.pool import Pool

@@ -1,3 +1,4 @@
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +7,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from orchestrator import config
 from orchestrator.config.cold_start import SFTConfig
-from orchestrator.config.schema import changed_settings, dump_config, flat_settings, known_keys
-from orchestrator.config.serving import serve_config
-from orchestrator.config.sweep import base_config, load_sweep
+from orchestrator.config.evaluation import EvalConfig
+from orchestrator.config.schema import changed_settings, dump_config, flat_settings, known_keys, validate
+from orchestrator.config.serving import ServeConfig, serve_config
+from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.run import load_eval
@@ -113,29 +116,29 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
     [
         (
             "loss.alpha=-1",
-            "loss.alpha: must be greater than or equal to 0, got -1. Weight of the self-reward loss",
+            "loss.alpha: must be at least 0, got -1. Weight of the self-reward loss",
         ),
-        ("loss.beta_v=0", "loss.beta_v: must be greater than 0, got 0."),
-        ("loss.tau=1.1", "loss.tau: must be less than or equal to 1, got 1.1."),
+        ("loss.beta_v=0", "loss.beta_v: must be above 0, got 0."),
+        ("loss.tau=1.1", "loss.tau: must be at most 1, got 1.1."),
         ("loss.tau=.nan", "loss.tau: must be a finite number, got nan."),
-        ("run.steps=-1", "run.steps: must be greater than or equal to 0, got -1."),
-        ("run.steps=two", "run.steps: must be a valid integer, got 'two'."),
-        ("run.save_every=1.5", "run.save_every: must be a valid integer, got 1.5."),
-        ("run.name=../elsewhere", "run.name: must match pattern "),
-        ("run.dir=4", "run.dir: must be a valid path, got 4."),
+        ("run.steps=-1", "run.steps: must be at least 0, got -1."),
+        ("run.steps=two", "run.steps: must be a whole number, got 'two'."),
+        ("run.save_every=1.5", "run.save_every: must be a whole number, got 1.5."),
+        ("run.name=../elsewhere", "run.name: must be text that matches ^[A-Za-z0-9]"),
+        ("run.dir=4", "run.dir: must be a path, got 4."),
         (
             "rollout.samples_per_prompt=1",
-            "rollout.samples_per_prompt: must be greater than or equal to 2, got 1.",
+            "rollout.samples_per_prompt: must be at least 2, got 1.",
         ),
         ("learning.offload=cpu", "learning.offload: must be 'none', 'optimizer' or 'all', got 'cpu'."),
-        ("learning.betas=[0.9, 1]", "learning.betas.1: must be less than 1, got 1."),
+        ("learning.betas=[0.9, 1]", "learning.betas.1: must be below 1, got 1."),
         ("learning.betas=[0.9]", "learning.betas.1: missing."),
         ("rollout.cpus=0.33333", "rollout.cpus: must be a multiple of 0.0001, got 0.33333."),
         (
             "learning.gpus_per_rank=0.00001",
             "learning.gpus_per_rank: must be a multiple of 0.0001, got 1e-05.",
         ),
-        ("model.path=", "model.path: must be a valid string, got None."),
+        ("model.path=", "model.path: must be text, got null."),
         ("loss=0.5", "loss: must be a section of keys such as loss.alpha, got 0.5."),
     ],
 )
@@ -147,7 +150,7 @@ def test_a_bad_value_is_told_with_its_key_and_what_is_allowed(refusal, override,
 
 @pytest.mark.parametrize(
     ("value", "rule"),
-    [("1", "be less than 0"), ("guess", "be a valid number"), ("null", "be a valid number")],
+    [("1", "below 0"), ("guess", "a number"), ("null", "a number")],
 )
 def test_c_ref_is_refused_in_one_line_that_names_both_kinds_of_value(refusal, value, rule):
     message = refusal(f"loss.c_ref={value}")
@@ -165,9 +168,7 @@ def test_missing_keys_are_named(tmp_path):
     file.write_text("run: {name: x}\nmodel: {path: m}\nself_reward: {token: z}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(file, [], RunConfig)
-    steps = (
-        "run.steps: missing. Training steps; 0 only measures the initial model: its c_ref and its evaluation."
-    )
+    steps = "run.steps: missing. Training steps; 0 only measures c_ref and evaluates the initial model."
     assert str(caught.value).split("\n  ") == [f"{file}: 2 settings refused", steps, "data: missing."]
 
 
@@ -225,23 +226,23 @@ def test_missing_keys_are_named(tmp_path):
         ),
         (
             ["rollout.colocate=true", "rollout.gpus=1"],
-            "rollout.colocate: turns are taken on whole GPUs, or on CPUs alone",
+            "rollout.colocate: engines and ranks share whole GPUs, or only CPUs",
             "set both to 1",
         ),
         (
             ["rollout.colocate=true", "rollout.cpus=2"],
-            "rollout.colocate: an engine has the CPUs of the 1 rank(s) it takes turns with, 1",
+            "rollout.colocate: an engine uses the 1 CPUs of the 1 rank(s) that it takes turns with",
             "",
         ),
         (
             ["rollout.colocate=true", "rollout.resources={a: 1}"],
-            "rollout.colocate: engines are where the ranks are",
+            "rollout.colocate: engines run on the nodes of the ranks",
             "learning.resources",
         ),
         (
             ["rollout.colocate=true", "learning.offload=all"],
             "rollout.colocate: moves the learner's states itself",
-            "must be none",
+            "set it to none",
         ),
     ],
 )
@@ -355,7 +356,7 @@ def test_an_empty_value_is_the_empty_text_where_that_is_allowed_and_else_null(tm
     if command == "eval":
         assert value(instruction, "null") is None
     else:
-        with pytest.raises(ConfigError, match=r"data.instruction: must be a valid string, got None"):
+        with pytest.raises(ConfigError, match=r"data.instruction: must be text, got null"):
             value(instruction, "null")
 
 
@@ -378,8 +379,8 @@ def test_parts_of_several_gpus_are_refused_by_every_command(tmp_path, command, k
 
 
 def test_a_path_and_a_required_text_take_no_empty_value(refusal):
-    assert refusal("run.dir=").startswith("run.dir: must be a valid path, got None.")
-    assert refusal("model.path=''").startswith("model.path: must have at least 1 character, got ''.")
+    assert refusal("run.dir=").startswith("run.dir: must be a path, got null.")
+    assert refusal("model.path=''").startswith("model.path: must be text of at least 1 character(s), got ''.")
 
 
 def test_overrides_apply_in_order_and_keep_the_sections_other_keys(load):
@@ -457,10 +458,47 @@ def test_a_configuration_does_not_change_after_validation(load):
 
 
 def test_configuration_imports_neither_torch_nor_ray():
-    code = "import sys, orchestrator.config; print(*{'torch', 'ray', 'transformers', 'vllm', 'mlflow', 'numpy'} & set(sys.modules))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == ""
+    modules = ", ".join(
+        f"orchestrator.config.{module.name}" for module in pkgutil.iter_modules(config.__path__)
     )
+    heavy = {"torch", "ray", "transformers", "vllm", "mlflow", "numpy"}
+    code = f"import sys, {modules}; print('pydantic' in sys.modules, *{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+BAD_VALUES = [None, True, -1, 0.5, 10**12, float("nan"), "", "words", "!", [], [1, 2, 3], {}, {"a": {"b": 1}}]
+
+
+def refusal_of(schema, key, value):
+    """What is said of the value of one key in an otherwise empty file; None where the value is accepted."""
+    *parents, leaf = key.split(".")
+    tree = {leaf: value}
+    for parent in reversed(parents):
+        tree = {parent: tree}
+    try:
+        validate(tree, schema, "tree")
+    except ConfigError as error:
+        return next((line for line in str(error).split("\n  ") if line.startswith(key)), None)
+    return None
+
+
+@pytest.mark.parametrize("schema", [RunConfig, SFTConfig, SweepConfig, EvalConfig, ServeConfig])
+def test_every_value_that_a_setting_refuses_is_explained_in_our_words(schema):
+    """An error type of pydantic that `ALLOWED` lacks would show pydantic's words, in brackets after `valid`."""
+    found = [refusal_of(schema, key, value) for key in known_keys(schema) for value in BAD_VALUES]
+    refusals = [refusal for refusal in found if refusal is not None]
+    assert len(refusals) > len(known_keys(schema))
+    assert [refusal for refusal in refusals if "must be valid (" in refusal] == []
+
+
+def test_a_wrong_value_within_a_dictionary_is_named_without_the_members_of_unions():
+    tree = {"name": "s", "base": "b.yaml", "space": {"loss.alpha": {"grid": [[1]], "uniformly": [0, 1]}}}
+    with pytest.raises(ConfigError) as caught:
+        validate(tree, SweepConfig, "sweep")
+    values = "space.loss.alpha"
+    assert str(caught.value).split("\n  ")[1:] == [
+        f"{values}.grid.0: must be true or false, or a whole number, or a number, or text, got [1]. "
+        "Each of these values, combined with each value of the other grids.",
+        f"{values}.uniformly: unknown key. Nearest known key: {values}.uniform",
+    ]

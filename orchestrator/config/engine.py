@@ -1,0 +1,65 @@
+"""Settings of vLLM engines, in training, evaluation and service."""
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.schema import CustomResources, Gpus, Mark, PositiveFloat, PositiveInt, Section, Share
+
+
+def refuse_parts_of_gpus(key: str, gpus: float, tensor_parallel: int = 1) -> None:
+    """Refuse a number of GPUs that Ray cannot give: `tensor_parallel` ranks of an actor reserve `gpus` each.
+
+    Ray gives an actor a part of one GPU, or whole ones. Ranks that share an engine's weights need a GPU each.
+
+    Raises:
+        ValueError: The number is refused.
+    """
+    if gpus != int(gpus) and (gpus > 1 or tensor_parallel > 1):
+        ranks = f" for each of {tensor_parallel} tensor-parallel ranks" if tensor_parallel > 1 else ""
+        raise ValueError(
+            f"{key}: is {gpus:g}{ranks}, but only a single GPU can be shared: use {math.ceil(gpus)}"
+        )
+
+
+class VllmConfig(Section):
+    """The settings that all vLLM engines have."""
+
+    SECTION: ClassVar[str]
+    """The section's key, for errors."""
+
+    tensor_parallel: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
+    """GPUs (or CPU processes) that share one engine's weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the engine; `auto` takes the precision that the model's folder names."""
+    kv_cache_gib: Annotated[PositiveFloat | None, Mark.MAY_CHANGE] = None
+    """KV cache of an engine in GiB; null means 0.5 on CPU, and vLLM's own share of the memory on GPU."""
+    cpus: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
+    """CPUs that an engine reserves; fractions share a CPU."""
+    gpus: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
+    """GPUs that a tensor-parallel rank reserves; 0 runs the engine on CPU."""
+    engine_args: Annotated[dict[str, Any], Mark.MAY_CHANGE] = Field(default={})
+    """Further arguments of vLLM's EngineArgs."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "VllmConfig":
+        refuse_parts_of_gpus(f"{self.SECTION}.gpus", self.gpus, self.tensor_parallel)
+        return self
+
+
+class EngineConfig(VllmConfig):
+    """The engines that generate in training and evaluation."""
+
+    SECTION = "rollout"
+
+    num_engines: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
+    """vLLM engines; each is an actor."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Longer prompts are dropped and counted."""
+    max_response_tokens: PositiveInt = 8192
+    """A response that is longer is cut: it is unfinished and has no score."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the engine; `auto` takes `learning.dtype`, in `laser eval` that of the model's folder."""
+    resources: Annotated[CustomResources, Mark.MAY_CHANGE, Mark.POOL_SIZE] = Field(default={})
+    """Custom resources that an engine reserves, such as {rollout: 1}; only nodes started with them run it."""
