@@ -29,7 +29,10 @@ def configure(tmp_path):
 
 @pytest.mark.parametrize(
     ("remote", "complaint"),
-    [("bucket/runs", "is not a URL: write s3://bucket/runs"), ("s3://key:secret@bucket/runs", "holds a password")],
+    [
+        ("bucket/runs", "is not a URL: write s3://bucket/runs"),
+        ("s3://key:secret@bucket/runs", "holds a password"),
+    ],
 )
 def test_a_url_with_a_secret_and_a_path_are_refused(configure, remote, complaint):
     with pytest.raises(ConfigError, match=complaint) as caught:
