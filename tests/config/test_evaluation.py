@@ -37,7 +37,7 @@ def test_a_set_is_a_name_a_file_or_a_data_set_with_its_samples():
     [
         ({"model": "m"}, "needs --model and --data"),
         ({"data": ["math500"]}, "needs --model and --data"),
-        ({"model": "m", "data": ["a/t.jsonl", "b/t.jsonl"]}, "two sets are called t"),
+        ({"model": "m", "data": ["a/t.jsonl", "b/t.jsonl"]}, "two sets have the name t"),
         ({"samples": "s.jsonl", "data": ["math500"]}, "give one of them"),
     ],
 )
