@@ -34,7 +34,7 @@ from orchestrator.planning.memory import (
     model_size,
     plan_memory,
 )
-from orchestrator.planning.report import BatchPlan, Inputs, Phase, PoolShare, Report
+from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size_pools
 from orchestrator.training.preparation import prepare
@@ -158,7 +158,7 @@ def plan_batch(config: RunConfig) -> BatchPlan:
     )
 
 
-def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
+def plan_schedule(config: RunConfig) -> tuple[list[TrainingPhase], list[str]]:
     """The run's phases, and a warning for each loss term that is switched on but starts after the last step.
 
     Both are empty for a run without steps, which only measures the initial model.
@@ -167,7 +167,7 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
     if steps == 0:
         return [], []
     if config.self_reward.token is None:
-        return [Phase(1, steps, "GRPO; self-rewarding is off (self_reward.token is null)")], []
+        return [TrainingPhase(1, steps, "GRPO; self-rewarding is off (self_reward.token is null)")], []
     schedule = Schedule(loss.reasoning_warmup_steps, loss.self_reward_warmup_steps)
     warm_up = loss.reasoning_warmup_steps
     mix_after = loss.reasoning_warmup_steps + loss.self_reward_warmup_steps
@@ -181,12 +181,12 @@ def plan_schedule(config: RunConfig) -> tuple[list[Phase], list[str]]:
         return " + ".join(names)
 
     starts = sorted({start for start in (1, warm_up + 1, mix_after + 1) if start <= steps})
-    phases: list[Phase] = []
+    phases: list[TrainingPhase] = []
     for first, last in zip(starts, [*(start - 1 for start in starts[1:]), steps], strict=True):
         if phases and phases[-1].terms == terms(first):
-            phases[-1] = Phase(phases[-1].first, last, terms(first))
+            phases[-1] = TrainingPhase(phases[-1].first, last, terms(first))
         else:
-            phases.append(Phase(first, last, terms(first)))
+            phases.append(TrainingPhase(first, last, terms(first)))
 
     warnings = []
     if loss.alpha > 0 and warm_up >= steps:

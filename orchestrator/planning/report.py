@@ -40,7 +40,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """The terms of the loss in steps `first` to `last`, both included."""
 
     first: int
@@ -65,7 +65,7 @@ class Report:
     config: RunConfig
     inputs: Inputs
     batch: BatchPlan
-    phases: tuple[Phase, ...]
+    phases: tuple[TrainingPhase, ...]
     """Empty for a run without steps."""
     c_ref: tuple[str, ...]
     """Lines of text about c_ref; empty where self-rewarding is off."""

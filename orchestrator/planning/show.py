@@ -13,7 +13,7 @@ from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
 from orchestrator.data.prompts import render_prompt
 from orchestrator.planning.memory import MemoryPlan, ModelSize
-from orchestrator.planning.report import BatchPlan, Inputs, Phase, PoolShare, Report
+from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.sizing import Sizing
 from orchestrator.training.preparation import PreparedRun
 
@@ -274,7 +274,7 @@ def _show_sizing(sizing: Sizing, console: Console) -> None:
     _section(console, f"Pool sizes for {sizing.total:g} {kind}s", table, *lines)
 
 
-def _steps(phase: Phase) -> str:
+def _steps(phase: TrainingPhase) -> str:
     return f"steps {phase.first:,} to {phase.last:,}" if phase.last > phase.first else f"step {phase.first:,}"
 
 

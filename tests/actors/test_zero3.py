@@ -14,8 +14,8 @@ from transformers import Gemma3TextConfig, Gemma3TextModel, LlamaConfig, LlamaMo
 
 from actors.process_group import open_store
 from actors.zero3 import padding_token, restore_rotary_frequencies
-from orchestrator.config.training import RunConfig
 from orchestrator.pools.ranks import learner_settings, start_ranks
+from tests.settings import configure
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -66,14 +66,7 @@ def test_a_tokenizer_without_padding_pads_with_eos(pad, eos, expected):
 
 @pytest.fixture
 def config():
-    tree = {
-        "run": {"name": "r", "steps": 1},
-        "model": {"path": "m"},
-        "data": {"train": "t"},
-        "learning": {"num_ranks": 2},
-        "self_reward": {"token": "z"},
-    }
-    return RunConfig.model_validate(tree)
+    return configure(learning={"num_ranks": 2})
 
 
 def test_no_other_process_can_take_the_port_at_which_the_ranks_meet():

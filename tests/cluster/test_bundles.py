@@ -7,22 +7,8 @@ import ray
 
 from orchestrator.cluster.bundles import Bundles, bundles_for
 from orchestrator.cluster.placement import Placement, label_selectors
-from orchestrator.config.schema import validate
-from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
-
-
-def configure(learning=None, rollout=None, verification=None):
-    tree = {
-        "run": {"name": "trial", "steps": 1},
-        "model": {"path": "m"},
-        "data": {"train": "t.jsonl"},
-        "self_reward": {"token": "z"},
-        "learning": learning or {},
-        "rollout": rollout or {},
-        "verification": verification or {},
-    }
-    return validate(tree, RunConfig, "test")
+from tests.settings import configure
 
 
 def plan(nodes, **sections):

@@ -4,25 +4,15 @@ import pytest
 
 from orchestrator.config.schema import dump_config, validate
 from orchestrator.config.sweep import SweepConfig, base_config
-from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
+from tests import settings
 
 
 @pytest.fixture
 def configure(tmp_path):
     def make(remote="s3://laser/runs", **sections):
-        tree = {
-            "run": {
-                "name": f"run-{tmp_path.name}",
-                "steps": 3,
-                "dir": str(tmp_path / "runs"),
-                "remote": remote,
-            },
-            "model": {"path": "models/base"},
-            "data": {"train": "train.jsonl"},
-            "self_reward": {"token": "<|z|>"},
-        }
-        return validate(tree | sections, RunConfig, "test")
+        run = {"name": f"run-{tmp_path.name}", "dir": str(tmp_path / "runs"), "remote": remote}
+        return settings.configure(run=run, **sections)
 
     return make
 

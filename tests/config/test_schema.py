@@ -16,13 +16,7 @@ from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.run import load_eval
-
-SMALLEST = {
-    "run": {"name": "trial", "steps": 3},
-    "model": {"path": "models/base"},
-    "data": {"train": "train.jsonl"},
-    "self_reward": {"token": "<|z|>"},
-}
+from tests.settings import SMALLEST
 
 # Names that users, recipes and dashboards rely on.
 STABLE_KEYS = {

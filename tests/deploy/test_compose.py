@@ -1,4 +1,4 @@
-"""docker-compose.yml against the Compose schema and our own rules, and against docker compose where it is installed."""
+"""docker-compose.yml against the Compose schema, our own rules and, where installed, docker compose."""
 
 import json
 import re

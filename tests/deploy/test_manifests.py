@@ -1,4 +1,4 @@
-"""Images and KubeRay manifests: pinned, from one lock, and in agreement with the recipe and docker-compose.yml."""
+"""Images and KubeRay manifests: pinned, from one lock, as the recipe and docker-compose.yml have them."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def pods(cluster: dict) -> Iterator[tuple[dict, dict, dict]]:
 
 
 def nodes(cluster: dict) -> list[Resources]:
-    """The resources that Ray counts on each pod, from its limits and `rayStartParams`, as KubeRay starts it."""
+    """The resources that Ray counts on each pod that KubeRay starts, from limits and `rayStartParams`."""
     found = []
     for group, _, container in pods(cluster):
         limits, started = container["resources"]["limits"], group["rayStartParams"]

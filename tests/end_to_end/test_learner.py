@@ -19,6 +19,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
 from orchestrator.messages.trajectories import Generated, Trajectories, pack
 from orchestrator.pools.ranks import learner_settings, start_ranks
+from tests.settings import configure
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -26,21 +27,18 @@ Z_TOKEN, EOS, GROUPS, SAMPLES, C_REF = 3, 2, 3, 4, -6.0
 
 
 def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: float | str) -> RunConfig:
-    tree = {
-        "run": {"name": "learner", "steps": 1},
-        "model": {"path": str(folder)},
-        "data": {"train": "unused"},
-        "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 32},
-        "learning": {
+    return configure(
+        model={"path": str(folder)},
+        rollout={"max_prompt_tokens": 32, "max_response_tokens": 32},
+        learning={
             "num_ranks": ranks,
             "lr": 1e-2,
             "tokens_per_micro_batch": 1024,
             "gradient_checkpointing": checkpointing,
         },
-        "loss": {"alpha": 1.0, "tau": 0.0, **loss},
-        "self_reward": {"token": "<|self_reward|>"},
-    }
-    return RunConfig.model_validate(tree)
+        loss={"alpha": 1.0, "tau": 0.0, **loss},
+        self_reward={"token": "<|self_reward|>"},
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from orchestrator.cluster.machine import GIB
 from orchestrator.config.training import RunConfig
 from orchestrator.planning.check import explain_c_ref, plan_batch, plan_placement, plan_schedule
 from orchestrator.planning.memory import ModelSize, learner_memory, memory_notes, model_size, plan_memory
-from orchestrator.planning.report import Phase
+from orchestrator.planning.report import TrainingPhase
 from tests.settings import configure
 
 RECIPES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -106,9 +106,9 @@ def test_schedule_has_the_published_phases():
         )
     )
     assert phases == [
-        Phase(1, 200, "GRPO"),
-        Phase(201, 400, "GRPO + self-reward loss"),
-        Phase(401, 500, "GRPO + self-reward loss + advantage mix"),
+        TrainingPhase(1, 200, "GRPO"),
+        TrainingPhase(201, 400, "GRPO + self-reward loss"),
+        TrainingPhase(401, 500, "GRPO + self-reward loss + advantage mix"),
     ]
     assert warnings == []
 
@@ -127,7 +127,7 @@ def test_schedule_warns_of_a_phase_that_never_starts(steps, never):
 
 def test_schedule_does_not_warn_of_what_is_switched_off():
     loss = {"alpha": 0.0, "tau": 0.0, "reasoning_warmup_steps": 50}
-    assert plan_schedule(run_config(loss=loss)) == ([Phase(1, 10, "GRPO")], [])
+    assert plan_schedule(run_config(loss=loss)) == ([TrainingPhase(1, 10, "GRPO")], [])
 
 
 @pytest.mark.parametrize(

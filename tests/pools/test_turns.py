@@ -5,11 +5,10 @@ import ray
 from ray.exceptions import RayActorError
 
 from orchestrator.cluster.bundles import bundles_for
-from orchestrator.config.schema import validate
-from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import ModelTokens
 from orchestrator.pools.training import Pools
 from tests.fakes import FAKES, FakeGpu, gpu
+from tests.settings import configure
 
 
 @pytest.fixture
@@ -21,16 +20,12 @@ def colocate():
 def pools(ray_cluster, tmp_path, colocate):
     """One rank and one engine on one GPU."""
     held = FakeGpu.options(name="gpu").remote()
-    tree = {
-        "run": {"name": "turns", "steps": 1, "dir": str(tmp_path)},
-        "model": {"path": "m"},
-        "data": {"train": "t.jsonl"},
-        "self_reward": {"token": "z"},
-        "rollout": {"colocate": colocate, "cpus": 0.5},
-        "learning": {"cpus_per_rank": 0.5},
-        "verification": {"cpus": 0.5},
-    }
-    config = validate(tree, RunConfig, "test")
+    config = configure(
+        run={"dir": str(tmp_path)},
+        rollout={"colocate": colocate, "cpus": 0.5},
+        learning={"cpus_per_rank": 0.5},
+        verification={"cpus": 0.5},
+    )
     config.folder.mkdir()
     tokens = ModelTokens(tokenizer=None, z_token=1, eos_tokens=(0,))
     pools = Pools(config, tokens, bundles_for(config, [{"CPU": 2.0}]), workers=FAKES)

@@ -20,6 +20,7 @@ from orchestrator.sweeps.plan import Member
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import Ledger, State
 from orchestrator.sweeps.watch import Interruption, LedgerWatch, RoomWatch
+from tests.settings import configure
 
 STEPS = 6
 
@@ -157,16 +158,7 @@ def room(monkeypatch, load_run):
 
 @pytest.fixture
 def load_run(tmp_path):
-    from orchestrator.config.training import RunConfig
-
-    return RunConfig.model_validate(
-        {
-            "run": {"name": "a", "steps": STEPS, "dir": str(tmp_path)},
-            "model": {"path": "m"},
-            "data": {"train": "t.jsonl"},
-            "self_reward": {"token": "z"},
-        }
-    )
+    return configure(run={"name": "a", "steps": STEPS, "dir": str(tmp_path)})
 
 
 def test_a_sweep_without_room_says_so_once_and_gives_up(room):

@@ -3,9 +3,8 @@ import threading
 
 import pytest
 
-from orchestrator.config.schema import validate
-from orchestrator.config.training import RunConfig
 from orchestrator.tracking.tracker import Tracker
+from tests import settings
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +29,8 @@ def configure(runs, request, work_folder):
     name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
 
     def make(uri=None, **sections):
-        tree = {
-            "run": {"name": name, "steps": 3, "dir": str(runs)},
-            "model": {"path": "models/base"},
-            "data": {"train": "train.jsonl"},
-            "self_reward": {"token": "<|z|>"},
-            "tracking": {"uri": uri},
-        }
-        return validate(tree | sections, RunConfig, "test")
+        run = {"name": name, "dir": str(runs)}
+        return settings.configure(**{"run": run, "tracking": {"uri": uri}} | sections)
 
     return make
 

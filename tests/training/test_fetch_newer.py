@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.schema import dump_config, validate
+from orchestrator.config.schema import dump_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.journal import Journal, StepEvent, read_events
 from orchestrator.storage.remote import RemoteStorage
 from orchestrator.training.run import fetch_newer
+from tests import settings
 
 STATE = TrainingState(
     step=2,
@@ -30,18 +31,8 @@ pytestmark = pytest.mark.usefixtures("s3")
 @pytest.fixture
 def configure(tmp_path):
     def make(remote="s3://laser/runs", **sections):
-        tree = {
-            "run": {
-                "name": f"run-{tmp_path.name}",
-                "steps": 3,
-                "dir": str(tmp_path / "runs"),
-                "remote": remote,
-            },
-            "model": {"path": "models/base"},
-            "data": {"train": "train.jsonl"},
-            "self_reward": {"token": "<|z|>"},
-        }
-        return validate(tree | sections, RunConfig, "test")
+        run = {"name": f"run-{tmp_path.name}", "dir": str(tmp_path / "runs"), "remote": remote}
+        return settings.configure(run=run, **sections)
 
     return make
 

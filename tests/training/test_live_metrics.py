@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from orchestrator.config.training import RunConfig
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.pool import Pool, PoolStats, WorkerState
 from orchestrator.training import live_metrics
 from orchestrator.training.live_metrics import METRICS, LiveMetrics, of_pool, of_step
+from tests.settings import configure
 
 STEP = {
     "time/rollout": 4.0, "time/verify": 0.5, "time/learn": 3.0, "time/sync": 0.5, "time/step": 9.0, "train/accuracy": 0.25,
@@ -64,10 +64,7 @@ class Worker:
 
 @pytest.fixture
 def config(tmp_path):
-    run = {"name": "live", "dir": str(tmp_path), "steps": 2}
-    return RunConfig.model_validate(
-        {"run": run, "model": {"path": "m"}, "data": {"train": "t.jsonl"}, "self_reward": {"token": "z"}}
-    )
+    return configure(run={"name": "live", "dir": str(tmp_path), "steps": 2})
 
 
 @pytest.mark.usefixtures("ray_cluster")

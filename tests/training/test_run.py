@@ -2,24 +2,18 @@
 
 import pytest
 
-from orchestrator.config.schema import dump_config, validate
-from orchestrator.config.training import RunConfig
+from orchestrator.config.schema import dump_config
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import claimed
 from orchestrator.storage.journal import Journal
 from orchestrator.training.run import _forget_other_attempt, _refuse_other_settings
+from tests import settings
 
 
 @pytest.fixture
 def configure(tmp_path):
     def make(**sections):
-        tree = {
-            "run": {"name": "trial", "steps": 3, "dir": str(tmp_path / "runs")},
-            "model": {"path": "models/base"},
-            "data": {"train": "train.jsonl"},
-            "self_reward": {"token": "<|z|>"},
-        }
-        return validate(tree | sections, RunConfig, "test")
+        return settings.configure(run={"dir": str(tmp_path / "runs")}, **sections)
 
     return make
 

@@ -5,39 +5,27 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.config.training import RunConfig
 from orchestrator.data.problems import Problem
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
+from tests import settings
 
 NAN = math.nan
 CORRECT, WRONG, TIMEOUT = Status.CORRECT, Status.WRONG, Status.TIMEOUT
 
 
 def configure(mini_batches=1, **loss):
-    tree = {
-        "run": {"name": "trial", "steps": 9},
-        "model": {"path": "m"},
-        "data": {"train": "t.jsonl"},
-        "rollout": {
-            "prompts_per_step": 2,
-            "samples_per_prompt": 4,
-            "max_prompt_tokens": 2,
-            "max_response_tokens": 8,
-        },
-        "learning": {"mini_batches": mini_batches, "tokens_per_micro_batch": 20},
-        "loss": {
-            "alpha": 0.5,
-            "tau": 0.25,
-            "reasoning_warmup_steps": 2,
-            "self_reward_warmup_steps": 3,
-            **loss,
-        },
-        "self_reward": {"token": "z"},
-    }
-    return RunConfig.model_validate(tree)
+    """Steps of 2 x 4 samples; the self-reward loss joins at step 3, the advantage mix at step 6."""
+    sizes = {"prompts_per_step": 2, "samples_per_prompt": 4, "max_prompt_tokens": 2, "max_response_tokens": 8}
+    schedule = {"reasoning_warmup_steps": 2, "self_reward_warmup_steps": 3}
+    return settings.configure(
+        run={"steps": 9},
+        rollout=sizes,
+        learning={"mini_batches": mini_batches, "tokens_per_micro_batch": 20},
+        loss={"alpha": 0.5, "tau": 0.25, **schedule, **loss},
+    )
 
 
 @pytest.fixture
