@@ -279,7 +279,7 @@ def _overrides(what: str) -> Argument:
 # fmt: off
 CONFIG = Argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
 ADDRESS = Argument("--address", metavar="URL",
-                   help="dashboard of the cluster's head (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)")
+                   help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)")
 JOB = Argument("job", metavar="ID", help="id of a job, or the name of a run, which means its newest job")
 
 COMMANDS = (

@@ -17,7 +17,7 @@ class DataError(LaserError):
 
 
 class RunError(LaserError):
-    """A run that had started cannot go on."""
+    """A run that had started cannot continue."""
 
 
 class RunStopped(RunError):

@@ -28,7 +28,7 @@ SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 LOGGER = logging.getLogger("laser")
 PLAIN_LINES_EVERY = 10
 STEP_RECORDS_VARIABLE = "LASER_STEP_RECORDS"
-"""With this environment variable each step is printed as a record, a line of JSON, for a program that reads the log."""
+"""With this environment variable each step is printed as a record, a line of JSON for programs."""
 
 
 class StepLine(NamedTuple):
@@ -118,9 +118,13 @@ class RunProgress(LivePanel):
         self.first_step_at: float | None = None
         self.prints_records = bool(os.environ.get(STEP_RECORDS_VARIABLE))
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
-            TextColumn("ETA {task.fields[eta]}"), console=self.console,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=self.console,
+        )
         self.task = self.bar.add_task(title, total=total, completed=done, eta="-")
         self.values: Mapping[str, float] = {}
 
@@ -144,7 +148,7 @@ class RunProgress(LivePanel):
             self.console.print(str(line), soft_wrap=True)
 
     def _eta(self, step: int) -> str:
-        """Time to the last step at the pace so far. The first step only starts the clock: it also waited for the pools."""
+        """Time to the last step at the pace so far, without the first step, which waited for the pools."""
         now = time.monotonic()
         if self.first_step_at is None:
             self.first_step_at, self.first = now, step

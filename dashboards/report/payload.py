@@ -219,6 +219,7 @@ def figure_of(name: str) -> Callable[[Run], float | None]:
 
 
 def objective_of(run: Run) -> float | None:
+    """The figure that a sweep compares its trials by; None for other runs."""
     return run.objective
 
 

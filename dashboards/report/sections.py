@@ -213,6 +213,7 @@ def _change(run: Run, name: str) -> str:
 
 
 def steps_text(run: Run) -> str:
+    """The run's steps, as `50 of 100` where its last step is known."""
     return f"{run.step} of {run.steps}" if run.steps else str(run.step)
 
 

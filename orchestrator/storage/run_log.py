@@ -24,7 +24,7 @@ _SHORTEST_SECRET = 6
 
 @contextlib.contextmanager
 def logged_to(folder: Path) -> Iterator[None]:
-    """Append the messages of the logger `laser` to `run.log` in `folder`, and the error that leaves the block.
+    """Append the messages of the logger `laser`, and the error that leaves the block, to `folder`'s run.log.
 
     A log that cannot be written, as on a full disk, does not disturb the command.
     """

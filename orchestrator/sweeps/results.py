@@ -20,6 +20,8 @@ from orchestrator.sweeps.plan import Member
 
 
 class State(StrEnum):
+    """What became of a trial so far."""
+
     PENDING = "pending"
     RUNNING = "running"
     FINISHED = "finished"

@@ -25,6 +25,8 @@ FAILURES_TO_REPORT = 2
 
 
 class DeliveryState(StrEnum):
+    """Whether the server takes a run's events."""
+
     STARTING = "starting"
     """The first attempt has no outcome yet."""
     DELIVERING = "delivering"

@@ -32,6 +32,8 @@ from orchestrator.training.train_batch import estimate_advantages, make_train_ba
 
 @dataclass(frozen=True)
 class Replay:
+    """A training step that was computed again from its stored batch."""
+
     step: int
     samples: int
     sums: StepSums
