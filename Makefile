@@ -5,7 +5,7 @@ EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: install quickstart quickstart-seeds quickstart-base test test-long lint
+.PHONY: docs install quickstart quickstart-seeds quickstart-base test test-long lint
 
 install: $(READY)
 
@@ -31,6 +31,9 @@ test: $(READY)
 
 test-long: $(READY)  ## the tests that `make test` leaves out
 	@$(VENV)/bin/python -m pytest -m long
+
+docs: $(READY)  ## write docs/configuration.md
+	@$(VENV)/bin/laser explain --markdown > docs/configuration.md
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

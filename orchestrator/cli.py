@@ -228,6 +228,13 @@ def _replay(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(options: argparse.Namespace) -> int:
+    from orchestrator.config.manual import explanation, markdown
+
+    print(markdown() if options.markdown else explanation(options.key, options.of))
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from orchestrator.planning.doctor import doctor
 
@@ -270,7 +277,7 @@ class Command:
 def _overrides(what: str) -> Argument:
     values = (
         "a value is YAML; `key=` is the empty text where a setting may be empty, such as the instruction, "
-        "else null"
+        "else null; `laser explain KEY` says what a key means"
     )
     return Argument("overrides", metavar="key=value", nargs="*", help=f"{what}; {values}")
 
@@ -364,6 +371,15 @@ COMMANDS = (
                  help="size the pools by the times of this run's folder"),
         CONFIG,
         _overrides("settings that replace the file's"),
+    )),
+    Command("explain", _explain,
+        "explain a setting or a section of settings: type, bounds, default, meaning", (
+        Argument("key", metavar="KEY", nargs="?",
+                 help="such as loss or rollout.colocate; without it, the sections of all commands"),
+        Argument("--of", metavar="COMMAND", choices=("train", "sft", "sweep", "eval", "serve"),
+                 help="explain only the setting of this command: train, sft, sweep, eval or serve"),
+        Argument("--markdown", action="store_true",
+                 help="print docs/configuration.md: all settings of all commands"),
     )),
     Command("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts", (
         Argument("rollouts", metavar="ROLLOUTS", type=Path, help="a run's rollouts/step-NNNNNN.parquet"),
