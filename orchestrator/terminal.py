@@ -1,4 +1,4 @@
-"""What a person sees of a running command: a live panel in a terminal, plain lines elsewhere.
+"""What a user sees of a running command: a live panel in a terminal, plain lines elsewhere.
 
 Every message goes through the logger `laser`. This module shows it; `storage/run_log.py` keeps it.
 """
@@ -78,12 +78,12 @@ class ConsoleHandler(logging.Handler):
 
 
 LOGGER.setLevel(logging.INFO)
-LOGGER.propagate = False  # Ray gives the root logger handlers of its own
+LOGGER.propagate = False  # Ray adds handlers to the root logger, which would print each line again.
 LOGGER.addHandler(ConsoleHandler())
 
 
 class LivePanel:
-    """A panel that a terminal redraws, and above it lines that stay. Without a terminal, lines only."""
+    """A panel that a terminal redraws below the lines that were said; without a terminal, only the lines."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console or Console(highlight=False)
@@ -101,20 +101,26 @@ class LivePanel:
             self.live.stop()
 
     def say(self, message: str) -> None:
-        """Show and log a line that stays; rich markup counts."""
+        """Show and log a line; brackets in it are rich's markup."""
         LOGGER.info(message, extra={"panel": self})
 
     def say_plainly(self, message: str) -> None:
-        """`say` for another program's words, in which brackets are no markup."""
+        """Show and log a line in which brackets are not markup, such as another program's message."""
         self.say(escape(message))
 
 
 class RunProgress(LivePanel):
-    """Shows each step; `total` steps, of which `done` are already behind."""
+    """Shows the steps of a run.
+
+    Args:
+        total: The run's last step.
+        done: The last step that an earlier command finished.
+    """
 
     def __init__(self, title: str, total: int, done: int, console: Console | None = None) -> None:
         super().__init__(console)
-        self.total, self.first = total, done
+        self.total = total
+        self.first = done
         self.first_step_at: float | None = None
         self.prints_records = bool(os.environ.get(STEP_RECORDS_VARIABLE))
         self.bar = Progress(
@@ -137,7 +143,7 @@ class RunProgress(LivePanel):
         self.values = values
         eta = eta or self._eta(step)
         line = StepLine(step, self.total, values, eta)
-        LOGGER.info(line)  # for the log alone: no panel shows it
+        LOGGER.info(line)  # Without a panel it is only logged.
         if self.live:
             self.bar.update(self.task, completed=step, eta=eta)
             self.live.update(self._panel())
@@ -168,7 +174,7 @@ class RunProgress(LivePanel):
 
 
 def program(name: str) -> str:
-    """A command of this environment as one can type it here, whether or not the environment is activated."""
+    """A command of this environment as a user can type it here, even if the environment is not activated."""
     path = Path(sys.executable).with_name(name)
     if shutil.which(name) or not path.exists():
         return name

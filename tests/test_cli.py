@@ -18,7 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from orchestrator.cli import COMMANDS, main
 
-TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 PROBLEMS = [{"problem": f"{a}+{b}=", "answer": str(a + b)} for a in range(8) for b in range(8)]
 
 
@@ -141,9 +144,8 @@ def test_a_self_reward_token_that_is_no_single_token(refused_here):
 
 def test_a_model_folder_without_a_chat_template(refused_here):
     found = refused_here("config.yaml", "model.path=./no_template")
-    assert (
-        found
-        == "./no_template: its tokenizer has no chat template; write one to chat_template.jinja in that folder"
+    assert found == (
+        "./no_template: its tokenizer has no chat template; write one to chat_template.jinja in that folder"
     )
 
 
@@ -155,8 +157,10 @@ def test_more_cpus_than_there_are(refused_here):
 
 def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
     code = (
-        "import sys; from orchestrator.cli import COMMANDS, main; status = main(['train', 'config.yaml', sys.argv[1]]);"
-        "print(status, *sorted({'torch', 'ray', 'transformers', 'vllm', 'deepspeed', 'mlflow'} & set(sys.modules)))"
+        "import sys; from orchestrator.cli import main;"
+        "status = main(['train', 'config.yaml', sys.argv[1]]);"
+        "heavy = {'torch', 'ray', 'transformers', 'vllm', 'deepspeed', 'mlflow'};"
+        "print(status, *sorted(heavy & set(sys.modules)))"
     )
 
     def imported(override):
@@ -170,7 +174,7 @@ def test_a_configuration_is_refused_before_the_heavy_imports(work_folder):
 
 
 def cpu_seconds(folder, *arguments):
-    """CPU time of the command, which other work on the machine stretches less than its duration; the least of three."""
+    """CPU seconds of the command, the least of three runs; a busy machine hardly stretches them."""
 
     def once():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -13,8 +13,15 @@ from orchestrator.terminal import SHOWN, RunProgress, StepLine
 from orchestrator.training.show import show_summary
 
 FIGURES = {measure.key: 0.25 for measure in shown_in(Place.SUMMARY)}
-SUMMARY = {"base": FIGURES, "trained": FIGURES | {"accuracy": 0.5, "auroc": None}, "problems": 300, "samples_per_problem": 8,
-           "steps": 200, "seconds": 301.4, "c_ref": -21.0}  # fmt: skip
+SUMMARY = {
+    "base": FIGURES,
+    "trained": FIGURES | {"accuracy": 0.5, "auroc": None},
+    "problems": 300,
+    "samples_per_problem": 8,
+    "steps": 200,
+    "seconds": 301.4,
+    "c_ref": -21.0,
+}
 
 
 @pytest.fixture

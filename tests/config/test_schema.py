@@ -22,12 +22,13 @@ from tests.settings import SMALLEST
 STABLE_KEYS = {
     "model": "path",
     "data": "train eval problem_field answer_field instruction",
-    "rollout": "num_engines samples_per_prompt prompts_per_step max_prompt_tokens max_response_tokens temperature max_staleness "
-    "tensor_parallel engine_args",
+    "rollout": "num_engines samples_per_prompt prompts_per_step max_prompt_tokens max_response_tokens "
+    "temperature max_staleness tensor_parallel engine_args",
     "verification": "num_workers timeout_s",
-    "learning": "num_ranks lr tokens_per_micro_batch dtype deepspeed offload gradient_checkpointing warmup_steps weight_decay grad_clip "
-    "mini_batches",
-    "loss": "alpha beta_v tau filter_std kl_coef clip_low clip_high c_ref reasoning_warmup_steps self_reward_warmup_steps",
+    "learning": "num_ranks lr tokens_per_micro_batch dtype deepspeed offload gradient_checkpointing "
+    "warmup_steps weight_decay grad_clip mini_batches",
+    "loss": "alpha beta_v tau filter_std kl_coef clip_low clip_high c_ref reasoning_warmup_steps "
+    "self_reward_warmup_steps",
     "self_reward": "token",
     "run": "name dir steps seed eval_every save_every save_rollouts_every",
 }
@@ -48,7 +49,7 @@ def load(path):
 
 @pytest.fixture
 def refusal(load, path):
-    """What is said about overrides that are refused: the lines after the first, which names the file and counts."""
+    """The refusal of some overrides: its lines after the first, which names the file and counts."""
 
     def refuse(*overrides):
         with pytest.raises(ConfigError) as caught:
@@ -136,7 +137,7 @@ def test_unknown_key_names_the_nearest_known_one(refusal, key, nearest):
         ("loss=0.5", "loss: must be a section of keys such as loss.alpha, got 0.5."),
     ],
 )
-def test_a_bad_value_is_told_with_its_key_and_what_is_allowed(refusal, override, start):
+def test_a_bad_value_is_refused_with_its_key_and_the_values_that_are_allowed(refusal, override, start):
     message = refusal(override)
     assert message.startswith(start)
     assert "\n" not in message
@@ -152,7 +153,7 @@ def test_c_ref_is_refused_in_one_line_that_names_both_kinds_of_value(refusal, va
     assert message.count("loss.c_ref") == 1
 
 
-def test_every_wrong_setting_is_told_at_once(refusal):
+def test_every_wrong_setting_is_named_in_one_error(refusal):
     lines = refusal("loss.alpha=-1", "rollot=1", "loss.c_ref=2").split("\n")
     assert sorted(line.partition(":")[0] for line in lines) == ["loss.alpha", "loss.c_ref", "rollot"]
 
@@ -187,7 +188,8 @@ def test_missing_keys_are_named(tmp_path):
         ),
         (
             ["loss.c_ref=-4.85", "loss.beta_v=0.1"],
-            "loss.c_ref: pi_ref(z_c) * exp(1 / beta_v) = exp(5.15) at c_ref -4.85 and beta_v 0.1: it must be far below 1",
+            "loss.c_ref: pi_ref(z_c) * exp(1 / beta_v) = exp(5.15) at c_ref -4.85 and beta_v 0.1: it must "
+            "be far below 1",
             "a larger loss.beta_v (above 0.206), or leave loss.c_ref=calibrate",
         ),
         (["rollout.gpus=1.5"], "rollout.gpus: is 1.5, but only a single GPU can be shared", "use 2"),
@@ -215,7 +217,8 @@ def test_missing_keys_are_named(tmp_path):
         (["self_reward.token=null", "loss.alpha=0"], "self_reward.token: is null", "loss.tau=0.1"),
         (
             ["rollout.colocate=true", "rollout.num_engines=2"],
-            "rollout.colocate: 2 engine(s) of 1 tensor-parallel rank(s) take turns with 2 learner ranks, but learning.num_ranks=1",
+            "rollout.colocate: 2 engine(s) of 1 tensor-parallel rank(s) take turns with 2 learner ranks, "
+            "but learning.num_ranks=1",
             "",
         ),
         (
@@ -310,7 +313,7 @@ def test_overrides_are_yaml_values(load, override, key, value):
 
 
 def commands(folder):
-    """How each command that takes overrides reads them, with the key of its instruction and of a setting that may be null."""
+    """How each command reads overrides, the key of its instruction, and that of a setting that may be null."""
     base, sweep, sft = folder / "config.yaml", folder / "sweep.yaml", folder / "sft.yaml"
     held_out = {**SMALLEST["data"], "eval": "test.jsonl"}
     base.write_text(yaml.safe_dump({**SMALLEST, "data": held_out}))
@@ -479,7 +482,7 @@ def refusal_of(schema, key, value):
 
 @pytest.mark.parametrize("schema", [RunConfig, SFTConfig, SweepConfig, EvalConfig, ServeConfig])
 def test_every_value_that_a_setting_refuses_is_explained_in_our_words(schema):
-    """An error type of pydantic that `ALLOWED` lacks would show pydantic's words, in brackets after `valid`."""
+    """For an error type that `ALLOWED` lacks, the error shows pydantic's words in brackets after `valid`."""
     found = [refusal_of(schema, key, value) for key in known_keys(schema) for value in BAD_VALUES]
     refusals = [refusal for refusal in found if refusal is not None]
     assert len(refusals) > len(known_keys(schema))

@@ -15,7 +15,10 @@ from dashboards.report.load import load_runs
 from dashboards.report.payload import payload
 from dashboards.report.samples import Scores, newest_scores
 
-NASTY = '</script><script>document.title="broken out"</script><img src="https://example.com/x.png" onerror="alert(1)"> <b>&amp;'
+NASTY = (
+    '</script><script>document.title="broken out"</script>'
+    '<img src="https://example.com/x.png" onerror="alert(1)"> <b>&amp;'
+)
 
 
 def write_journal(folder, name, training=None, evaluations=None, status="FINISHED", set_name="test"):

@@ -1,4 +1,7 @@
-"""Boards, rules, documentation and the metrics that the code emits agree; alerts fire on the series that they are for, and on no others."""
+"""Boards, rules, documentation and code name the same metrics.
+
+Alerts fire on the series that are made for them, and on no others.
+"""
 
 import itertools
 import json
@@ -27,11 +30,17 @@ MONITORING = (REPOSITORY / "docs" / "monitoring.md").read_text()
 
 OTHERS_METRICS = {
     # Prometheus' own
-    "up", "ALERTS",
+    "up",
+    "ALERTS",
     # of Ray 2.60's nodes: ray/dashboard/modules/reporter/reporter_agent.py and the raylet
-    "ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_node_mem_used", "ray_node_mem_total",
-    "ray_node_disk_utilization_percentage", "ray_object_store_used_memory", "ray_object_store_available_memory",
-}  # fmt: skip
+    "ray_node_cpu_utilization",
+    "ray_node_gpus_utilization",
+    "ray_node_mem_used",
+    "ray_node_mem_total",
+    "ray_node_disk_utilization_percentage",
+    "ray_object_store_used_memory",
+    "ray_object_store_available_memory",
+}
 
 _WORDS = {
     "and",
@@ -49,7 +58,10 @@ _WORDS = {
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metrics that a PromQL expression names: what is left without strings, selectors, ranges, labels, functions and numbers."""
+    """The metrics that a PromQL expression names.
+
+    They are the words that are not strings, selectors, ranges, labels, functions or numbers.
+    """
     expression = re.sub(r'"[^"]*"', "", expression)
     expression = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", expression)
     expression = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", expression)
@@ -119,14 +131,18 @@ def promtool(*arguments: str) -> None:
     program = shutil.which("promtool")
     if program is None:
         pytest.skip(
-            "promtool is not installed (Debian: apt-get install prometheus): rules and expressions were not checked"
+            "promtool is not installed (Debian: apt-get install prometheus): rules and expressions were not "
+            "checked"
         )
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_metrics_in_an_expression():
-    expression = 'sum by (run, le) (rate(a_b:c{x="y"}[5m])) / on () (d or vector(0)) > 0.05 * time() and e offset 1d unless on (run) 1e3 < f'
+    expression = (
+        'sum by (run, le) (rate(a_b:c{x="y"}[5m])) / on () (d or vector(0)) > 0.05 * time() '
+        "and e offset 1d unless on (run) 1e3 < f"
+    )
     assert metrics_in(expression) == {"a_b:c", "d", "e", "f"}
 
 
