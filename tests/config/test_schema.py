@@ -313,7 +313,7 @@ def test_overrides_are_yaml_values(load, override, key, value):
 
 
 def commands(folder):
-    """How each command reads overrides, the key of its instruction, and that of a setting that may be null."""
+    """How each command reads overrides, the key of its instruction, and that of one that may be null."""
     base, sweep, sft = folder / "config.yaml", folder / "sweep.yaml", folder / "sft.yaml"
     held_out = {**SMALLEST["data"], "eval": "test.jsonl"}
     base.write_text(yaml.safe_dump({**SMALLEST, "data": held_out}))
