@@ -16,7 +16,7 @@ from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluation.figures import AVERAGE, EvalResults, Figures, SetResults
 from orchestrator.measures import Place, shown_in
 from orchestrator.storage.files import atomically
-from orchestrator.terminal import clock
+from orchestrator.terminal import LOGGER, clock
 
 PLAIN_LINES_EVERY_S = 10.0
 FEWEST_FOR_COST = 4
@@ -61,8 +61,9 @@ class EvalProgress:
         self.bar.stop()
 
     def say(self, message: str) -> None:
-        """Show a line above the bar."""
+        """Show a line above the bar, and log it."""
         self.console.print(escape(message), soft_wrap=True)
+        LOGGER.info(escape(message))  # The log reads markup, as the panel of a run does.
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Start a new bar.

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.errors import RunError
+from orchestrator.evaluation.show import EvalProgress
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 
@@ -81,3 +82,13 @@ def test_a_log_that_cannot_be_written_does_not_disturb_the_run(tmp_path, shown):
     with logged_to(tmp_path):
         progress.say("still shown")
     assert "still shown" in text.getvalue()
+
+
+def test_what_an_evaluation_says_is_logged_too(tmp_path):
+    text = io.StringIO()
+    progress = EvalProgress(Console(file=text, width=120))
+    with logged_to(tmp_path), progress:
+        progress.say("resuming: 3 samples [of 8] are drawn")
+    assert "resuming: 3 samples [of 8] are drawn" in text.getvalue()
+    (line,) = (tmp_path / "run.log").read_text().splitlines()
+    assert line.endswith(" INFO resuming: 3 samples [of 8] are drawn")
