@@ -16,7 +16,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """Ray on this machine, started once since it takes seconds; four CPUs by name, so that pools of two fit beside each other."""
+    """Ray on this machine, started once since it takes seconds; four CPUs by name, so that pools of two fit
+    beside each other.
+    """
     import ray
 
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -164,7 +164,7 @@ def test_head_shares_the_parameters_of_the_linear_layer():
 
 
 def test_backward_reads_the_parameter_as_it_is_gathered_again():
-    """After the forward pass ZeRO-3 frees the weight's data, and gathers it elsewhere for the backward pass."""
+    """ZeRO-3 frees the weight's data after the forward pass and gathers it elsewhere for the backward."""
     hidden, weight, _, targets = problem(bias=False)
     (expected_hidden, expected_weight) = gradients(plain, (hidden, weight, None, targets))
     head = LogProbHead.from_linear(torch.nn.Linear(HIDDEN, VOCAB, bias=False))

@@ -1,4 +1,6 @@
-"""Real Ray, vLLM, DeepSpeed and MLflow on the quick-start's tiny model: fixtures shared by the end-to-end tests."""
+"""Real Ray, vLLM, DeepSpeed and MLflow on the quick-start's tiny model: fixtures shared by the end-to-end
+tests.
+"""
 
 import contextlib
 import json
@@ -33,7 +35,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def models(task: Path) -> dict[str, Path]:
-    """Two freshly initialised models, with tied and with untied embeddings, whose logits are far from uniform."""
+    """Two freshly initialised models, with tied and with untied embeddings, whose logits are far from
+    uniform.
+    """
     folders = {}
     tokenizer = AutoTokenizer.from_pretrained(task / "untrained")
     for name, tied in (("tied", True), ("untied", False)):
@@ -58,16 +62,25 @@ class Laser:
     def run(self, *arguments: str, timeout_s: float = 480) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.program, *arguments],
-            cwd=self.repository, capture_output=True, text=True, timeout=timeout_s, env=self.environment, check=False,
-        )  # fmt: skip
+            cwd=self.repository,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=self.environment,
+            check=False,
+        )
 
     @contextlib.contextmanager
     def started(self, *arguments: str):
         """The running command; whatever is left of it at the end is killed."""
         process = subprocess.Popen(
             [self.program, *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.repository, env=self.environment,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.repository,
+            env=self.environment,
+        )
         try:
             yield process
         finally:
@@ -102,7 +115,8 @@ def laser() -> Laser:
 
 
 class RayCluster:
-    """A Ray cluster as an operator starts it: `ray start` processes with a token, on ports and in a folder of their own.
+    """A Ray cluster as an operator starts it: `ray start` processes with a token, on ports and in a folder of
+    their own.
 
     Its nodes are processes of this machine, each with the CPUs and custom resources it is said to have.
     """
@@ -138,7 +152,9 @@ class RayCluster:
     def add_node(
         self, cpus: float, resources: dict[str, float] | None = None, command: tuple[str, ...] = ()
     ) -> subprocess.Popen:
-        """One more node; `command` is what `ray start` is called through, such as `unshare`. Returns when the cluster knows it."""
+        """One more node; `command` is what `ray start` is called through, such as `unshare`. Returns when the
+        cluster knows it.
+        """
         before = {node["node_id"] for node in self.alive_nodes()}
         node = self._start_node([f"--address={self.address}"], cpus, resources, command)
         deadline = time.monotonic() + 60
@@ -176,7 +192,8 @@ class RayCluster:
         command: tuple[str, ...] = (),
     ) -> subprocess.Popen:
         ray = str(Path(sys.executable).parent / "ray")
-        # Each with its own files, as on machines of their own: nodes unpack a job's code where the others would be reading it.
+        # Each with its own files, as on machines of their own: nodes unpack a job's code where the others
+        # would be reading it.
         files = f"--temp-dir={self.folder / str(self.started)}"
         self.started += 1
         given = [
@@ -193,8 +210,12 @@ class RayCluster:
         with (self.folder / "nodes.log").open("a") as log:
             node = subprocess.Popen(
                 [*command, ray, "start", *arguments, *given, *more],
-                stdout=log, stderr=log, env=self.environment, start_new_session=True, cwd=self.folder,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+                cwd=self.folder,
+            )
         self.nodes.append(node)
         return node
 
@@ -237,7 +258,9 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[RayCluster]:
-    """A head of two CPUs, for learners too; a test may add nodes. The module may give Ray settings of its own, `RAY_SETTINGS`."""
+    """A head of two CPUs, for learners too; a test may add nodes. The module may give Ray settings of its
+    own, `RAY_SETTINGS`.
+    """
     cluster = RayCluster()
     cluster.environment |= getattr(request.module, "RAY_SETTINGS", {})
     try:

@@ -1,7 +1,9 @@
-"""What docker-compose.yml starts, without Docker: its very commands as processes of this machine, with other hosts, ports and folders.
+"""What docker-compose.yml starts, without Docker: its very commands as processes of this machine, with other
+hosts, ports and folders.
 
-MLflow on a real PostgreSQL where that is installed, else on sqlite. SeaweedFS comes as an image alone, so moto's server speaks S3 in its
-place: it shows that our side (credentials, endpoint, bucket, MLflow's settings) is right, and nothing of SeaweedFS itself.
+MLflow on a real PostgreSQL where that is installed, else on sqlite. SeaweedFS comes as an image alone, so
+moto's server speaks S3 in its place: it shows that our side (credentials, endpoint, bucket, MLflow's
+settings) is right, and nothing of SeaweedFS itself.
 """
 
 import contextlib
@@ -81,7 +83,7 @@ def health_url(service: str, port: int) -> str:
 
 @contextlib.contextmanager
 def process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    """A command, in this environment's folder of programs; it and what it has started are killed at the end."""
+    """A command of this environment; it and its children are killed at the end."""
     program = shutil.which(command[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     with log.open("a") as output:
         started = subprocess.Popen(

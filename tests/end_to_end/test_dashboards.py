@@ -1,4 +1,6 @@
-"""Real Prometheus on a real run and a real service: every metric that a board or rule names is there, and no panel is empty."""
+"""Real Prometheus on a real run and a real service: every metric that a board or rule names is there, and no
+panel is empty.
+"""
 
 import json
 import math
@@ -30,7 +32,8 @@ class Prometheus:
         program = shutil.which("prometheus")
         if program is None:
             pytest.skip(
-                "Prometheus is not installed (Debian: apt-get install prometheus): no board was compared with a real run"
+                "Prometheus is not installed (Debian: apt-get install prometheus): "
+                "no board was compared with a real run"
             )
         text = (DASHBOARDS / "prometheus.yml").read_text()
         for old, new in (
@@ -46,9 +49,16 @@ class Prometheus:
         self.url = f"http://{address}/api/v1"
         with (folder / "prometheus.log").open("w") as log:
             self.process = subprocess.Popen(
-                [program, "--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"],
-                cwd=folder, stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    program,
+                    "--config.file=prometheus.yml",
+                    "--storage.tsdb.path=data",
+                    f"--web.listen-address={address}",
+                ],
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+            )
 
     def get(self, path: str, **parameters: str | float) -> list:
         reply = httpx.get(f"{self.url}/{path}", params=parameters, timeout=30).json()
@@ -98,7 +108,7 @@ def of_boards() -> list[str]:
 
 
 def metrics_in(text: str) -> set[str]:
-    """Ray's, a run's and the service's; a recorded one, with colons, is asked for by the panel that shows it."""
+    """Ray's, a run's and the service's. Recorded ones, with colons, belong to the panels that show them."""
     return set(re.findall(r"(?<![\w:])(?:ray_|laser_)\w+(?!:)", text))
 
 
@@ -110,14 +120,18 @@ def test_prometheus_finds_every_metric_of_boards_and_rules(
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 8, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
+            "samples_per_prompt": 4,
+            "prompts_per_step": 8,
+            "max_prompt_tokens": 80,
+            "max_response_tokens": 40,
+            "cpus": 0.5,
             "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
         "learning": {"cpus_per_rank": 0.25, "tokens_per_micro_batch": 1024},
         "loss": {"self_reward_warmup_steps": 1},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 16},
-    }  # fmt: skip
+    }
     config, started = tmp_path / "seen.yaml", time.time()
     config.write_text(yaml.safe_dump(tree))
     # A driver reports every 10 s, and this run may be over by then.

@@ -1,4 +1,6 @@
-"""A real vLLM engine against a float32 forward pass in transformers: behaviour log-probs and the one-pass score, token for token."""
+"""A real vLLM engine against a float32 forward pass in transformers: behaviour log-probs and the one-pass
+score, token for token.
+"""
 
 import math
 import sys
@@ -140,7 +142,8 @@ def test_one_pass_score_and_behaviour_log_probs_equal_a_forward_pass_also_after_
             Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32), after[0][0], ids["z"]
         )
 
-    # As good as new: an engine that loads the final weights from disk samples the same tokens from the same seeds.
+    # As good as new: an engine that loads the final weights from disk samples the same tokens from the same
+    # seeds.
     updated = folder.parent / f"{folder.name}-updated"
     model.save_pretrained(updated)
     AutoTokenizer.from_pretrained(folder).save_pretrained(updated)

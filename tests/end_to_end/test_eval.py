@@ -1,4 +1,6 @@
-"""`laser eval` as a user runs it: killed in the middle, continued with another number of engines, its figures against brute force."""
+"""`laser eval` as a user runs it: killed in the middle, continued with another number of engines, its figures
+against brute force.
+"""
 
 import itertools
 import json
@@ -19,7 +21,9 @@ PROBLEMS, SAMPLES = 16, 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The quick-start's base model with a card, as if it had been trained to score: its scores are spread around 0.5."""
+    """The quick-start's base model with a card, as if it had been trained to score: its scores are spread
+    around 0.5.
+    """
     folder = tmp_path_factory.mktemp("model") / "scored"
     shutil.copytree("experiments/quickstart/base", folder)
     tokens = load_tokens(str(folder), "<|self_reward|>")
@@ -73,10 +77,20 @@ def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
 ) -> None:
     folder = tmp_path / "results"
     command = [
-        "eval", "--model", str(model), "--data", "experiments/quickstart/test.jsonl", "-o", str(folder), f"dir={tmp_path}",
-        f"max_problems={PROBLEMS}", f"samples_per_problem={SAMPLES}", "rollout.max_response_tokens=96", "rollout.cpus=0.5",
+        "eval",
+        "--model",
+        str(model),
+        "--data",
+        "experiments/quickstart/test.jsonl",
+        "-o",
+        str(folder),
+        f"dir={tmp_path}",
+        f"max_problems={PROBLEMS}",
+        f"samples_per_problem={SAMPLES}",
+        "rollout.max_response_tokens=96",
+        "rollout.cpus=0.5",
         "verification.cpus=0.25",
-    ]  # fmt: skip
+    ]
     file = folder / "samples.jsonl"
     # Few sequences at a time, so that some samples are there long before the others.
     with laser.started(*command, "rollout.engine_args={enforce_eager: true, max_num_seqs: 4}") as process:

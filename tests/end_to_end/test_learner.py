@@ -1,4 +1,6 @@
-"""Real DeepSpeed ZeRO-3 ranks: losses and gradients however the batch is split, bit-equality without self-reward, checkpoints."""
+"""Real DeepSpeed ZeRO-3 ranks: losses and gradients however the batch is split, bit-equality without
+self-reward, checkpoints.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +108,9 @@ def gradients(ranks: list[Any], batch: TrainBatch) -> tuple[list[StepSums], dict
 def reference_gradients(
     model: Qwen2ForCausalLM, groups: list[Trajectories], batch: TrainBatch, beta_v: float
 ) -> float:
-    """The same loss written out over one sample at a time with transformers and autograd: no padding, no packing, no ZeRO."""
+    """The same loss written out over one sample at a time with transformers and autograd: no padding, no
+    packing, no ZeRO.
+    """
     mini, loss = batch.mini_batches[0], torch.zeros(())
     for index in range(len(groups) * SAMPLES):
         sample = groups[index // SAMPLES].sample(index % SAMPLES)
@@ -156,7 +160,8 @@ def test_loss_gradients_and_update_equal_plain_torch_under_any_split(
         model.parameters(), lr=learning.lr, betas=learning.betas, weight_decay=learning.weight_decay
     ).step()
     for name, parameter in model.named_parameters():
-        # Adam's first step is lr in the gradient's direction, which rounding decides where the gradient is next to nothing.
+        # Adam's first step is lr in the gradient's direction, which rounding decides where the gradient is
+        # next to nothing.
         clear = parameter.grad.abs() > 1e-5
         torch.testing.assert_close(
             updated[name][clear], parameter.detach()[clear], atol=2e-4, rtol=0, msg=name

@@ -1,4 +1,6 @@
-"""A run that an earlier version began resumes: `tests/stored/run` holds two steps of it, written at version 0.1.0."""
+"""A run that an earlier version began resumes: `tests/stored/run` holds two steps of it, written at version
+0.1.0.
+"""
 
 import json
 import shutil

@@ -1,4 +1,6 @@
-"""`laser train` as a user runs it, in a process of its own: real vLLM, math-verify, DeepSpeed and MLflow, killed and resumed."""
+"""`laser train` as a user runs it, in a process of its own: real vLLM, math-verify, DeepSpeed and MLflow,
+killed and resumed.
+"""
 
 import json
 import re
@@ -15,11 +17,30 @@ from orchestrator.messages.trajectories import read_groups
 
 STEPS = 6
 STEP_METRICS = {
-    "train/accuracy", "train/response_tokens", "train/finished_share", "self_reward/f1", "loss/policy", "loss/self_reward",
-    "loss/total", "policy/kl", "policy/clip_share", "policy/entropy", "policy/mismatch_kl", "policy/grad_norm", "time/step",
-    "time/rollout", "time/verify", "time/learn", "time/sync", "throughput/samples_per_s", "throughput/tokens_per_s",
-    "rollout/staleness", "verify/timeouts", "verify/errors", "pool/restarts",
-}  # fmt: skip
+    "train/accuracy",
+    "train/response_tokens",
+    "train/finished_share",
+    "self_reward/f1",
+    "loss/policy",
+    "loss/self_reward",
+    "loss/total",
+    "policy/kl",
+    "policy/clip_share",
+    "policy/entropy",
+    "policy/mismatch_kl",
+    "policy/grad_norm",
+    "time/step",
+    "time/rollout",
+    "time/verify",
+    "time/learn",
+    "time/sync",
+    "throughput/samples_per_s",
+    "throughput/tokens_per_s",
+    "rollout/staleness",
+    "verify/timeouts",
+    "verify/errors",
+    "pool/restarts",
+}
 
 # Not defined in a step without a finished solution of that class.
 SCORE_METRICS = {"self_reward/accuracy_wrong", "self_reward/score_wrong"}
@@ -29,19 +50,41 @@ SCORE_METRICS = {"self_reward/accuracy_wrong", "self_reward/score_wrong"}
 def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     tree = {
-        "run": {"name": "tiny", "dir": str(runs), "steps": STEPS, "save_every": 1, "save_rollouts_every": 2, "eval_every": 4},
+        "run": {
+            "name": "tiny",
+            "dir": str(runs),
+            "steps": STEPS,
+            "save_every": 1,
+            "save_rollouts_every": 2,
+            "eval_every": 4,
+        },
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "eval": str(task / "test.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80, "max_response_tokens": 40, "cpus": 0.5,
+            "samples_per_prompt": 4,
+            "prompts_per_step": 4,
+            "max_prompt_tokens": 80,
+            "max_response_tokens": 40,
+            "cpus": 0.5,
             "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
-        "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024, "mini_batches": 2},
-        "loss": {"alpha": 1.0, "c_ref": "calibrate", "reasoning_warmup_steps": 1, "self_reward_warmup_steps": 1},
+        "learning": {
+            "num_ranks": 2,
+            "cpus_per_rank": 0.25,
+            "lr": 1e-3,
+            "tokens_per_micro_batch": 1024,
+            "mini_batches": 2,
+        },
+        "loss": {
+            "alpha": 1.0,
+            "c_ref": "calibrate",
+            "reasoning_warmup_steps": 1,
+            "self_reward_warmup_steps": 1,
+        },
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 100},
         "evaluation": {"samples_per_problem": 2},
-    }  # fmt: skip
+    }
     path = runs / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -113,9 +156,13 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
 
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
     replayed = laser.run(
-        "replay", str(folder / "rollouts" / "step-000006.parquet"), str(config), "learning.num_ranks=1", "learning.mini_batches=1",
+        "replay",
+        str(folder / "rollouts" / "step-000006.parquet"),
+        str(config),
+        "learning.num_ranks=1",
+        "learning.mini_batches=1",
         f"model.path={folder / 'checkpoints' / 'step-000005' / 'export'}",
-    )  # fmt: skip
+    )
     assert replayed.returncode == 0, replayed.stderr
     mismatch = float(re.search(r"log-prob ([0-9.]+)", replayed.stdout)[1])
     assert mismatch < 1e-3, (

@@ -1,4 +1,6 @@
-"""What a step and a pool become as live metrics; that they reach Prometheus is in end_to_end/test_dashboards.py."""
+"""What a step and a pool become as live metrics; that they reach Prometheus is in
+end_to_end/test_dashboards.py.
+"""
 
 import math
 import threading
@@ -15,9 +17,15 @@ from orchestrator.training.live_metrics import METRICS, LiveMetrics, of_pool, of
 from tests.settings import configure
 
 STEP = {
-    "time/rollout": 4.0, "time/verify": 0.5, "time/learn": 3.0, "time/sync": 0.5, "time/step": 9.0, "train/accuracy": 0.25,
-    "throughput/rollout_tokens_per_s": 800.0, "self_reward/score_wrong": math.nan,
-}  # fmt: skip
+    "time/rollout": 4.0,
+    "time/verify": 0.5,
+    "time/learn": 3.0,
+    "time/sync": 0.5,
+    "time/step": 9.0,
+    "train/accuracy": 0.25,
+    "throughput/rollout_tokens_per_s": 800.0,
+    "self_reward/score_wrong": math.nan,
+}
 
 
 def test_a_step_becomes_gauges_and_what_no_phase_explains_is_other():

@@ -30,7 +30,7 @@ def configure(mini_batches=1, **loss):
 
 @pytest.fixture
 def batch():
-    """Two problems of four samples: in the first one is truncated, in the second the check of one timed out."""
+    """Two problems of four samples: one of the first is truncated, one check of the second timed out."""
     groups = []
     for number, (statuses, lengths, truncated) in enumerate(
         [
@@ -61,7 +61,8 @@ def test_a_sample_whose_check_failed_is_left_out_of_its_group(batch):
 
 def test_reference_fault_1_and_2_the_mix_reads_the_score_at_eos_and_leaves_truncated_samples_out(batch):
     found = estimate_advantages(configure(), batch, SCORES, step=6)
-    # Scores 1.5 (clipped to 1), 0, 0.5 of the finished: mean and unbiased std 0.5. The second group spreads less than 0.1.
+    # Scores 1.5 (clipped to 1), 0, 0.5 of the finished: mean and unbiased std 0.5. The second group spreads
+    # less than 0.1.
     mixed = [0.75 * 1.5 + 0.25 * 1, 0.75 * -0.5 - 0.25 * 1, -0.5, 0.75 * -0.5 + 0.25 * 0, *GRPO[4:]]
     np.testing.assert_allclose(found, mixed, atol=1e-5)
 
@@ -78,7 +79,8 @@ def test_class_weights_are_the_whole_batchs_and_counts_the_mini_batchs(batch):
     made = make_train_batch(
         configure(mini_batches=2), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step=3
     )
-    # Six samples are finished and checked: three correct, three wrong. Truncated and unchecked ones weigh nothing.
+    # Six samples are finished and checked: three correct, three wrong. Truncated and unchecked ones weigh
+    # nothing.
     np.testing.assert_allclose(made.class_weights, [1, 1, 0, 1, 1, 1, 1, 0])
     assert [(mini.total_tokens, mini.total_finished) for mini in made.mini_batches] == [(20, 3), (14, 3)]
     dealt = [
