@@ -198,7 +198,7 @@ def _refusal(folder: Path, evaluated_model: str | None) -> ConfigError:
         if not folder.exists()
         else "is not a folder"
         if not folder.is_dir()
-        else "holds neither"
+        else "holds no run and no sweep"
     )
     return ConfigError(
         f"{folder}: {found}. Name the folder of a run, which holds {JOURNAL}, or of a sweep, which holds "

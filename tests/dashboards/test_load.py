@@ -114,7 +114,7 @@ def test_a_folder_named_twice_is_one_run(run_folder):
     ("make", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds neither"),
+        (lambda path: path.mkdir(), "holds no run and no sweep"),
         (lambda path: path.write_text(""), "is not a folder"),
     ],
 )
