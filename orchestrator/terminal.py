@@ -72,6 +72,10 @@ class StepLine(NamedTuple):
 class ConsoleHandler(logging.Handler):
     """Prints messages of the logger `laser`, with rich, on the console of the panel that they come from."""
 
+    def createLock(self) -> None:
+        """Take no lock: rich has one, and two could block each other when a signal handler prints."""
+        self.lock = None
+
     def emit(self, record: logging.LogRecord) -> None:
         if panel := getattr(record, "panel", None):
             panel.console.print(record.getMessage(), soft_wrap=not panel.live)

@@ -243,7 +243,7 @@ class Pool:
             PoolError: No worker has been ready for `start_timeout_s`. A cluster that lost a node may have no
                 room for a replacement.
         """
-        waited = min(time.monotonic() - worker.since for worker in self.workers)
+        waited = min((time.monotonic() - worker.since for worker in self.workers), default=0.0)
         if waited > self.start_timeout_s and not any(
             worker.state is WorkerState.READY for worker in self.workers
         ):

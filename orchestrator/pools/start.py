@@ -13,7 +13,7 @@ from orchestrator.config.engine import EngineConfig
 from orchestrator.config.training import VerificationConfig
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.pools.handles import EngineHandle
-from orchestrator.pools.pool import Pool
+from orchestrator.pools.pool import MAX_RESTARTS, Pool
 
 ENGINE_TASKS = 64
 """Groups that one engine works on at a time: enough to keep vLLM's scheduler full.
@@ -76,7 +76,9 @@ def rollout_pool(
         num_engines: May be 0.
         refresh: Brings an engine that has just started to the newest weights, see `Pool`.
     """
-    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh)
+    # When rank 0 dies in a weight sync, all engines that read its chunks end at once.
+    max_restarts = max(MAX_RESTARTS, 2 * num_engines)
+    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh, max_restarts)
 
 
 def verification_pool(

@@ -161,16 +161,20 @@ class Checkpoints:
     def _complete_partial(self, partial: Path, final: Path) -> None:
         """Give a checkpoint its final name, and delete the older ones that no process uses."""
         if final.exists():
-            self._delete(final)
+            shutil.rmtree(self._retire(final))
         partial.rename(final)
         self.link_export()
         for old in self._complete()[: -self.keep]:
             # A service or an evaluation reads its weights again whenever an engine restarts, so it holds a
             # lease on them. It makes no copy, because a copy would stay behind when the process is killed.
             # The next save tries again.
+            doomed = None
             with lease_free(old / "export" / LEASED) as free:
                 if free:
-                    self._delete(old)
+                    doomed = self._retire(old)
+            # After the lock's file is closed: NFS cannot remove the folder of an open file.
+            if doomed is not None:
+                shutil.rmtree(doomed)
 
     def _complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -180,8 +184,8 @@ class Checkpoints:
             key=lambda path: int(path.name.removeprefix("step-")),
         )
 
-    def _delete(self, checkpoint: Path) -> None:
-        """Rename a checkpoint, then delete it, so that a crash leaves no incomplete folder that counts."""
+    def _retire(self, checkpoint: Path) -> Path:
+        """Rename a checkpoint to be deleted, so that a crash leaves no incomplete folder that counts."""
         doomed = self.folder / f".partial-old-{checkpoint.name}"
         checkpoint.rename(doomed)
-        shutil.rmtree(doomed)
+        return doomed

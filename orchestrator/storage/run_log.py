@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.errors import MarkupError
+from rich.markup import escape
 from rich.text import Text
 
 RUN_LOG = "run.log"
@@ -39,7 +40,9 @@ def logged_to(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         handler.handle(
-            logger.makeRecord(logger.name, logging.ERROR, "", 0, f"{type(error).__name__}: {error}", (), None)
+            logger.makeRecord(
+                logger.name, logging.ERROR, "", 0, escape(f"{type(error).__name__}: {error}"), (), None
+            )
         )
         raise
     finally:

@@ -93,8 +93,9 @@ class ShardFiles:
     def _is_here(self, checkpoint: Path, state: TrainingState) -> bool:
         """Whether this node has the files. The folder may be left from another attempt at the same step."""
         try:
-            same = (checkpoint / STATE).read_text() == state.text()
-        except FileNotFoundError:
+            # Compared as states: earlier versions wrote NaN where `text` writes null.
+            same = TrainingState.parse((checkpoint / STATE).read_text()).text() == state.text()
+        except (FileNotFoundError, ValueError, TypeError):
             return False
         return same and (checkpoint / "learner" / random_state(self.rank)).exists()
 

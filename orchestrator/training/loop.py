@@ -65,8 +65,9 @@ def _start(session: Session) -> None:
         check_assumption(session)
         session.base = evaluate_held_out(session)
         return
-    check_assumption(session)  # a trial branches from a trunk, which has no beta_v
-    if session.evaluation_is_due() and not is_evaluated(session):
+    if session.branched:
+        check_assumption(session)  # the trunk has no beta_v, and has evaluated its last step
+    elif session.evaluation_is_due() and not is_evaluated(session):
         evaluate_held_out(session)
 
 

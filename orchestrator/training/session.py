@@ -83,6 +83,8 @@ class Session:
         """The last finished step."""
         self.at_start = True
         """No step is done and nothing is measured yet."""
+        self.branched = False
+        """The session starts at the end of a trunk."""
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
@@ -103,14 +105,16 @@ class Session:
         trunk = self.context.trunk
         if newest := self.saver.newest():
             self._restore(*newest)
+            self.branched = False
             self.say(f"continuing from {newest[0]}")
         elif trunk is not None:
             folder, state = trunk_end(trunk, self.config.loss.reasoning_warmup_steps)
             self._restore(folder, replace(state, seconds=0.0))
+            self.branched = True
             self.say(f"branching from {folder}")
         else:
             self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
-            self.step, self.at_start = 0, True
+            self.step, self.at_start, self.branched = 0, True, False
             self.next_problems = self.order.state_dict()
 
     def _restore(self, folder: Path, state: TrainingState) -> None:

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -93,6 +95,25 @@ def test_leased_weights_are_pruned_by_the_first_save_after_their_lease(checkpoin
         assert checkpoints.newest()[1].step == 4
     save(checkpoints, 5)
     assert names(checkpoints) == ["step-000004", "step-000005"]
+
+
+def test_a_pruned_checkpoint_is_deleted_with_no_file_of_it_open(checkpoints, monkeypatch):
+    """NFS keeps an open file under another name, and then cannot remove its folder."""
+    save(checkpoints, 1, 2)
+    opened_in = []
+    delete = shutil.rmtree
+
+    def rmtree(folder):
+        for opened in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
+                path = os.readlink(f"/proc/self/fd/{opened}")
+                opened_in.extend([path] if path.startswith(str(folder)) else [])
+        delete(folder)
+
+    monkeypatch.setattr("orchestrator.storage.checkpoints.shutil.rmtree", rmtree)
+    save(checkpoints, 3)
+    assert names(checkpoints) == ["step-000002", "step-000003"]
+    assert opened_in == []
 
 
 def test_steps_are_ordered_as_numbers(checkpoints):

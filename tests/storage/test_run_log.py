@@ -43,10 +43,10 @@ def test_a_second_attempt_appends_and_the_error_that_ends_it_is_logged(tmp_path,
     with logged_to(tmp_path):
         progress.say("first")
     with pytest.raises(RunError), logged_to(tmp_path):
-        raise RunError("a rank died")
+        raise RunError("[rank0]: a rank died")
     first, last = (tmp_path / "run.log").read_text().splitlines()
     assert first.endswith("INFO first")
-    assert last.endswith("ERROR RunError: a rank died")
+    assert last.endswith("ERROR RunError: [rank0]: a rank died")
 
 
 def test_no_secret_is_written(tmp_path, shown, monkeypatch):

@@ -1,5 +1,6 @@
 """One rank's files of a checkpoint: which they are, where they stay, and when they are downloaded."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_a_missing_checkpoint_is_refused_with_rank_node_and_url(url, tmp_path):
 def test_a_url_that_cannot_be_opened_is_refused(checkpoint):
     with pytest.raises(ConfigError, match=r"run\.remote=nowhere://x: cannot be opened"):
         ShardFiles(0, "r", "nowhere://x").upload(checkpoint, place_of(2))
+
+
+def test_a_state_that_an_earlier_version_wrote_with_nan_is_here(url, checkpoint):
+    """Base figures of a run without a score are not defined; they were NaN in state.json and are null now."""
+    state = replace(SAVED, base={"accuracy": 0.5, "auroc": math.nan})
+    (checkpoint / STATE).write_text(state.text().replace('"auroc": null', '"auroc": NaN'))
+    files = ShardFiles(0, "r", url)  # where nothing was uploaded: a download would be refused
+    files.fetch(checkpoint, state, "127.0.0.1")
+    with files.readable(checkpoint) as source:
+        assert source == checkpoint
