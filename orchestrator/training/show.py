@@ -30,7 +30,8 @@ def show_summary(
         console.print(table)
     laser = program("laser")
     lines = [
-        f"results   {folder}/summary.json   model {folder}/export",
+        f"results   {folder}/summary.json",
+        f"model     {folder}/export",
         f"curves    {tracking_command(tracking_uri, folder)}",
         f"next      {laser} report {folder}   shows the run as one page",
     ]
