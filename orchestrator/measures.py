@@ -216,9 +216,6 @@ _BY_KEY = {measure.key: measure for measure in MEASURES}
 FIGURES = tuple(measure for measure in MEASURES if "/" not in measure.key)
 """Figures of an evaluation."""
 
-STEP_METRICS = tuple(measure for measure in MEASURES if "/" in measure.key)
-"""Metrics of a training step."""
-
 
 def measure_of(key: str) -> Measure:
     """The measure of that key; KeyError for any other."""

@@ -15,7 +15,6 @@ from orchestrator.measures import (
     EVALUATION_CHARTS,
     FIGURES,
     MEASURES,
-    STEP_METRICS,
     Measure,
     Place,
     charted_in,
@@ -29,6 +28,8 @@ from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.training.evaluate import held_out_figures
 from orchestrator.training.live_metrics import METRICS
 from orchestrator.training.step_metrics import step_metrics
+
+STEP_METRICS = [measure for measure in MEASURES if measure not in FIGURES]
 
 ADDED_BY_THE_SESSION = {"pool/restarts", "sync/bytes"}
 
