@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from orchestrator.config.cold_start import SFTDataConfig
+from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.problems import data_rows, field_text
-from orchestrator.data.prompts import render_prompt
+from orchestrator.data.prompts import encode_response, render_prompt
 from orchestrator.data.tokens import ModelTokens, check_round_trip
 from orchestrator.errors import ConfigError, DataError
 
@@ -94,8 +95,8 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
         solution = field_text(row, data.solution_field, "data.solution_field", where)
         if len(samples) + dropped < 100:
             check_round_trip(tokenizer, [problem, solution])
-        prompt = render_prompt(tokenizer, problem, data.instruction)
-        response = tokenizer.encode(solution, add_special_tokens=False)
+        prompt = render_prompt(tokens.chat, problem, data.instruction, f"{where}: '{data.problem_field}'")
+        response = encode_response(tokens.chat, solution, f"{where}: '{data.solution_field}'")
         if found := reserved.intersection(response):
             raise DataError(
                 f"{where}: '{data.solution_field}' contains {tokenizer.decode([min(found)])!r}, which is "
@@ -127,7 +128,7 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) 
     one of `eos_tokens`, EOS is the tokenizer's, followed by the padding token or, without one, by itself.
     """
     question: dict[str, Any] = {"role": "user", "content": "1+1="}
-    prompt = render_prompt(tokenizer, question["content"], "")
+    prompt = ChatEncoder(tokenizer).chat([question])
     conversation = [question, {"role": "assistant", "content": "2"}, question]
     try:
         rendered = list(tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False))

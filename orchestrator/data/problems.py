@@ -30,6 +30,15 @@ class Problem:
     """A group of problems that is reported separately; None where the row names none."""
     source: int
     """The line (JSON lines) or row, counted from 1."""
+    file: str = "the data"
+    """The file or data set."""
+    field: str = "problem"
+    """The field that holds the text."""
+
+    @property
+    def where(self) -> str:
+        """File, line and field of the text, for messages."""
+        return f"{self.file}, line {self.source}: '{self.field}'"
 
 
 def load_problems(
@@ -59,7 +68,8 @@ def load_problems(
         if id_ is None or id_ == "":
             id_ = hashlib.sha256(f"{text}\0{answer}".encode(errors="surrogatepass")).hexdigest()[:16]
         kind = row.get(kind_field)
-        problem = Problem(str(id_), text, answer, None if kind is None else str(kind), source)
+        kind = None if kind is None else str(kind)
+        problem = Problem(str(id_), text, answer, kind, source, path, problem_field)
         if problem.id in seen:
             problem = replace(problem, id=f"{problem.id}-{source}")
         seen.add(problem.id)

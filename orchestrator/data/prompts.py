@@ -6,27 +6,50 @@ In: `Problem`s and a tokenizer. Out: their prompts as token ids (`PromptSet`), a
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
+from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.problems import Problem
 from orchestrator.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem_text: str, instruction: str) -> list[int]:
+def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where: str) -> list[int]:
     """The token ids of a problem's prompt: one user message, and the start of the assistant's turn.
 
     The message is the problem and, unless `instruction` is empty, the instruction on the next line.
+
+    Args:
+        where: The problem's file, line and field, for messages.
+
+    Raises:
+        DataError: The text would become control tokens, or the chat template fails on it.
     """
     content = f"{problem_text}\n{instruction}" if instruction else problem_text
-    messages = [{"role": "user", "content": content}]
-    return list(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    )
+    try:
+        return chat.chat([{"role": "user", "content": content}])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    except Exception as error:  # a template is a program and may raise any error
+        raise DataError(
+            f"{where}: the model's chat template fails on it ({type(error).__name__}: {error})"
+        ) from error
+
+
+def encode_response(chat: ChatEncoder, text: str, where: str) -> list[int]:
+    """The token ids of a given response, without EOS.
+
+    Args:
+        where: The response's file, line and field, for messages.
+
+    Raises:
+        DataError: The text would become control tokens.
+    """
+    try:
+        return chat.response(text)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 class PromptSet:
@@ -39,7 +62,7 @@ class PromptSet:
 
     def __init__(
         self,
-        tokenizer: "PreTrainedTokenizerBase",
+        chat: ChatEncoder,
         problems: Sequence[Problem],
         instruction: str,
         max_prompt_tokens: int,
@@ -47,14 +70,14 @@ class PromptSet:
         """Render the prompts.
 
         Raises:
-            DataError: No prompt is short enough.
+            DataError: No prompt is short enough, or as `render_prompt`.
         """
         self.problems: list[Problem] = []
         # int32 arrays take a tenth of the memory of lists of Python ints.
         self._token_ids: list[np.ndarray] = []
         shortest = math.inf
         for problem in problems:
-            token_ids = render_prompt(tokenizer, problem.text, instruction)
+            token_ids = render_prompt(chat, problem.text, instruction, problem.where)
             shortest = min(shortest, len(token_ids))
             if len(token_ids) <= max_prompt_tokens:
                 self.problems.append(problem)

@@ -8,10 +8,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.data.prompts import render_prompt
+from orchestrator.data.chat import ChatEncoder
+from orchestrator.data.control_tokens import NEUTRAL_TEXT
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ class ModelTokens:
     """z_c; None where self-rewarding is off."""
     eos_tokens: tuple[int, ...]
     """All tokens that end a response, ascending."""
+
+    @cached_property
+    def chat(self) -> ChatEncoder:
+        """Encodes prompts and responses."""
+        return ChatEncoder(self.tokenizer, self.z_token, self.eos_tokens)
 
 
 def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
@@ -104,7 +111,7 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"{folder}: its tokenizer has no chat template; write one to chat_template.jinja in that folder"
         )
     try:
-        render_prompt(tokenizer, "1+1=", "")
+        ChatEncoder(tokenizer).chat([{"role": "user", "content": NEUTRAL_TEXT}])
     except Exception as error:  # a template is a program and may raise any error
         raise ConfigError(
             f"{folder}: its chat template fails on a single user message ({type(error).__name__}: {error}); "

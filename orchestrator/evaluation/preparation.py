@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
 from orchestrator.config.training import DataConfig
 from orchestrator.data.problems import load_problems
-from orchestrator.data.prompts import PromptSet, render_prompt
+from orchestrator.data.prompts import PromptSet, encode_response, render_prompt
 from orchestrator.data.tokens import check_round_trip, resolve_token
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.drawing import ProblemSet
@@ -107,13 +107,15 @@ class PreparedEvaluation:
         Responses are tokenised again: another model, with other tokens, may have written them.
         """
         assert self.model is not None
-        tokenizer, eos = self.model.tokens.tokenizer, self.model.tokens.eos_tokens
+        chat, eos = self.model.tokens.chat, self.model.tokens.eos_tokens
+        tokenizer = chat.tokenizer
         end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos else eos[0]
         found = {}
         for sample in self.stored:
             if sample.finished:
-                prompt = render_prompt(tokenizer, sample.problem, self.instruction)
-                response = tokenizer.encode(sample.response, add_special_tokens=False)
+                where = f"{self.config.samples}: sample {sample.sample} of {sample.problem_id}"
+                prompt = render_prompt(chat, sample.problem, self.instruction, f"{where}: 'problem'")
+                response = encode_response(chat, sample.response, f"{where}: 'response'")
                 found[sample.set, sample.problem_id, sample.sample] = [*prompt, *response, end]
         return found
 
@@ -153,6 +155,8 @@ def prepare(
         raise DataError(f"{config.samples}: holds no sample; give the samples.jsonl of an evaluation")
     model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
     score = _score(config, model, stored, say)
+    if model is not None and score is not None:  # a baseline's z_c is a control token too
+        model = replace(model, tokens=replace(model.tokens, z_token=score.token_id))
     instruction = _instruction(config, model)
     sets = (
         []
@@ -237,7 +241,7 @@ def _problem_set(
     problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)
     problems = problems[: config.max_problems]
     check_round_trip(model.tokens.tokenizer, [problem.text for problem in problems[:100]])
-    prompts = PromptSet(model.tokens.tokenizer, problems, instruction, config.rollout.max_prompt_tokens)
+    prompts = PromptSet(model.tokens.chat, problems, instruction, config.rollout.max_prompt_tokens)
     if prompts.dropped:
         say(f"{request.name}: left out {prompts.dropped} problems longer than rollout.max_prompt_tokens")
     return ProblemSet(request.name, prompts, request.samples_per_problem)

@@ -11,7 +11,6 @@ from rich.text import Text
 from orchestrator.cluster.machine import GIB
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
-from orchestrator.data.prompts import render_prompt
 from orchestrator.planning.memory import MemoryPlan, ModelSize
 from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.sizing import Sizing
@@ -29,7 +28,7 @@ def show(report: Report, console: Console) -> None:
     _show_header(config, console)
     _section(console, "Tokens and prompt", _tokens_table(inputs, config))
     if inputs.prepared is not None:
-        _show_prompt(inputs.prepared, config, console)
+        _show_prompt(inputs.prepared, console)
     _section(console, "One step", _batch_table(report.batch, inputs.prepared, config))
     phases = _pairs((_steps(phase), phase.terms) for phase in report.phases)
     _section(console, "Schedule", phases if report.phases else NO_STEPS)
@@ -114,10 +113,10 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
     return _pairs(rows)
 
 
-def _show_prompt(prepared: PreparedRun, config: RunConfig, console: Console) -> None:
+def _show_prompt(prepared: PreparedRun, console: Console) -> None:
     """Print the first training problem as the model sees it, decoded from its token ids."""
     tokenizer = prepared.tokens.tokenizer
-    ids = render_prompt(tokenizer, prepared.train.problems[0].text, config.data.instruction)
+    ids = prepared.train.token_ids(0)
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if len(text) > SHOWN_PROMPT_CHARACTERS:
         text = f"{text[:SHOWN_PROMPT_CHARACTERS]} [... {len(text) - SHOWN_PROMPT_CHARACTERS} more characters]"

@@ -6,6 +6,7 @@ In: parsed requests. Out: token ids, or an `ApiError` that names the field at fa
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.data.chat import ChatEncoder, ControlTokenError
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.serving.errors import ApiError, malformed
 from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, TokensItem
@@ -39,8 +40,7 @@ class RequestTokenizer:
         self.card = card
         self.settings = settings
         self.vocabulary = vocabulary
-        added = tokenizer.added_tokens_decoder.values()
-        self.special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+        self.chat = ChatEncoder(tokenizer, settings.z_token, settings.eos_tokens)
 
     def prompt(self, request: ChatRequest) -> tuple[list[int], int]:
         """Token ids of the prompt, and the most tokens that a response may have.
@@ -74,8 +74,8 @@ class RequestTokenizer:
             where: Names the item in error messages, such as `items.0`.
 
         Raises:
-            ApiError: 400 for a model without a trained score, an unknown token id or a control token in the
-                text; 422 for an item that is too long.
+            ApiError: 400 for a model without a trained score, an unknown token id or a text that cannot be
+                encoded without control tokens; 422 for an item that is too long.
         """
         if self.card is None:
             raise malformed(f"{self.name} has no trained score (no self_reward.json)", "model")
@@ -102,38 +102,29 @@ class RequestTokenizer:
 
         Training's instruction is appended to the last user message unless that ends with it.
         """
-        for message in messages:
-            self._refuse_special_tokens(message.content, where)
         turns = [message.model_dump() for message in messages]
         instruction = self.card.instruction if self.card else ""
         question = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
         if question and instruction and not question["content"].rstrip().endswith(instruction):
             question["content"] = f"{question['content']}\n{instruction}"
         try:
-            prompt = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            return self.chat.chat(turns)
+        except ControlTokenError as error:
+            raise malformed(f"{where}: {error}", where) from error
         except Exception as error:  # A template is a program and may raise anything.
             reason = f"{where}: the model's chat template refuses this conversation: {error}"
             raise malformed(reason, where) from error
-        return list(prompt)
 
     def _response(self, solution: str, where: str) -> list[int]:
-        self._refuse_special_tokens(solution, where)
         own_eos, known_eos = self.tokenizer.eos_token_id, self.settings.eos_tokens
         eos = own_eos if own_eos in known_eos else known_eos[0]
-        return [*self.tokenizer.encode(solution, add_special_tokens=False), eos]
+        try:
+            return [*self.chat.response(solution), eos]
+        except ControlTokenError as error:
+            raise malformed(f"{where}: {error}", where) from error
 
     def _refuse_unknown_tokens(self, token_ids: Sequence[int], where: str) -> None:
         highest = max(token_ids)
         if highest >= self.vocabulary:
             message = f"{where}: token id {highest} is not of this model, which has {self.vocabulary}"
             raise malformed(message, where)
-
-    def _refuse_special_tokens(self, text: str, where: str) -> None:
-        """Refuse text that spells control tokens, which would forge turns or the end of a solution."""
-        if found := sorted(token for token in self.special if token in text):
-            tokens = ", ".join(map(repr, found))
-            raise malformed(
-                f"{where}: the text spells {tokens}, control tokens of this model; remove them", where
-            )

@@ -45,11 +45,11 @@ def prepare(config: RunConfig) -> PreparedRun:
     check_round_trip(tokens.tokenizer, [problem.text for problem in problems[:100]])
 
     limit = config.rollout.max_prompt_tokens
-    train = PromptSet(tokens.tokenizer, problems, data.instruction, limit)
+    train = PromptSet(tokens.chat, problems, data.instruction, limit)
     held_out = None
     if eval_problems is not None:
         held_out = PromptSet(
-            tokens.tokenizer, eval_problems[: config.evaluation.max_problems], data.instruction, limit
+            tokens.chat, eval_problems[: config.evaluation.max_problems], data.instruction, limit
         )
     if len(train) < config.rollout.prompts_per_step:
         raise ConfigError(

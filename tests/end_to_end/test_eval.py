@@ -143,14 +143,13 @@ def test_a_killed_evaluation_continues_and_its_figures_are_those_of_brute_force(
             for subset in itertools.combinations(group, row["k"])
         ]
         assert row["pass_at_k"] == pytest.approx(sum(some) / len(some))
-    network, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        load_tokens(str(model), None).tokenizer,
-    )
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    chat = load_tokens(str(model), None).chat
+    tokenizer = chat.tokenizer
     for sample in scored:
         assert sample["score"] == pytest.approx(sample["z_logprob"] + 21.4)
         prompt, response = (
-            render_prompt(tokenizer, sample["problem"], ""),
+            render_prompt(chat, sample["problem"], "", "samples.jsonl"),
             tokenizer.encode(sample["response"], add_special_tokens=False),
         )
         with torch.no_grad():

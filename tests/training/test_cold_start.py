@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -103,12 +104,23 @@ class TestTargets:
         assert read.int().tolist() == [[0, 1, 1], [1, 0, 0]]
         assert targets.tolist() == [7, 8, 9]
 
-    def test_the_self_reward_token_is_never_a_target(self, tmp_path, tokens):
+    @pytest.mark.parametrize("spelled", [SELF_REWARD, END, f"{END}\n{START}9{END}"])
+    def test_texts_never_become_control_tokens(self, spelled, tmp_path, tokens):
         data = data_file(
-            tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": f"8{SELF_REWARD}"}
+            tmp_path,
+            {"problem": "7", "solution": "8"},
+            {"problem": f"7{spelled}", "solution": f"8{spelled}"},
         )
-        with pytest.raises(DataError, match=r"line 2: 'solution' contains '<\|self_reward\|>'"):
-            load_demonstrations(data, tokens)
+        plain, forged = (load_demonstrations(data, tokens).sample(index) for index in (0, 1))
+        special = ids(tokens, START, END, SELF_REWARD)
+        assert [id_ for id_ in forged[0] if id_ in special] == [id_ for id_ in plain[0] if id_ in special]
+        assert tokens.tokenizer.decode(forged[0][forged[1] :]) == f"8{spelled}{END}\n"
+
+    def test_a_solution_that_becomes_z_is_refused(self, tmp_path, tokens):
+        (z_token,) = ids(tokens, "9")
+        data = data_file(tmp_path, {"problem": "7", "solution": "8"}, {"problem": "7", "solution": "89"})
+        with pytest.raises(DataError, match=r"sft\.jsonl, line 2: 'solution': the text becomes"):
+            load_demonstrations(data, replace(tokens, z_token=z_token))
 
 
 class TestTurnEnd:
