@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LaserError as error:
         print(f"laser {options.name}: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
+    except PermissionError as error:
+        print(f"laser {options.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         advice = f" {options.command.after_interrupt}" if options.command.after_interrupt else ""
         print(f"\nlaser {options.name}: interrupted.{advice}", file=sys.stderr)
@@ -251,6 +254,16 @@ def _without_none(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
+def _path(text: str) -> Path:
+    """A path of the command line, whose `~` the shell leaves in `--option=~/file`."""
+    from orchestrator.config.paths import checked_path
+
+    try:
+        return Path(checked_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 class Argument:
     """An argument of a command, as `argparse` takes it: names or flags, and options such as `help`."""
 
@@ -284,7 +297,8 @@ def _overrides(what: str) -> Argument:
 
 # A table is easier to read with an argument a line.
 # fmt: off
-CONFIG = Argument("config", metavar="CONFIG", help="YAML configuration, such as experiments/quickstart.yaml")
+CONFIG = Argument("config", metavar="CONFIG", type=_path,
+                  help="YAML configuration, such as experiments/quickstart.yaml")
 ADDRESS = Argument("--address", metavar="URL",
                    help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)")
 JOB = Argument("job", metavar="ID", help="id of a job, or the name of a run, which means its newest job")
@@ -302,14 +316,14 @@ COMMANDS = (
     )),
     Command("sweep", _sweep,
         "train the points of a search space and find the best; the same command again resumes it", (
-        Argument("config", metavar="SWEEP",
+        Argument("config", metavar="SWEEP", type=_path,
                  help="YAML file of a sweep, such as experiments/sweeps/quickstart.yaml"),
         _overrides("such as concurrency=1 or settings.run.steps=50"),
         Argument("--plan", action="store_true", help="list the runs that would be trained, and stop"),
     ), after_interrupt="Run the same command again to resume the sweep."),
     Command("submit", _submit,
         "train, sweep or evaluate on a Ray cluster, as the file asks, and follow the job", (
-        Argument("config", metavar="CONFIG", type=Path,
+        Argument("config", metavar="CONFIG", type=_path,
                  help="YAML configuration of a run, a sweep or an evaluation"),
         _overrides("settings that replace the file's"),
         ADDRESS,
@@ -332,8 +346,9 @@ COMMANDS = (
                 "end a job with a checkpoint; submitting it again resumes from there", (ADDRESS, JOB)),
     )),
     Command("report", _report, "compare runs or show a sweep as one HTML page", (
-        Argument("runs", metavar="RUN", nargs="+", help="a run's or a sweep's folder, or its name in runs/"),
-        Argument("-o", "--output", metavar="FILE", default="report.html",
+        Argument("runs", metavar="RUN", nargs="+", type=_path,
+                 help="a run's or a sweep's folder, or its name in runs/"),
+        Argument("-o", "--output", metavar="FILE", type=_path, default="report.html",
                  help="the page to write (report.html)"),
         Argument("--title", help="its title; the runs' names unless given"),
     )),
@@ -357,7 +372,7 @@ COMMANDS = (
                  help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench; D:16 draws 16"),
         Argument("--samples", metavar="FILE",
                  help="check and score the samples.jsonl of an earlier evaluation again"),
-        Argument("--config", metavar="CONFIG", type=Path,
+        Argument("--config", metavar="CONFIG", type=_path,
                  help="YAML file of settings that options and overrides replace"),
         Argument("-o", "--output", metavar="FOLDER",
                  help="folder of the results (runs/evaluations/MODEL-SETS)"),
@@ -367,7 +382,7 @@ COMMANDS = (
         "explain a configuration without running it: tokens, prompt, batches, schedule, memory, placement", (
         Argument("--strict", action="store_true",
                  help="also refuse what cannot be checked or does not fit on this machine"),
-        Argument("--measured", metavar="RUN", type=Path,
+        Argument("--measured", metavar="RUN", type=_path,
                  help="size the pools by the times of this run's folder"),
         CONFIG,
         _overrides("settings that replace the file's"),
@@ -382,7 +397,7 @@ COMMANDS = (
                  help="print docs/configuration.md: all settings of all commands"),
     )),
     Command("replay", _replay, "losses and gradient norm of a model on a stored step's rollouts", (
-        Argument("rollouts", metavar="ROLLOUTS", type=Path, help="a run's rollouts/step-NNNNNN.parquet"),
+        Argument("rollouts", metavar="ROLLOUTS", type=_path, help="a run's rollouts/step-NNNNNN.parquet"),
         Argument("config", metavar="CONFIG",
                  help="YAML configuration; model.path is the model that is looked at"),
         _overrides("settings that replace the file's, such as loss.beta_v=0.2"),

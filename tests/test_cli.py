@@ -222,3 +222,67 @@ def test_after_ctrl_c_a_command_says_how_to_resume(work_folder, monkeypatch, cap
     assert capsys.readouterr().err == (
         "\nlaser train: interrupted. Run the same command again to resume from the last checkpoint.\n"
     )
+
+
+@pytest.fixture
+def command_lines(work_folder):
+    """A command line of each command that writes, which names the place that it gets."""
+    rows = "".join(json.dumps({"problem": "1+1=", "solution": "2"}) + "\n" for _ in range(4))
+    (work_folder / "solutions.jsonl").write_text(rows)
+    base = yaml.safe_load((work_folder / "config.yaml").read_text())
+    base["data"]["eval"] = "train.jsonl"
+    (work_folder / "base.yaml").write_text(yaml.safe_dump(base))
+    cold_start = {"run": base["run"], "model": base["model"], "data": {"train": "solutions.jsonl"}}
+    (work_folder / "sft.yaml").write_text(yaml.safe_dump(cold_start | {"learning": {"batch_size": 2}}))
+    sweep = {"name": "s", "base": "base.yaml", "space": {"loss.alpha": {"grid": [0.1, 0.2]}}}
+    (work_folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    data = ["--model", "./model", "--data", "train.jsonl"]
+    return {
+        "train": lambda place: ["train", "config.yaml", f"run.dir={place}"],
+        "sft": lambda place: ["sft", "sft.yaml", f"run.dir={place}"],
+        "sweep": lambda place: ["sweep", "sweep.yaml", f"settings.run.dir={place}"],
+        "eval": lambda place: ["eval", *data, "-o", place],
+        "eval in dir": lambda place: ["eval", *data, f"dir={place}"],
+        "report": lambda place: ["report", "nowhere", "-o", f"{place}/page.html"],
+    }
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "sweep", "eval", "eval in dir", "report"])
+@pytest.mark.parametrize("place", ["config.yaml/runs", "/proc/runs", "/dev/null/a", "l" * 300, "a/" * 2100])
+def test_a_place_that_cannot_be_written_is_refused_by_every_command(
+    command_lines, work_folder, monkeypatch, capfd, command, place
+):
+    monkeypatch.chdir(work_folder)
+    before = sorted(os.listdir(work_folder))
+    try:
+        status = main(command_lines[command](place))
+    except SystemExit as refusal:  # argparse's own, of an argument
+        status = refusal.code
+    out, err = capfd.readouterr()
+    assert (status, out) == (2, "")
+    assert "cannot be made or written" in err or "bytes" in err
+    assert "Traceback" not in err
+    assert sorted(os.listdir(work_folder)) == before
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "sweep", "eval", "check", "submit", "replay"])
+def test_a_configuration_that_is_no_utf_8_is_refused_by_every_command(work_folder, tmp_path, capfd, command):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("run: {name: é}".encode("latin-1"))
+    arguments = {"eval": ["--config", str(path)], "replay": ["rollouts.parquet", str(path)]}
+    assert main([command, *arguments.get(command, [str(path)])]) == 2
+    expected = f"{path}: is not UTF-8 text (the byte at position 12 is 0xe9), and seems to be Latin-1"
+    assert capfd.readouterr().err.startswith(f"laser {command}: {expected}")
+
+
+def test_a_weights_file_as_key_file_or_base_is_refused(
+    work_folder, command_lines, monkeypatch, tmp_path, capfd
+):
+    monkeypatch.chdir(work_folder)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"\x40\0\0\0\0\0\0\0" + b'{"a": {"dtype": "BF16"}}' + bytes(range(256)))
+    assert main(["serve", "--model", "./model", "--keys-file", str(weights)]) == 2
+    assert main(["sweep", "sweep.yaml", f"base={weights}"]) == 2
+    refusal = "is not UTF-8 text (the byte at position "
+    assert [refusal in line for line in capfd.readouterr().err.splitlines()] == [True, True]

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orchestrator.config.schema import flat_tree
+from orchestrator.config.texts import read_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.storage.folders import RESULTS, results_of
 from orchestrator.storage.journal import (
@@ -315,11 +314,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
-    return flat_tree(tree) if isinstance(tree, dict) else {}
+    return flat_tree(read_yaml(path, "Restore the file, or delete it to show the run without its settings."))
 
 
 def _read_branch(path: Path) -> dict[str, Any]:

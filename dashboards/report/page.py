@@ -21,8 +21,10 @@ from dashboards.report.figures import objective_text, ranking, seed_groups
 from dashboards.report.load import Comparison, load_runs
 from dashboards.report.payload import payload, shortened
 from dashboards.report.samples import newest_scores
+from orchestrator.errors import ConfigError
 from orchestrator.measures import TIME_CHARTS
 from orchestrator.storage.files import write_atomically
+from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 
 HERE = Path(__file__).parent
 
@@ -31,13 +33,20 @@ def write_report(runs: Sequence[Path | str], out: Path | str, title: str | None 
     """Write one page on runs and sweeps, given as folders or by their names in `runs/`.
 
     Raises:
-        ConfigError: A folder holds neither a run nor a sweep, or something in it cannot be read.
+        ConfigError: A folder holds neither a run nor a sweep, something in it cannot be read, or the page
+            cannot be written.
         RunError: A line of a journal is no event.
     """
-    comparison = load_runs([run_folder(run) for run in runs])
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page(comparison, title))
+    refuse_unusable_folder(out.parent, "--output (-o)")
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name the page to write, such as {out / 'report.html'}")
+    comparison = load_runs([run_folder(run) for run in runs])
+    make_folder(out.parent, "--output (-o)")
+    try:
+        write_atomically(out, page(comparison, title))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}). Choose another --output") from error
 
 
 def run_folder(run: Path | str) -> Path:

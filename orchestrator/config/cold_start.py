@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.engine import refuse_parts_of_gpus
+from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     Gpus,
     Mark,
@@ -24,7 +25,7 @@ from orchestrator.config.training import DataConfig, ModelConfig, TrackingConfig
 class SFTDataConfig(Section):
     """Worked solutions to train on."""
 
-    train: Text
+    train: PathOrName
     """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
     problem_field: Text = "problem"
     """Field that holds the problem's text."""
@@ -86,7 +87,7 @@ class SFTRunSection(Section):
 
     name: RunName
     """Name of the run: its folder under `run.dir` and its MLflow run name."""
-    dir: Annotated[Path, Mark.MAY_CHANGE] = Path("runs")
+    dir: Annotated[LocalPath, Mark.MAY_CHANGE] = Path("runs")
     """Folder of all runs."""
     steps: PositiveInt
     """Optimiser steps."""

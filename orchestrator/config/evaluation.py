@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from orchestrator.config.engine import EngineConfig
+from orchestrator.config.paths import LocalPath, PathOrName, short_name
 from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Seed, Text
 from orchestrator.config.training import TrackingConfig, VerificationConfig
 from orchestrator.errors import ConfigError
@@ -55,16 +56,16 @@ class BaselineConfig(Section):
 class EvalConfig(Section):
     """Settings of `laser eval`. Sampling is at top-p 1, as in the paper."""
 
-    model: Text | None = None
+    model: PathOrName | None = None
     """A Hugging Face folder or hub name, a run, a checkpoint, a sweep, or models:/NAME@ALIAS."""
-    data: tuple[Text, ...] = ()
+    data: tuple[PathOrName, ...] = ()
     """Problem sets: files, Hugging Face data sets, or math500, amc23, aime24, aime25, olympiadbench. `:16`
     after a set draws 16 samples a problem."""
-    samples: Path | None = None
+    samples: LocalPath | None = None
     """A samples.jsonl to check and score again instead of generating; `model`, if given, scores them."""
-    folder: Path | None = None
+    folder: LocalPath | None = None
     """Folder of the results; null means runs/evaluations/<model>-<sets>."""
-    dir: Path = Path("runs")
+    dir: LocalPath = Path("runs")
     """Folder of all runs, which holds the default `folder` and MLflow's database."""
     samples_per_problem: PositiveInt | None = None
     """Solutions sampled for each problem; null means the paper's number for named sets, 8 for others."""
@@ -152,4 +153,5 @@ def default_folder(config: EvalConfig, names: list[str]) -> Path:
     if config.samples is not None:
         return config.dir / "evaluations" / f"{config.samples.resolve().parent.name}-again"
     parts = [part for part in Path(config.model or "").parts if part not in ("export", "/")][-1:]
-    return config.dir / "evaluations" / "-".join([*parts, *names]).replace(":", "-").replace("@", "-")
+    name = "-".join([*parts, *names]).replace(":", "-").replace("@", "-")
+    return config.dir / "evaluations" / short_name(name)

@@ -90,7 +90,10 @@ def markdown() -> str:
         "`make docs` writes this page from the declarations of the settings. `laser explain KEY` prints the "
         "same for one key or section.",
         "A configuration is a YAML file of sections; `key.path=value` on the command line replaces a value. "
-        "A key without a default is required.",
+        "A key without a default is required. The file is UTF-8, and no key may stand in it twice.",
+        "A path that begins with `~` or `~user` is in that home folder, in every command and on its command "
+        "line; with `laser submit` it is a path on the cluster. `$VAR` is not replaced in a file: the shell "
+        "replaces it on a command line. Saved settings have the path that was meant.",
     ]
     for command, schema in SCHEMAS.items():
         parts.append(f"## laser {command}")

@@ -16,10 +16,11 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from orchestrator.config.texts import parse_yaml, read_yaml, refuse_unusable_texts
 from orchestrator.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
 """A name that is fit for a folder and for a part of a URL."""
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -72,22 +73,10 @@ def read_config(path: str | Path, overrides: Sequence[str], schema: type[C]) -> 
     """Read `path`, apply `overrides` as `apply_overrides` does, and validate.
 
     Raises:
-        ConfigError: The file is missing or is not a YAML mapping, an override is malformed, or a key or
-            value is refused.
+        ConfigError: The file is missing, is not UTF-8 or is not a YAML mapping; an override is malformed; or
+            a key or value is refused.
     """
-    path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}). Give the path of a YAML configuration."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: must hold sections such as `run:` and `model:`, but is {type(tree).__name__}."
-        )
+    tree = read_yaml(Path(path), "Give the path of a YAML configuration.")
     apply_overrides(tree, overrides, schema)
     return validate(tree, schema, str(path))
 
@@ -101,6 +90,7 @@ def validate(tree: Mapping[str, Any], schema: type[C], source: str) -> C:
     Raises:
         ConfigError: A key or a value is refused.
     """
+    refuse_unusable_texts(tree, source)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -129,11 +119,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], schema: type
             raise ConfigError(
                 f"override {override!r}: write key.path=value, with a key such as {known_keys(schema)[0]}"
             )
-        try:
-            value = yaml.safe_load(text) if text.strip() else "" if _may_be_empty(schema, key) else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-        _assign(tree, key, value, f"override {override!r}")
+        source = f"override {override!r}"
+        empty = "" if _may_be_empty(schema, key) else None
+        _assign(tree, key, parse_yaml(text, f"{source}: the value") if text.strip() else empty, source)
 
 
 def with_overrides(config: C, overrides: Sequence[str], source: str) -> C:
@@ -195,7 +183,8 @@ def changed_settings(saved: Path, config: Section, source: str | None = None) ->
     Raises:
         ConfigError: The saved settings are those of another command or version.
     """
-    before = flat_settings(validate(yaml.safe_load(saved.read_text()), type(config), source or str(saved)))
+    tree = read_yaml(saved, "Restore the file, or choose another folder.")
+    before = flat_settings(validate(tree, type(config), source or str(saved)))
     now = flat_settings(config)
     # A dictionary such as rollout.engine_args may gain and lose keys.
     changed = [key for key in now | before if before.get(key) != now.get(key)]
@@ -318,6 +307,7 @@ ALLOWED = {
     "dict": "a mapping of keys to values",
     "finite_number": "a finite number",
     "float": "a number",
+    "home": "a path ({reason})",
     "greater_than": "above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "int": "a whole number",
@@ -329,6 +319,7 @@ ALLOWED = {
     "path": "a path",
     "string": "text",
     "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "text of at most {max_length} character(s)",
     "string_too_short": "text of at least {min_length} character(s)",
     "too_long": "a list of at most {max_length} value(s)",
     "too_short": "a list of at least {min_length} value(s)",

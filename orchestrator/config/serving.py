@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from orchestrator.config.engine import VllmConfig
+from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     PositiveFloat,
     PositiveInt,
@@ -70,7 +71,7 @@ class IngressConfig(Section):
 
     models: list[RunName]
     """Names of the served models; each has its application (`orchestrator.serving.app:engine`)."""
-    keys_file: Path | None = None
+    keys_file: LocalPath | None = None
     """File of API keys, one a line, read when an ingress starts; LASER_API_KEY may hold another key."""
     key_hashes: list[str] = Field(default=[])
     """SHA-256 of further API keys, in hex."""
@@ -88,7 +89,7 @@ class ReplicaConfig(Section):
 
     name: RunName
     """The model's name for clients, which must be the application's name too."""
-    model: Text
+    model: PathOrName
     """A folder, run, checkpoint, hub name or `models:/NAME/VERSION`, which the replica's node reads."""
     engine: ServedEngine = ServedEngine()
     limits: Limits = Limits()
@@ -97,13 +98,13 @@ class ReplicaConfig(Section):
 class ServeConfig(Section):
     """Settings of `laser serve`."""
 
-    models: Annotated[dict[RunName, Text], Field(min_length=1)]
+    models: Annotated[dict[RunName, PathOrName], Field(min_length=1)]
     """Models by their names for clients: folders, runs, checkpoints, hub names or `models:/NAME@ALIAS`."""
     host: Text = "127.0.0.1"
     """Address to listen on; all but loopback addresses need an API key."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port to listen on."""
-    keys_file: Path | None = None
+    keys_file: LocalPath | None = None
     """File of API keys, one a line; LASER_API_KEY may hold another key."""
     follow: bool = False
     """Serve new weights as they appear: a run's newest export, or the version that a registry alias names."""
@@ -153,7 +154,8 @@ def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: 
     named: dict[str, str] = {}
     for model in models:
         name, separator, path = model.partition("=")
-        name, path = (name, path) if separator else (_name(model), model)
+        # A folder's name may hold a "=" too.
+        name, path = (name, path) if separator and "/" not in name else (_name(model), model)
         if name in named:
             raise ConfigError(
                 f"--model {model}: there is another model {name!r} already; write --model OTHERNAME={path}"

@@ -7,10 +7,10 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.config.formula import Formula, NotDefined
+from orchestrator.config.paths import PathOrName
 from orchestrator.config.schema import (
     Mark,
     PositiveFloat,
@@ -24,6 +24,7 @@ from orchestrator.config.schema import (
     validate,
     with_settings,
 )
+from orchestrator.config.texts import read_yaml
 from orchestrator.config.training import RunConfig, load_config
 from orchestrator.errors import ConfigError
 from orchestrator.measures import Place, shown_in
@@ -96,7 +97,7 @@ class SweepConfig(Section):
 
     name: RunName
     """Name of the sweep: its folder under the base's `run.dir`, its MLflow run, and the registered model."""
-    base: Text
+    base: PathOrName
     """YAML configuration that the trials start from."""
     settings: Annotated[dict[str, Any], SettingsOf(RunConfig)] = Field(default={})
     """Sections merged over the base's, for all trials."""
@@ -176,14 +177,7 @@ def base_config(sweep: SweepConfig) -> RunConfig:
             held-out problems.
     """
     source = f"base {sweep.base} with settings"
-    try:
-        tree = yaml.safe_load(Path(sweep.base).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"base: {sweep.base} cannot be read: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"base: {sweep.base} must hold sections such as `run:` and `model:`, but is {type(tree).__name__}"
-        )
+    tree = read_yaml(Path(sweep.base), "`base` names the YAML configuration that the trials start from.")
     config = validate(_merged(tree, sweep.settings), RunConfig, source)
     if config.data.eval is None:
         raise ConfigError(f"{source}: data.eval is missing: a sweep compares its trials on held-out problems")

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config.engine import EngineConfig, refuse_parts_of_gpus
+from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     C,
     CustomResources,
@@ -29,16 +30,16 @@ from orchestrator.config.schema import (
 class ModelConfig(Section):
     """The model to start from."""
 
-    path: Text
+    path: PathOrName
     """Hugging Face folder or hub name of the model."""
 
 
 class DataConfig(Section):
     """Training problems and held-out problems."""
 
-    train: Text
+    train: PathOrName
     """Training problems: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
-    eval: Text | None = None
+    eval: PathOrName | None = None
     """Held-out problems, in the same formats. The stem of the file's name is the set's name in metrics."""
     problem_field: Text = "problem"
     """Field that holds the problem's text."""
@@ -219,7 +220,7 @@ class RunSection(Section):
 
     name: Annotated[RunName, Mark.PLACE, Mark.SET_BY_SWEEP]
     """Name of the run: its folder under `run.dir` and its MLflow run name."""
-    dir: Annotated[Path, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = Path("runs")
+    dir: Annotated[LocalPath, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = Path("runs")
     """Folder of all runs."""
     steps: Annotated[StepCount, Mark.MAY_CHANGE, Mark.AFTER_WARM_UP]
     """Training steps; 0 only measures c_ref and evaluates the initial model."""

@@ -16,7 +16,7 @@ from typing import Any
 from actors.verification import load_verifier
 from orchestrator.cluster.bundles import bundles_without_learner
 from orchestrator.cluster.nodes import connect, planned_nodes
-from orchestrator.config.evaluation import EvalConfig
+from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
 from orchestrator.config.schema import dump_config, flat_settings, validate, with_overrides, with_settings
 from orchestrator.config.training import load_config
 from orchestrator.errors import ConfigError
@@ -29,7 +29,7 @@ from orchestrator.evaluation.show import EvalProgress, save_cost_figure
 from orchestrator.pools.evaluation import EvalPools
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
-from orchestrator.storage.folders import RESULTS
+from orchestrator.storage.folders import RESULTS, make_folder, refuse_unusable_folder
 from orchestrator.storage.run_log import logged_to
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.parent_run import ParentRun
@@ -73,6 +73,8 @@ def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalRe
         PoolError: Engines or verifiers died too often; the same call resumes the evaluation.
     """
     progress = progress or EvalProgress()
+    folder = config.folder or default_folder(config, [request.name for request in requested_sets(config)])
+    refuse_unusable_folder(folder, "folder (-o) or dir")
     uri = tracking_uri(config.tracking.uri, config.dir)
     Server(uri)  # refuses an unusable address before hours of work
     load_verifier(config.verification.verifier)
@@ -86,7 +88,7 @@ def _evaluate(prepared: PreparedEvaluation, uri: str, progress: EvalProgress) ->
     bundles_without_learner(
         rollout, config.verification, planned_nodes()
     )  # refuses what the nodes cannot hold
-    prepared.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(prepared.folder, "folder (-o) or dir")
     with (
         claimed(prepared.folder, work="evaluating into it", key="folder (-o)"),
         logged_to(prepared.folder),

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from orchestrator.cluster.bundles import bundles_for, bundles_without_learner
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
+from orchestrator.config.paths import checked_path, homes_elsewhere
 from orchestrator.config.schema import Section, dump_config
 from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
+from orchestrator.config.texts import read_yaml
 from orchestrator.config.training import RunConfig, TrackingConfig, load_config
 from orchestrator.data.tokens import looks_local
 from orchestrator.errors import ConfigError
@@ -89,17 +89,16 @@ def load_job(config_file: Path, overrides: list[str]) -> Job:
         ConfigError: The job's own command would refuse the file, or the file names a path that is neither
             here nor an absolute path on the cluster.
     """
-    try:
-        keys = yaml.safe_load(config_file.read_text())
-    except (OSError, yaml.YAMLError):
-        keys = None
-    if not isinstance(keys, dict) or "run" in keys:  # every loader refuses a file without keys
-        return _training(load_config(config_file, overrides))
-    if "space" in keys:
-        return _sweep(load_sweep(config_file, overrides))
-    from orchestrator.evaluation.run import load_eval  # imports MLflow, which takes seconds
+    keys = read_yaml(config_file, "Give the path of a YAML configuration.")
+    # The job reads its settings on the cluster, where `~` is another home folder.
+    with homes_elsewhere():
+        if not keys or "run" in keys:
+            return _training(load_config(config_file, overrides))
+        if "space" in keys:
+            return _sweep(load_sweep(config_file, overrides))
+        from orchestrator.evaluation.run import load_eval  # imports MLflow, which takes seconds
 
-    return _evaluation(load_eval(config_file, {}, overrides))
+        return _evaluation(load_eval(config_file, {}, overrides))
 
 
 def stage(job: Job, storage: str, folder: Path) -> None:
@@ -173,7 +172,7 @@ def _sweep(config: SweepConfig) -> Job:
     if _is_portable(config.base):
         inputs[config.base] = Path(config.base)
     else:  # the base is always a file of this machine, unlike other absolute paths
-        inputs["base.yaml"] = Path(config.base)
+        inputs["base.yaml"] = Path(checked_path(config.base))
         config = config.model_copy(update={"base": "base.yaml"})
     results = _relative({"settings.run.dir": base.run.dir})
     return Job("sweep", config.name, config, base.run.dir / config.name, base.tracking, runs, inputs, results)
@@ -199,17 +198,18 @@ def _local_models(*names: str | None) -> dict[str, Path]:
 
 
 def _local_data(*names: str | None) -> dict[str, Path]:
-    return _local(
-        names, lambda name: name.startswith((".", "~")) or name.endswith((".jsonl", ".json", ".parquet"))
-    )
+    return _local(names, lambda name: name.startswith(".") or name.endswith((".jsonl", ".json", ".parquet")))
 
 
 def _local(names: Iterable[str | None], is_path: Callable[[str], bool]) -> dict[str, Path]:
-    """The names that are files or folders here. Absolute paths are the cluster's, other names the hub's."""
+    """The names that are files or folders here.
+
+    Paths that begin with `/` or `~` are the cluster's, other names the hub's.
+    """
     found = {}
     for name in filter(None, names):
         path = Path(name)
-        if path.is_absolute() or not (path.exists() or is_path(name)):
+        if _is_on_the_cluster(path) or not (path.exists() or is_path(name)):
             continue
         if not path.exists():
             raise ConfigError(
@@ -254,12 +254,16 @@ def _model(name: str) -> dict[str, Path]:
 
 
 def _relative(folders: dict[str, Path]) -> dict[str, str]:
-    return {key: str(path) for key, path in folders.items() if not path.is_absolute()}
+    return {key: str(path) for key, path in folders.items() if not _is_on_the_cluster(path)}
+
+
+def _is_on_the_cluster(path: Path) -> bool:
+    return path.is_absolute() or str(path).startswith("~")
 
 
 def _is_portable(name: str) -> bool:
     """Whether a path can be the same relative path in another folder."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return not _is_on_the_cluster(Path(name)) and ".." not in Path(name).parts
 
 
 def _files(source: Path) -> Iterator[Path]:

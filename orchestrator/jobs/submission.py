@@ -73,7 +73,8 @@ def submit(
         runtime_env = {"working_dir": folder, "env_vars": variables}
         job_id = _send(cluster, job, runtime_env, any(node.get("GPU") for node in nodes), say)
     say(f"submitted {job_id} to {cluster.address}")
-    results = job.folder if job.folder.is_absolute() else Path(storage) / job.folder
+    on_cluster = job.folder.is_absolute() or str(job.folder).startswith("~")
+    results = job.folder if on_cluster else Path(storage) / job.folder
     for line in (f"results   {results}   on the cluster", *commands(cluster, job_id)):
         say(line)
     return cluster, job_id

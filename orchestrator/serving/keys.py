@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from orchestrator.config.texts import read_text
 from orchestrator.errors import ConfigError
 
 KEY_VARIABLE = "LASER_API_KEY"
@@ -28,10 +29,8 @@ class Keys:
         if found and not found[0].strip():
             raise ConfigError(f"{KEY_VARIABLE} is empty; unset it, or put a key into it")
         if file is not None:
-            try:
-                lines = [line.strip() for line in file.read_text().splitlines()]
-            except OSError as error:
-                raise ConfigError(f"keys_file: {file} cannot be read ({error.strerror})") from error
+            text = read_text(file, "`keys_file` names a text file with an API key a line.")
+            lines = [line.strip() for line in text.splitlines()]
             keys = [line for line in lines if line and not line.startswith("#")]
             if not keys:
                 raise ConfigError(f"keys_file: {file} holds no key; write one a line")

@@ -1,6 +1,8 @@
-"""Which command wrote a folder of results, by the files in it."""
+"""Folders of results: whether one can be written, and which command wrote one, by the files in it."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,3 +33,49 @@ def results_of(folder: Path) -> tuple[Literal["sweep", "evaluation"], dict[str, 
     if "trials" in tree:
         return "sweep", tree
     return ("evaluation", tree) if "sets" in tree else None
+
+
+def refuse_unusable_folder(folder: Path, keys: str) -> None:
+    """Refuse a folder that cannot be made or written. Makes no folder.
+
+    Args:
+        keys: The settings that name it, for the message.
+
+    Raises:
+        ConfigError: It lies below a file, its name is too long, or the disk or the user may not write there.
+    """
+    try:
+        existing = folder.absolute()
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is no folder")
+        longest = os.pathconf(existing, "PC_NAME_MAX")
+        if long := [part for part in folder.parts if len(os.fsencode(part)) > longest]:
+            raise OSError(f"the name {long[0][:40]}... has more than {longest} bytes")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+        folder.exists()  # raises for a path that is too long as a whole
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, keys, error) from error
+
+
+def make_folder(folder: Path, keys: str) -> None:
+    """Make a folder of results, with its parents, unless it exists.
+
+    Args:
+        keys: The settings that name it, for the message.
+
+    Raises:
+        ConfigError: It cannot be made, or is not a folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unusable(folder, keys, error) from error
+
+
+def _unusable(folder: Path, keys: str, error: OSError | ValueError) -> ConfigError:
+    shown = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:200]}..."
+    reason = getattr(error, "strerror", None) or str(error)
+    return ConfigError(f"{shown}: cannot be made or written ({reason}). Choose another {keys}")

@@ -17,6 +17,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 from orchestrator.storage.run_log import logged_to
 from orchestrator.sweeps.conclusion import Conclusion
 from orchestrator.sweeps.optuna_search import PointSearch
@@ -42,11 +43,12 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
         KeyboardInterrupt: After Ctrl-C, when the trials have been stopped. The same call resumes.
     """
     base = base_config(config)
+    refuse_unusable_folder(base.run.dir / config.name, "run.dir or name")
     prepared = prepare(base)
     plan = SweepPlan(config, base)
     _refuse_other_settings(plan)
     _refuse_too_large(plan, planned_nodes())
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder, "run.dir or name")
     with claimed(plan.folder, work="running this sweep", key="name"), logged_to(plan.folder):
         planned = len(plan.trials) or (config.search.points or 0) * len(config.seeds)
         ledger = Ledger(plan.folder, config.name, config.space, config.metric, prepared.eval_name, planned)

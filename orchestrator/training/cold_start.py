@@ -27,6 +27,7 @@ from orchestrator.data.tokens import absolute_path, load_tokens
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
@@ -50,6 +51,7 @@ def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome
         ConfigError, DataError: Settings or data are wrong, and nothing was started.
         RunError: The training failed or was interrupted.
     """
+    refuse_unusable_folder(config.folder, "run.dir or run.name")
     if summary := _summary_of_finished(config):
         return Outcome(summary, already_finished=True)
     demonstrations = load_demonstrations(
@@ -62,7 +64,7 @@ def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome
         )
     _refuse_what_cannot_fit(config, planned_nodes())
 
-    config.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(config.folder, "run.dir or run.name")
     with claimed(config.folder), logged_to(config.folder):
         if summary := _summary_of_finished(config):  # another process has finished it in the meantime
             return Outcome(summary, already_finished=True)

@@ -17,6 +17,7 @@ from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.checkpoints import Checkpoints
 from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.storage.run_log import logged_to
@@ -51,6 +52,7 @@ def train(
         RunError: The run had started and failed; the same call resumes from its last checkpoint.
     """
     context = context or standalone()
+    refuse_unusable_folder(config.folder, "run.dir or run.name")
     checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
     remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
     _refuse_other_settings(config)
@@ -58,7 +60,7 @@ def train(
         fetch_newer(config, checkpoints, remote)
     finished = _finished_summary(config, checkpoints) is not None
     prepared = None if finished else _prepare(config, context, checkpoints)
-    config.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(config.folder, "run.dir or run.name")
     with claimed(config.folder, context.lock_patience_s), logged_to(config.folder):
         # The process that held the folder may have trained on, or finished.
         if (summary := _finished_summary(config, checkpoints)) is not None:

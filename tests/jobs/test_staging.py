@@ -40,6 +40,20 @@ def test_a_run_takes_its_code_and_what_it_names_by_relative_path(here):
     )
 
 
+def test_home_folders_are_those_of_the_cluster(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    job = load_job(Path("run.yaml"), ["run.dir=~/runs", "model.path=~/base", "data.train=~/train.jsonl"])
+    assert (str(job.folder), list(job.inputs), job.results) == ("~/runs/trial", ["test.jsonl"], {})
+    staged(job)
+    monkeypatch.setenv("HOME", "/home/of the cluster")
+    there = load_config("staged/job.yaml")
+    assert str(there.folder) == "/home/of the cluster/runs/trial"
+    assert (there.model.path, there.data.train) == (
+        "/home/of the cluster/base",
+        "/home/of the cluster/train.jsonl",
+    )
+
+
 def test_a_sweep_takes_its_base_and_what_its_points_name(here):
     (here / "models" / "other").mkdir()
     space = {"model.path": {"grid": ["models/base", "models/other"]}}

@@ -157,7 +157,7 @@ def test_names_tell_points_apart(plan):
         ),
         ({"settings": {"data": {"eval": None}}}, "data.eval is missing"),
         ({"settings": {"loss": {"alfa": 1}}}, "loss.alfa: unknown key"),
-        ({"base": "nowhere.yaml"}, "base: nowhere.yaml cannot be read"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: cannot be read .*`base` names"),
         (
             {"settings": {"loss": {"c_ref": -12.0}}, "space": {"loss.beta_v": {"grid": [0.1, 0.05]}}},
             "point loss.beta_v=0.05: .*loss.c_ref: .* larger loss.beta_v \\(above 0.0833\\)",
