@@ -30,7 +30,8 @@ app = FastAPI(title="LaSeR", docs_url=None, redoc_url=None, openapi_url=None)
 
 @app.exception_handler(ApiError)
 async def _refuse(request: Request, error: ApiError) -> Response:
-    return JSONResponse(error.content, error.status, error.headers)
+    # ASCII: a message may repeat half of a surrogate pair, which UTF-8 cannot hold.
+    return Response(error.body, error.status, error.headers, "application/json")
 
 
 @app.exception_handler(HTTPException)

@@ -114,7 +114,7 @@ class EngineReplica:
         with self._working():
             try:
                 items = [
-                    self.requests.item(item, f"items.{number}") for number, item in enumerate(request.items)
+                    self.requests.item(item, f"items[{number}]") for number, item in enumerate(request.items)
                 ]
             except ApiError as error:
                 return error

@@ -10,6 +10,7 @@ from orchestrator.data.chat import ChatEncoder, ControlTokenError
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.serving.errors import ApiError, malformed
 from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, TokensItem
+from orchestrator.serving.turns import rendered_turns
 from orchestrator.storage.card import SelfRewardCard
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class RequestTokenizer:
 
         Args:
             item: Its text is tokenised once and ends with EOS; its token ids are taken as they are.
-            where: Names the item in error messages, such as `items.0`.
+            where: Names the item in error messages, such as `items[0]`.
 
         Raises:
             ApiError: 400 for a model without a trained score, an unknown token id or a text that cannot be
@@ -83,7 +84,7 @@ class RequestTokenizer:
             prompt, response = list(item.prompt_token_ids), list(item.response_token_ids)
             self._refuse_unknown_tokens(prompt + response, where)
         elif isinstance(item, MessagesItem):
-            prompt = self._render(item.messages[:-1], where)
+            prompt = self._render(item.messages[:-1], f"{where}.messages")
             response = self._response(item.messages[-1].content, where)
         else:
             prompt = self._render([Message(role="user", content=item.problem)], where)
@@ -98,22 +99,12 @@ class RequestTokenizer:
         return prompt, response
 
     def _render(self, messages: Sequence[Message], where: str) -> list[int]:
-        """The prompt of a conversation.
-
-        Training's instruction is appended to the last user message unless that ends with it.
-        """
-        turns = [message.model_dump() for message in messages]
-        instruction = self.card.instruction if self.card else ""
-        question = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
-        if question and instruction and not question["content"].rstrip().endswith(instruction):
-            question["content"] = f"{question['content']}\n{instruction}"
+        """The prompt of a conversation."""
+        turns = rendered_turns(self.chat, messages, self.card.instruction if self.card else "", where)
         try:
             return self.chat.chat(turns)
         except ControlTokenError as error:
             raise malformed(f"{where}: {error}", where) from error
-        except Exception as error:  # A template is a program and may raise anything.
-            reason = f"{where}: the model's chat template refuses this conversation: {error}"
-            raise malformed(reason, where) from error
 
     def _response(self, solution: str, where: str) -> list[int]:
         own_eos, known_eos = self.tokenizer.eos_token_id, self.settings.eos_tokens

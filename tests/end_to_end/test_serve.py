@@ -260,6 +260,21 @@ def test_the_openai_client_streaming_and_not(openai_client: openai.OpenAI, refer
     assert usage == whole.usage
 
 
+def test_a_dialogue_goes_on_with_the_answers_as_the_client_dumps_them(openai_client: openai.OpenAI) -> None:
+    said = [{"role": "developer", "content": "1+1=2"}, *MESSAGES]
+    neutral = {"presence_penalty": 0, "response_format": {"type": "text"}, "tools": [], "user": "somebody"}
+    for seed in (1, 2):
+        answer = openai_client.chat.completions.create(
+            model="tiny", messages=said, seed=seed, max_tokens=20, stop=["4"], extra_body=neutral
+        )
+        choice = answer.choices[0]
+        said += [choice.message.model_dump() | {"self_reward": choice.self_reward}, *MESSAGES]
+    assert len({message["role"] for message in said}) == 3
+    item = {"messages": [*said[:-1], {"role": "assistant", "content": SOLUTION, "refusal": None}]}
+    scored = openai_client.post("/score", cast_to=httpx.Response, body={"items": [item]}).json()
+    assert scored["results"][0]["finished"]
+
+
 def test_what_did_not_finish_has_no_score(openai_client: openai.OpenAI) -> None:
     settings = {"model": "tiny", "messages": MESSAGES, "seed": 11}
     cut = openai_client.chat.completions.create(**settings, max_tokens=5).choices[0]
@@ -341,12 +356,19 @@ REFUSALS = {
         {"model": "tiny", "messages": MESSAGES, "laser": {"n": 65}},
         400,
     ),
-    "control token": (
+    "role without meaning here": (
         {},
         "chat/completions",
-        {"model": "tiny", "messages": [{"role": "user", "content": "x<|im_end|>"}]},
+        {"model": "tiny", "messages": [*MESSAGES, {"role": "tool", "content": "2", "tool_call_id": "1"}]},
         400,
     ),
+    "half a character": (
+        {},
+        "chat/completions",
+        {"model": "tiny", "messages": [{"role": "user", "content": "\ud83d"}]},
+        400,
+    ),
+    "half a character in a key": ({}, "score", {"items": [], "\ud83d": 1}, 400),
     "token of no model": (
         {},
         "score",
@@ -381,7 +403,7 @@ def test_refusals_have_openais_form_and_no_traceback(server: Server, name: str) 
     assert "Traceback" not in response.text
     assert 'File "' not in response.text
     if name == "item too long":
-        assert response.json()["error"]["param"] == "items.1"
+        assert response.json()["error"]["param"] == "items[1]"
 
 
 def test_a_body_without_a_length_is_cut_off_too(server: Server) -> None:

@@ -72,9 +72,9 @@ def test_a_busy_service_is_asked_again_and_another_refusal_is_raised():
     with serving(busy, busy, answers.scores("m", "weights", [])) as client:
         assert client.score([Solved("1+1=?", "2")]) == []
     with (
-        serving(ApiError(422, "too long", "items.0", "context_length_exceeded")) as client,
+        serving(ApiError(422, "too long", "items[0]", "context_length_exceeded")) as client,
         pytest.raises(ServiceError, match=r"too long \(HTTP 422\)") as caught,
     ):
         client.score([Solved("1+1=?", "2")])
     error = caught.value
-    assert (error.status, error.param, error.code) == (422, "items.0", "context_length_exceeded")
+    assert (error.status, error.param, error.code) == (422, "items[0]", "context_length_exceeded")

@@ -48,11 +48,15 @@ class TestRequests:
             ({"messages": []}, "messages", "at least 1 item"),
             (
                 {"messages": [{"role": "tool", "content": "x"}]},
-                "messages.0.role",
+                "messages[0].role",
                 "'system', 'developer', 'user' or 'assistant'",
             ),
-            ({"messages": [*USER, {"role": "assistant", "content": "2"}]}, None, "continues no answer"),
-            ({"max_tokens": 5, "max_completion_tokens": 6}, None, "differ"),
+            (
+                {"messages": [*USER, {"role": "assistant", "content": "2"}]},
+                "messages[1]",
+                "continues no answer",
+            ),
+            ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "differ"),
             ({"laser": {}}, "laser", "either n"),
             ({"laser": {"n": 2, "adaptive": {}}}, "laser", "either n"),
             ({"laser": {"adaptive": {"confidence": 0.5}}}, "laser.adaptive.confidence", "greater than 0.5"),
@@ -61,7 +65,7 @@ class TestRequests:
                 "laser.adaptive",
                 "more than max_samples=4",
             ),
-            ({"laser": {"n": 2}, "stream": True}, None, "leave out stream"),
+            ({"laser": {"n": 2}, "stream": True}, "laser", "leave out stream"),
         ],
     )
     def test_chat_refusals_name_the_field(self, more, param, message):
@@ -81,13 +85,17 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("item", "param", "message"),
         [
-            ({"problem": "p"}, "items.1.solution", "required"),
-            ({"question": "p"}, "items.1", "give problem and solution"),
-            ({"messages": [*USER, *USER]}, "items.1.messages", "must be the assistant's solution"),
-            ({"prompt_token_ids": [1], "response_token_ids": []}, "items.1.response_token_ids", "at least 1"),
+            ({"problem": "p"}, "items[1].solution", "required"),
+            ({"question": "p"}, "items[1]", "give problem and solution"),
+            ({"messages": [*USER, *USER]}, "items[1].messages", "must be the assistant's solution"),
+            (
+                {"prompt_token_ids": [1], "response_token_ids": []},
+                "items[1].response_token_ids",
+                "at least 1",
+            ),
             (
                 {"prompt_token_ids": [-1], "response_token_ids": [1]},
-                "items.1.prompt_token_ids.0",
+                "items[1].prompt_token_ids[0]",
                 "greater than or equal to 0",
             ),
         ],

@@ -51,13 +51,13 @@ def test_the_prompt_is_that_of_training(requests, tokenizer):
 def test_an_item_of_text_ends_with_eos(requests, tokenizer):
     solution = [*tokenizer.encode("2", add_special_tokens=False), tokenizer.eos_token_id]
     prompt, _ = requests.prompt(chat())
-    assert requests.item(ProblemItem(problem="1+1=?", solution="2"), "items.0") == (prompt, solution)
+    assert requests.item(ProblemItem(problem="1+1=?", solution="2"), "items[0]") == (prompt, solution)
     turns = [Message(role="user", content="1+1=?"), Message(role="assistant", content="2")]
-    assert requests.item(MessagesItem(messages=turns), "items.0") == (prompt, solution)
+    assert requests.item(MessagesItem(messages=turns), "items[0]") == (prompt, solution)
 
 
 def test_token_ids_are_taken_as_they_are(requests):
-    assert requests.item(TokensItem(prompt_token_ids=[9, 8], response_token_ids=[7]), "items.0") == (
+    assert requests.item(TokensItem(prompt_token_ids=[9, 8], response_token_ids=[7]), "items[0]") == (
         [9, 8],
         [7],
     )
@@ -69,7 +69,7 @@ def test_texts_never_become_control_tokens(requests, tokenizer, spelled):
     special = {*tokenizer.all_special_ids}
     plain, _ = requests.prompt(chat("1"))
     assert [id_ for id_ in prompt if id_ in special] == [id_ for id_ in plain if id_ in special]
-    _, response = requests.item(ProblemItem(problem="1", solution=f"2{spelled}"), "items.0")
+    _, response = requests.item(ProblemItem(problem="1", solution=f"2{spelled}"), "items[0]")
     assert not special & {*response[:-1]}
     assert tokenizer.decode(response) == f"2{spelled}{tokenizer.eos_token}"
 
@@ -81,7 +81,7 @@ def test_a_text_that_must_become_the_score_token_is_refused(tokenizer):
     requests = RequestTokenizer("m", tokenizer, card, mine, vocabulary=len(tokenizer))
     assert refused(400, requests.prompt, chat("7")).param == "messages"
     item = ProblemItem(problem="1", solution="7")
-    assert refused(400, requests.item, item, "items.3").param == "items.3"
+    assert refused(400, requests.item, item, "items[3]").param == "items[3]"
 
 
 def test_refusals_name_the_field(requests, tokenizer):
@@ -90,9 +90,9 @@ def test_refusals_name_the_field(requests, tokenizer):
     error = refused(422, requests.prompt, chat("1" * 60))
     assert (error.param, error.code) == ("messages", "context_length_exceeded")
     item = TokensItem(prompt_token_ids=[1], response_token_ids=[len(tokenizer)])
-    assert refused(400, requests.item, item, "items.3").param == "items.3"
+    assert refused(400, requests.item, item, "items[3]").param == "items[3]"
     item = ProblemItem(problem="1", solution="1" * 100)
-    assert refused(422, requests.item, item, "items.3").code == "context_length_exceeded"
+    assert refused(422, requests.item, item, "items[3]").code == "context_length_exceeded"
 
 
 def test_a_model_without_a_trained_score_only_answers(tokenizer):
@@ -100,4 +100,4 @@ def test_a_model_without_a_trained_score_only_answers(tokenizer):
     assert requests.prompt(chat(laser=Vote(vote="majority", n=2)))[1] == 40
     assert refused(400, requests.prompt, chat(laser=Vote(n=2))).param == "laser.vote"
     item = ProblemItem(problem="1", solution="1")
-    assert "no trained score" in refused(400, requests.item, item, "items.0").message
+    assert "no trained score" in refused(400, requests.item, item, "items[0]").message
