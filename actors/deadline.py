@@ -199,6 +199,8 @@ def _serve(connection: Connection, lifeline: int) -> None:
     # started the child.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    # Python refuses longer numbers because they take long; here the deadline bounds that.
+    sys.set_int_max_str_digits(0)
     import_path, warm_up = connection.recv()
     try:
         function = load_function(import_path)

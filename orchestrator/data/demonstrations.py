@@ -15,8 +15,9 @@ from jaxtyping import Int32, Int64
 
 from orchestrator.config.cold_start import SFTDataConfig
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.problems import data_rows, field_text
+from orchestrator.data.problems import read_rows
 from orchestrator.data.prompts import encode_response, render_prompt
+from orchestrator.data.texts import Row, field_text
 from orchestrator.data.tokens import ModelTokens, check_round_trip
 from orchestrator.errors import ConfigError, DataError
 
@@ -72,7 +73,7 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
     `c_ref` assumes. z_c itself is never a target.
 
     Raises:
-        DataError: A row lacks a field, a solution contains z_c or EOS, or no sample is short enough.
+        DataError: A row lacks a field or has a text that cannot be used, or no sample is short enough.
         ConfigError: The tokenizer changes a text, or z_c is an EOS token or what the chat template puts after
             EOS.
     """
@@ -89,19 +90,15 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
     samples: list[np.ndarray] = []
     prompt_lengths: list[int] = []
     dropped, shortest = 0, 0
-    for source, row in data_rows(data.train, "train"):
-        where = f"{data.train}, line {source}"
-        problem = field_text(row, data.problem_field, "data.problem_field", where)
-        solution = field_text(row, data.solution_field, "data.solution_field", where)
+    for where, problem, solution in _solved_problems(data):
         if len(samples) + dropped < 100:
             check_round_trip(tokenizer, [problem, solution])
         prompt = render_prompt(tokens.chat, problem, data.instruction, f"{where}: '{data.problem_field}'")
         response = encode_response(tokens.chat, solution, f"{where}: '{data.solution_field}'")
         if found := reserved.intersection(response):
             raise DataError(
-                f"{where}: '{data.solution_field}' contains {tokenizer.decode([min(found)])!r}, which is "
-                "reserved for the "
-                "end of a response or the self-reward; remove it from the line"
+                f"{where}: '{data.solution_field}' contains {tokenizer.decode([min(found)])!r}, which ends a "
+                "response or is the self-reward's token; remove it from the line"
             )
         length = len(prompt) + len(response) + 1
         if length > data.max_tokens:
@@ -119,6 +116,16 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
         )
     starts = np.cumsum([0, *map(len, samples)])
     return Demonstrations(np.concatenate(samples), starts, np.array(prompt_lengths, dtype=np.int32), dropped)
+
+
+def _solved_problems(data: SFTDataConfig) -> Iterator[tuple[str, str, str]]:
+    """The place, problem and solution of each row."""
+
+    def texts(row: Row, number: int, where: str) -> tuple[str, str, str]:
+        problem = field_text(row, data.problem_field, "data.problem_field", where)
+        return where, problem, field_text(row, data.solution_field, "data.solution_field", where)
+
+    return read_rows(data.train, "train", texts)
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) -> TurnEnd:

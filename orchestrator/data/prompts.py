@@ -12,6 +12,7 @@ import numpy as np
 
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.problems import Problem
+from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError
 
 
@@ -27,6 +28,7 @@ def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where:
         DataError: The text would become control tokens, or the chat template fails on it.
     """
     content = f"{problem_text}\n{instruction}" if instruction else problem_text
+    refuse_lone_surrogates(content, where)
     try:
         return chat.chat([{"role": "user", "content": content}])
     except DataError as error:
@@ -46,6 +48,7 @@ def encode_response(chat: ChatEncoder, text: str, where: str) -> list[int]:
     Raises:
         DataError: The text would become control tokens.
     """
+    refuse_lone_surrogates(text, where)
     try:
         return chat.response(text)
     except DataError as error:

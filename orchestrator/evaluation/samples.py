@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.evaluation.answers import has_vote
 from orchestrator.storage.files import write_atomically
@@ -176,6 +177,9 @@ def _parse(path: Path) -> Iterable[tuple[EvalSample, int]]:
             return
         if sample is None:
             return
+        for name, value in vars(sample).items():
+            if isinstance(value, str):
+                refuse_lone_surrogates(value, f"{path}, line {number}: '{name}'")
         yield sample, len(line)
 
 
@@ -184,6 +188,9 @@ def _sample(line: bytes) -> EvalSample | None:
     if not line.endswith(b"\n"):
         return None
     tree = json.loads(line)
+    for field in fields(EvalSample):
+        if field.type in (str, str | None) and not isinstance(tree[field.name], str | None):
+            raise ValueError(f"'{field.name}' is no text")
     return EvalSample(**tree | {key: _number(tree[key]) for key in ("z_logprob", "score")})
 
 

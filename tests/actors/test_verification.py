@@ -173,6 +173,15 @@ def worker(*args, **options):
     return closing(VerificationWorker(*args, **options))
 
 
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_numbers_of_many_digits_are_compared(digits):
+    number = "7" * digits
+    with worker(timeout_s=20.0) as verification:
+        texts = [rf"\boxed{{{answer}}}" for answer in (number, number[:-1] + "8", "7")]
+        statuses = [verdict.status for verdict in verification.verify(texts, [True] * 3, number)]
+        assert statuses == [Status.CORRECT, Status.WRONG, Status.WRONG]
+
+
 def test_a_group_is_checked_in_order_and_equal_answers_once():
     with worker(timeout_s=20.0) as verification:
         texts = [r"\boxed{0.5}", r"first, \boxed{0.5}", r"\boxed{1}", "none", r"\boxed{\frac12}"]

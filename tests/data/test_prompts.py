@@ -127,7 +127,7 @@ GOOD = {"problem": "1+1=", "answer": "2"}
         ([{"problem": "1", "answer": math.nan}], "line 1: 'answer' is nan"),
         ([{"problem": ["1"], "answer": "1"}], r"line 1: 'problem' is \['1'\]"),
         ([GOOD, '{"problem": \n'], r"data\.jsonl, line 2: is not JSON .* column"),
-        ([GOOD, "5\n"], "line 2: is int"),
+        ([GOOD, "5\n"], "line 2: is '5', not an object"),
         ([], "holds no problem"),
     ],
 )

@@ -37,6 +37,18 @@ def test_a_cut_off_last_line_is_dropped_and_another_bad_line_refused(tmp_path):
         read_samples(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("field", ["problem", "reference", "response", "problem_id", "kind"])
+def test_a_sample_whose_text_nothing_can_read_is_refused(field, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    broken = json.loads(sample(0).line()) | {field: "a\ud83d"}
+    path.write_text(sample(0).line() + json.dumps(broken) + "\n")
+    with pytest.raises(DataError, match=rf"line 2: '{field}' holds the lone surrogate U\+D83D"):
+        read_samples(path)
+    path.write_text(json.dumps(broken | {field: ["a"]}) + "\n" + sample(0).line())
+    with pytest.raises(DataError, match=rf"line 1: is not a sample .*'{field}' is no text"):
+        read_samples(path)
+
+
 def test_a_folder_belongs_to_one_evaluation(tmp_path):
     claim_protocol(tmp_path, {"seed": 0, "sets": {"s": {"problems": 3}}})
     claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})  # nothing has been drawn yet
