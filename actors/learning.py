@@ -18,18 +18,18 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from actors import process_group, zero3
+from actors.rank_files import RankFiles
 from actors.rows import RolloutRows, rollout_rows
 from orchestrator.algorithm.loss import LossInputs, laser_loss
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
-from orchestrator.errors import LaserError
 from orchestrator.messages.batches import LearnerSettings, MiniBatch, StepSums, TrainBatch, TrajectoriesRef
 from orchestrator.messages.trajectories import Trajectories
 from orchestrator.messages.weights import pack_chunks
-from orchestrator.storage.checkpoints import TrainingState, random_state
+from orchestrator.storage.checkpoints import random_state
 from orchestrator.storage.shards import ShardFiles
 
 
-class LearnerRank:
+class LearnerRank(RankFiles):
     """One ZeRO-3 rank. After `open_store` (rank 0 only) and `setup` on all ranks it holds the policy.
 
     Every other method but `ping` and `gpu_ids` is a collective: the driver calls it on all ranks, in the same
@@ -177,31 +177,6 @@ class LearnerRank:
         """Write model and optimiser shards and the random state. The same number of ranks can load them."""
         self.learner.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
         torch.save({"torch": torch.get_rng_state()}, Path(folder) / random_state(self.rank))
-
-    def upload(self, checkpoint: str, place: str) -> str | None:
-        """Copy this rank's files of a checkpoint to `place` in `run.remote`.
-
-        Returns:
-            The reason of a failure. An error would end the other ranks' uploads, and Ray would print each
-            rank's.
-        """
-        try:
-            self.files.upload(Path(checkpoint), place)
-        except LaserError as error:
-            return str(error)
-        return None
-
-    def fetch(self, checkpoint: str, state: TrainingState) -> str | None:
-        """Download this rank's files of a checkpoint for `load`, unless they are on this node.
-
-        Returns:
-            The reason of a failure, as `upload` does.
-        """
-        try:
-            self.files.fetch(Path(checkpoint), state, ray.util.get_node_ip_address())
-        except LaserError as error:
-            return str(error)
-        return None
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote there, or what `fetch` has downloaded in its place."""

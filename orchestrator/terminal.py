@@ -79,6 +79,8 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if panel := getattr(record, "panel", None):
             panel.console.print(record.getMessage(), soft_wrap=not panel.live)
+        elif record.levelno >= logging.WARNING:  # of a command that has no panel yet
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
 
 
 LOGGER.setLevel(logging.INFO)

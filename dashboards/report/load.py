@@ -4,7 +4,6 @@ In: folders of runs (`metrics.jsonl`) and of sweeps (`results.json`), in any sta
 run with its settings, its newest evaluation and its curves. Those of a branched trial begin with its trunk's.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 from orchestrator.config.schema import flat_tree
 from orchestrator.config.texts import read_yaml
 from orchestrator.errors import ConfigError
-from orchestrator.storage.folders import RESULTS, results_of
+from orchestrator.storage.folders import RESULTS, branch_of, explained, results_of
 from orchestrator.storage.journal import (
     JOURNAL,
     EvaluationEvent,
@@ -139,7 +138,8 @@ def load_runs(folders: Sequence[Path]) -> Comparison:
     for folder in {folder.resolve(): folder for folder in folders}.values():
         kind, results = results_of(folder) or (None, {})
         if kind == "sweep":
-            sweep, trials = _load_sweep(folder, results, len(sweeps), notes)
+            with explained(folder / RESULTS):
+                sweep, trials = _load_sweep(folder, results, len(sweeps), notes)
             sweeps.append(sweep)
             runs += trials
         elif (folder / JOURNAL).is_file():
@@ -284,20 +284,19 @@ def _joined_curves(
     alone = {"training": journal.training, "evaluations": own_evaluations, "trunk": None, "branch": 0}
     if not (folder / "branch.json").is_file():
         return alone
-    branch = _read_branch(folder / "branch.json")
-    trunk = (folder / branch["trunk"]).resolve()
+    place, branch = branch_of(folder)
+    trunk = (folder / place).resolve()
     if not (trunk / JOURNAL).is_file():
         notes.append(
-            f"{folder.name}: its trunk {branch['trunk']} is not there, "
-            f"so its curves begin after step {branch['step']}."
+            f"{folder.name}: its trunk {place} is not there, so its curves begin after step {branch}."
         )
         return alone
     shared = read_curves(trunk)
     return {
-        "training": join(shared.training, journal.training, branch["step"]),
-        "evaluations": join(shared.evaluations.get(set_name or "", {}), own_evaluations, branch["step"]),
+        "training": join(shared.training, journal.training, branch),
+        "evaluations": join(shared.evaluations.get(set_name or "", {}), own_evaluations, branch),
         "trunk": trunk,
-        "branch": branch["step"],
+        "branch": branch,
     }
 
 
@@ -315,15 +314,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     return flat_tree(read_yaml(path, "Restore the file, or delete it to show the run without its settings."))
-
-
-def _read_branch(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: is no JSON ({error}). Restore it, or delete it to show the trial without its trunk"
-        ) from error
 
 
 def _finite(values: dict[str, Any]) -> dict[str, float]:

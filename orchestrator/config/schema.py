@@ -181,7 +181,7 @@ def changed_settings(saved: Path, config: Section, source: str | None = None) ->
         source: Names the saved settings in the error, where `saved` is a copy.
 
     Raises:
-        ConfigError: The saved settings are those of another command or version.
+        ConfigError: The saved settings are damaged, or those of another command or version.
     """
     tree = read_yaml(saved, "Restore the file, or choose another folder.")
     before = flat_settings(validate(tree, type(config), source or str(saved)))

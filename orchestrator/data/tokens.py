@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
 from orchestrator.errors import ConfigError
+from orchestrator.storage.checksums import refuse_damaged_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,8 @@ def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
     """
     if looks_local(model_path) and not (Path(model_path) / "config.json").is_file():
         raise ConfigError(f"model.path: {model_path} is no model folder (it has no config.json)")
+    if looks_local(model_path):
+        refuse_damaged_model(Path(model_path))
     from transformers import AutoTokenizer
 
     try:

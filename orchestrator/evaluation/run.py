@@ -28,7 +28,7 @@ from orchestrator.evaluation.scores import rescore
 from orchestrator.evaluation.show import EvalProgress, save_cost_figure
 from orchestrator.pools.evaluation import EvalPools
 from orchestrator.pools.failures import translated_failures
-from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.files import claimed, read_record, write_atomically
 from orchestrator.storage.folders import RESULTS, make_folder, refuse_unusable_folder
 from orchestrator.storage.run_log import logged_to
 from orchestrator.tracking.address import tracking_uri
@@ -215,7 +215,7 @@ def _deliver(prepared: PreparedEvaluation, results: EvalResults, uri: str, progr
     folder, config = prepared.folder, prepared.config
     digest = hashlib.sha256((folder / RESULTS).read_bytes()).hexdigest()
     sent = folder / DELIVERED
-    if sent.exists() and sent.read_text() == digest:
+    if sent.exists() and sent.read_bytes() == digest.encode():
         return
     tags = {"laser.kind": "evaluation", "laser.model": results.model, "laser.folder": str(folder.resolve())}
     try:
@@ -247,4 +247,7 @@ def _deliver(prepared: PreparedEvaluation, results: EvalResults, uri: str, progr
 def _undecided_before(folder: Path) -> int:
     """Undecided comparisons when the samples were pooled; only results.json holds the number."""
     path = folder / RESULTS
-    return json.loads(path.read_text())["undecided"] if path.exists() else 0
+    if not path.exists():
+        return 0
+    undecided = read_record(path, dict, "Delete it: the same command writes it again").get("undecided", 0)
+    return undecided if isinstance(undecided, int) else 0

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.evaluation.answers import has_vote
-from orchestrator.storage.files import write_atomically
+from orchestrator.storage.files import read_record, write_atomically
 
 SAMPLES = "samples.jsonl"
 PROTOCOL = "protocol.json"
@@ -136,8 +136,9 @@ def claim_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
         ConfigError: Its samples were drawn with other settings; the message lists them.
     """
     path = folder / PROTOCOL
+    advice = f"Choose another folder (-o), or delete {folder} to draw its samples again"
     if (folder / SAMPLES).exists() and path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(protocol)))
+        before, now = _flat(read_record(path, dict, advice)), _flat(json.loads(json.dumps(protocol)))
         if changed := [key for key in now | before if before.get(key) != now.get(key)]:
             lines = [f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
             raise ConfigError(

@@ -5,6 +5,7 @@ tokens, which are checked against each other.
 """
 
 import contextlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
 from orchestrator.errors import ConfigError
 from orchestrator.storage.card import SELF_REWARD, SelfRewardCard, template_hash
 from orchestrator.storage.checkpoints import LEASED
+from orchestrator.storage.checksums import model_damage, refuse_damaged_model
 from orchestrator.storage.files import leased
-from orchestrator.storage.folders import results_of
+from orchestrator.storage.folders import RESULTS, explained, results_of
 
 RUNS = Path("runs")
 LOCATE_ATTEMPTS = 3
@@ -96,17 +98,42 @@ def locate(name: str, tracking_uri: str | None) -> tuple[str, str]:
 
 
 def _leased(name: str, tracking_uri: str | None, lease: contextlib.ExitStack) -> tuple[str, str]:
-    """Path and origin. `lease` keeps the run from deleting the folder."""
+    """Path and origin of weights that are whole. `lease` keeps the run from deleting the folder.
+
+    Where a run's newest weights are damaged, those of the checkpoint before are taken.
+    """
     for _ in range(LOCATE_ATTEMPTS):
         path, origin = locate(name, tracking_uri)
         if not Path(path).is_absolute():
             return path, origin
+        path, origin = _whole(Path(path), origin)
         try:
             lease.enter_context(leased(Path(path) / LEASED))
         except FileNotFoundError:  # deleted since, so the run has newer weights
             continue
         return path, origin
     raise ConfigError(f"model {name}: {path} is being deleted; try again, or name another checkpoint")
+
+
+def _whole(folder: Path, origin: str) -> tuple[str, str]:
+    """The model's folder and origin; if it is damaged and a run was named, those of an older checkpoint.
+
+    Raises:
+        ConfigError: The model is damaged, and it was named itself or there is no whole one before it.
+    """
+    problem = model_damage(folder)
+    if problem is None:
+        return str(folder), origin
+    checkpoint = folder.parent
+    older = sorted(path for path in checkpoint.parent.glob("step-*") if path.name < checkpoint.name)
+    for other in reversed(older if origin.endswith(f" {checkpoint.name}") else []):
+        if (other / "export" / "config.json").is_file() and model_damage(other / "export") is None:
+            logging.getLogger("laser").warning(
+                f"{checkpoint} is damaged: {problem}. The model is that of {other}, the checkpoint before it"
+            )
+            return _with_weights(other / "export"), origin.replace(checkpoint.name, other.name)
+    refuse_damaged_model(folder)
+    return str(folder), origin
 
 
 def _registered(name: str, tracking_uri: str | None) -> tuple[str, str]:
@@ -152,8 +179,9 @@ def _best_trial(folder: Path) -> Path | None:
             f"model {folder}: no trial of this sweep has finished yet; name a trial's folder below "
             f"{folder / 'trials'}"
         )
-    folders = {trial["name"]: trial["folder"] for trial in results["trials"]}
-    trial = folder / folders[best["trial"]]
+    with explained(folder / RESULTS):
+        folders = {trial["name"]: trial["folder"] for trial in results["trials"]}
+        trial = folder / folders[best["trial"]]
     if not (trial / "export" / "config.json").is_file():
         raise ConfigError(
             f"model {folder}: its best trial, {trial}, has no export/; train it again, or name another "

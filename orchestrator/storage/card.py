@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,26 @@ class SelfRewardCard:
             ConfigError: The file cannot be read, or holds no card.
         """
         try:
-            return SelfRewardCard(**json.loads(path.read_text()))
+            card = SelfRewardCard(**json.loads(path.read_bytes()))
+            _check(card)
+            return card
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path}: is not a self-reward card ({error}); export the model again, or delete the file to "
                 "use the model without its score"
             ) from error
+
+
+def _check(card: SelfRewardCard) -> None:
+    """Raise ValueError where a value is not of its kind, or not a finite number."""
+    texts = (card.token, card.instruction, card.chat_template_sha256)
+    ids = (card.token_id, *card.eos_token_ids)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a text is missing")
+    if not all(isinstance(number, int) for number in ids):
+        raise ValueError("a token id is not a whole number")
+    if not (math.isfinite(card.c_ref) and math.isfinite(card.beta_v) and card.beta_v > 0):
+        raise ValueError("c_ref or beta_v is not a finite number")
 
 
 def template_hash(tokenizer: Any) -> str:

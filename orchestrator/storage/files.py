@@ -1,17 +1,22 @@
-"""Files that processes share: atomic writes, locks and leases.
+"""Files that processes share: atomic writes, locks, leases, and JSON that may be damaged.
 
 The operating system releases a lock or a lease when its process ends, also when it is killed.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from orchestrator.errors import ConfigError
+
+J = TypeVar("J")
+"""A type of JSON values."""
 
 
 @contextlib.contextmanager
@@ -32,9 +37,39 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a text (as UTF-8) or bytes to a file `atomically`."""
-    with atomically(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Write a text (as UTF-8) or bytes to a file `atomically`, and flush it to the disk."""
+    with atomically(path) as partial, partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that new names in it outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(path: Path, kind: type[J], advice: str) -> J:
+    """The JSON value in a file that a command of ours wrote.
+
+    Args:
+        kind: The type of the value, such as `dict`.
+        advice: What to do when the file is damaged, for the message.
+
+    Raises:
+        ConfigError: The file cannot be read, is not JSON, or holds another type.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds {type(value).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is damaged and cannot be read ({error}). {advice}") from error
+    return value
 
 
 @contextlib.contextmanager

@@ -1,12 +1,15 @@
 """Folders of results: whether one can be written, and which command wrote one, by the files in it."""
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import ConfigError
+from orchestrator.storage.files import read_record
 
 RESULTS = "results.json"
 """`laser sweep` and `laser eval` write a file of this name, each with its own keys."""
@@ -22,7 +25,7 @@ def results_of(folder: Path) -> tuple[Literal["sweep", "evaluation"], dict[str, 
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_bytes())
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"{path}: cannot be read ({error}). Run the command that wrote it again: when it resumes, it "
@@ -79,3 +82,30 @@ def _unusable(folder: Path, keys: str, error: OSError | ValueError) -> ConfigErr
     shown = str(folder) if len(str(folder)) <= 200 else f"{str(folder)[:200]}..."
     reason = getattr(error, "strerror", None) or str(error)
     return ConfigError(f"{shown}: cannot be made or written ({reason}). Choose another {keys}")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise the error of reading a value in the results of `path` as a ConfigError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: is damaged ({type(error).__name__}: {error}). Run the command that wrote it again: "
+            "when it resumes, it writes the file"
+        ) from error
+
+
+def branch_of(folder: Path) -> tuple[str, int]:
+    """The trunk of a sweep's trial, as a path from the trial's folder, and the step at which it branched.
+
+    Raises:
+        ConfigError: `branch.json` is damaged.
+    """
+    path = folder / "branch.json"
+    advice = "Restore it, or delete it to show the trial without its trunk"
+    branch = read_record(path, dict, advice)
+    trunk, step = branch.get("trunk"), branch.get("step")
+    if not isinstance(trunk, str) or not isinstance(step, int):
+        raise ConfigError(f"{path}: is damaged and names no trunk and step. {advice}")
+    return trunk, step

@@ -67,6 +67,16 @@ class EvaluationEvent:
 
 
 @dataclass(frozen=True)
+class NoteEvent:
+    """A warning, such as a damaged checkpoint that was not used, or a step that was skipped."""
+
+    time: int
+    step: int
+    """The last finished step."""
+    text: str
+
+
+@dataclass(frozen=True)
 class SummaryEvent:
     """`summary.json` has been written."""
 
@@ -81,12 +91,13 @@ class StatusEvent:
     status: RunStatus
 
 
-Event = StartEvent | StepEvent | EvaluationEvent | SummaryEvent | StatusEvent
+Event = StartEvent | StepEvent | EvaluationEvent | NoteEvent | SummaryEvent | StatusEvent
 
 _KINDS: dict[str, type[Event]] = {
     "start": StartEvent,
     "step": StepEvent,
     "evaluation": EvaluationEvent,
+    "note": NoteEvent,
     "summary": SummaryEvent,
     "status": StatusEvent,
 }
@@ -139,7 +150,7 @@ def last_step(folder: Path) -> int:
 def saved_run_id(folder: Path) -> str | None:
     """The MLflow run that shows this folder's journal; None before it is created."""
     path = folder / RUN_ID
-    return (path.read_text().strip() or None) if path.exists() else None
+    return (path.read_text(errors="replace").strip() or None) if path.exists() else None
 
 
 def forget(folder: Path) -> None:
@@ -221,6 +232,10 @@ class Journal:
         """Append an evaluation of the set `name`. `table` and `figure` are paths within the folder."""
         self._append(EvaluationEvent(self.clock(), step, name, _numbers(values), table, figure))
 
+    def note(self, step: int, text: str) -> None:
+        """Append a warning after step `step`."""
+        self._append(NoteEvent(self.clock(), step, text))
+
     def summary(self) -> None:
         """Append that `summary.json` has been written."""
         self._append(SummaryEvent(self.clock()))
@@ -284,12 +299,16 @@ class Journal:
 
 
 def _event(tree: Any) -> Event:
-    kind = _KINDS.get(tree.get("event", "")) if isinstance(tree, dict) else None
+    kind = _KINDS.get(str(tree.get("event"))) if isinstance(tree, dict) else None
     if kind is None:
         raise ValueError("it is not an event")
     missing = [field.name for field in fields(kind) if field.name not in tree]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing")
+    if not isinstance(tree.get("step", 0), int) or not isinstance(tree["time"], int):
+        raise ValueError("its step or its time is not a whole number")
+    if not isinstance(values := tree.get("values", {}), dict):
+        raise ValueError(f"its values are {type(values).__name__}")
     return kind(**{field.name: tree[field.name] for field in fields(kind)})
 
 

@@ -18,7 +18,8 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.storage.checkpoints import STATE, TrainingState, step_name
+from orchestrator.storage.checkpoints import Checkpoints, TrainingState, parse_state, step_name
+from orchestrator.storage.checksums import EXPORT, STATE, Checksums, damage
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import JOURNAL, RUN_ID, SENT
 
@@ -37,6 +38,10 @@ ADVICE = (
     "Look at run.remote, the credentials in this node's environment, and AWS_ENDPOINT_URL for an S3 server "
     "of your own"
 )
+
+
+class DamagedCopy(RunError):
+    """A file at `run.remote` is not what was uploaded."""
 
 
 class RemoteStorage:
@@ -69,42 +74,56 @@ class RemoteStorage:
         self.read(mark)
         self.delete(mark)
 
-    def newest(self) -> TrainingState | None:
-        """The state of the newest complete checkpoint; None if there is none."""
-        complete = self._complete()
-        text = self.read(f"{place_of(complete[-1])}/{STATE}") if complete else None
-        if text is None:
-            return None
-        try:
-            return TrainingState.parse(text)
-        except (ValueError, TypeError) as error:
-            place = f"{self.shown}/{place_of(complete[-1])}"
-            raise RunError(
-                f"{place}/{STATE}: is not a state this version can read ({error}); delete {place} to resume "
-                "from the checkpoint before it"
-            ) from error
+    def newest(self, before: int | None = None) -> tuple[TrainingState, Checksums | None] | None:
+        """State and checksums of the newest checkpoint with all its files; None if the run has none here.
 
-    def save(self, state: TrainingState, keep: int, write: Callable[[str], None]) -> None:
+        The content of the files is compared when they are downloaded.
+
+        Args:
+            before: Look only at checkpoints of earlier steps than this.
+
+        Raises:
+            RunError: There are checkpoints, and all are damaged.
+        """
+        complete = [step for step in self._complete() if before is None or step < before]
+        problems = []
+        for step in reversed(complete):
+            found = self._found(step)
+            if not isinstance(found, str):
+                return found
+            problems.append(f"{self.shown}/{place_of(step)}: {found}")
+        if not problems:
+            return None
+        raise RunError(
+            f"{self.shown}: no checkpoint is whole; nothing was deleted.\n  " + "\n  ".join(problems)
+        )
+
+    def save(self, state: TrainingState, keep: int, write: Callable[[str], None], text: str) -> None:
         """Add a checkpoint, and delete older ones.
 
         Args:
             keep: How many complete checkpoints remain, with this one.
             write: Called with the checkpoint's place; uploads all of it but the state.
+            text: The content of its `state.json`.
         """
         complete = self._complete()
         for step in self._steps():
             if step == state.step or step not in complete:
                 self._delete_checkpoint(step)
         write(place_of(state.step))
-        self.write(f"{place_of(state.step)}/{STATE}", state.text().encode())
-        for old in self._complete()[:-keep]:
-            self._delete_checkpoint(old)
+        self.write(f"{place_of(state.step)}/{STATE}", text.encode())
+        left = keep
+        for step in reversed(self._complete()):
+            if left == 0:
+                self._delete_checkpoint(step)
+            elif step == state.step or not isinstance(self._found(step), str):
+                left -= 1
 
     def holds(self, state: TrainingState) -> bool:
         """Whether the checkpoint of that state is complete here, and is of the same attempt at the step."""
         data = self.read(f"{place_of(state.step)}/{STATE}")
         try:
-            return data is not None and TrainingState.parse(data).text() == state.text()
+            return data is not None and TrainingState.parse(data).is_same(state)
         except (ValueError, TypeError):
             return False
 
@@ -183,6 +202,28 @@ class RemoteStorage:
         with self._explained(place, "be deleted"):
             self._files.delete_file(f"{self._root}/{place}")
 
+    def _found(self, step: int) -> tuple[TrainingState, Checksums | None] | str:
+        """State and checksums of a checkpoint; or what is wrong with its names and sizes, in words."""
+        try:
+            state, sums = parse_state(self.read(f"{place_of(step)}/{STATE}") or b"")
+        except (ValueError, TypeError) as error:
+            return f"{STATE} is not a state this version can read ({error})"
+        if sums is None:
+            return state, None
+        root = f"{self._root}/{place_of(step)}/"
+        sizes = {
+            info.path.removeprefix(root): info.size
+            for info in self._list(place_of(step), recursive=True)
+            if info.is_file and info.base_name != STATE
+        }
+        for path, expected in sums.items():
+            if path not in sizes:
+                return f"{path} is missing"
+            if sizes[path] != expected.size:
+                return f"{path} has {sizes[path]:,} bytes, and had {expected.size:,} when it was written"
+        surplus = sorted(set(sizes) - set(sums))
+        return f"{surplus[0]} does not belong to it" if surplus else (state, sums)
+
     def _steps(self) -> list[int]:
         """Steps of all checkpoints, complete or not, oldest first."""
         found = (re.fullmatch(r"step-(\d+)", info.base_name) for info in self._list("checkpoints"))
@@ -219,6 +260,25 @@ class RemoteStorage:
                 f"{self.shown}/{place}: cannot {problem} ({reason[0] if reason else type(error).__name__}). "
                 f"{ADVICE}."
             ) from error
+
+
+def fetch_checkpoint(
+    checkpoints: Checkpoints, remote: RemoteStorage, state: TrainingState, sums: Checksums | None
+) -> None:
+    """Download a checkpoint's export and state. The ranks fetch their own shards later.
+
+    Raises:
+        DamagedCopy: A file is not what was uploaded.
+        RunError: The URL cannot be read.
+    """
+
+    def write(folder: Path) -> Checksums | None:
+        remote.fetch(f"{place_of(state.step)}/{EXPORT}", folder / EXPORT)
+        if sums is not None and (problem := damage(folder, sums, only=f"{EXPORT}/")) is not None:
+            raise DamagedCopy(f"{remote.shown}/{place_of(state.step)} is damaged: {problem}")
+        return sums
+
+    checkpoints.save(state, write)
 
 
 def place_of(step: int) -> str:

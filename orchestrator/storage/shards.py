@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import RunError
-from orchestrator.storage.card import SELF_REWARD
-from orchestrator.storage.checkpoints import STATE, TrainingState, random_state
+from orchestrator.storage.checkpoints import DRIVERS_FILES, TrainingState, random_state
+from orchestrator.storage.checksums import STATE, Checksums, file_sum, sum_files
 from orchestrator.storage.remote import RemoteStorage, place_of
 
 
@@ -30,6 +30,11 @@ class ShardFiles:
         self.remote = remote
         self._fetched: Path | None = None
 
+    def seal(self, checkpoint: Path) -> Checksums:
+        """Flush this rank's files of a checkpoint to the disk; returns their checksums."""
+        paths = [path.relative_to(checkpoint).as_posix() for path in self._own(checkpoint)]
+        return sum_files(checkpoint, paths, flush=True)
+
     def upload(self, checkpoint: Path, place: str) -> None:
         """Copy this rank's files of a checkpoint to `place` below the run's URL.
 
@@ -40,15 +45,7 @@ class ShardFiles:
             ConfigError: The URL cannot be opened.
             RunError: It cannot be written to.
         """
-        files = [
-            path
-            for path in checkpoint.glob("learner/**/*")
-            if path.is_file() and writer_of(path.name) == self.rank
-        ]
-        if self.rank == 0:
-            files += [
-                path for path in checkpoint.glob("export/**/*") if path.is_file() and path.name != SELF_REWARD
-            ]
+        files = self._own(checkpoint)
         try:
             self._storage().upload(files, checkpoint, place)
         finally:
@@ -82,6 +79,23 @@ class ShardFiles:
             f"{place_of(state.step)}/learner", self._fetched, lambda name: writer_of(name) == self.rank
         )
 
+    def problem(self, checkpoint: Path, sums: Checksums) -> str | None:
+        """What is wrong with this rank's files of a checkpoint, or with their copy of `fetch`, in words.
+
+        Args:
+            sums: Of the checkpoint's files.
+        """
+        for path, expected in sums.items():
+            name = path.removeprefix("learner/")
+            if name == path or writer_of(Path(path).name) != self.rank:
+                continue
+            file = (self._fetched or checkpoint / "learner") / name
+            if not file.is_file():
+                return f"{path} is missing"
+            if file_sum(file) != expected:
+                return f"{path} has other content than when it was written"
+        return None
+
     @contextlib.contextmanager
     def readable(self, folder: Path) -> Iterator[Path]:
         """The folder to load this rank's files from: `folder`, or the copy of `fetch`, then deleted."""
@@ -93,11 +107,25 @@ class ShardFiles:
     def _is_here(self, checkpoint: Path, state: TrainingState) -> bool:
         """Whether this node has the files. The folder may be left from another attempt at the same step."""
         try:
-            # Compared as states: earlier versions wrote NaN where `text` writes null.
-            same = TrainingState.parse((checkpoint / STATE).read_text()).text() == state.text()
+            same = TrainingState.parse((checkpoint / STATE).read_bytes()).is_same(state)
         except (FileNotFoundError, ValueError, TypeError):
             return False
         return same and (checkpoint / "learner" / random_state(self.rank)).exists()
+
+    def _own(self, checkpoint: Path) -> list[Path]:
+        """The files of a checkpoint that this rank has written."""
+        files = [
+            path
+            for path in checkpoint.glob("learner/**/*")
+            if path.is_file() and writer_of(path.name) == self.rank
+        ]
+        if self.rank == 0:
+            files += [
+                path
+                for path in checkpoint.glob("export/**/*")
+                if path.is_file() and path.name not in DRIVERS_FILES
+            ]
+        return files
 
     def _storage(self) -> RemoteStorage:
         assert self.remote is not None

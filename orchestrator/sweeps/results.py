@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.config.formula import Formula, NotDefined
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import write_atomically
+from orchestrator.storage.folders import branch_of
 from orchestrator.storage.journal import JOURNAL, last_step, saved_run_id
 from orchestrator.sweeps.plan import Member
 
@@ -207,7 +208,7 @@ class Ledger:
         """Update a run's step, branch and MLflow run from its folder."""
         folder = self.folder / run.folder
         if isinstance(run, Trial) and (folder / "branch.json").exists():
-            run.branch_step = json.loads((folder / "branch.json").read_text())["step"]
+            run.branch_step = branch_of(folder)[1]
         run.step = max(run.step, last_step(folder), getattr(run, "branch_step", 0))
         run.mlflow_run_id = saved_run_id(folder)
 
@@ -260,10 +261,12 @@ class Ledger:
         if not self.path.exists():
             return {"trials": {}, "trunks": {}}
         try:
-            tree = json.loads(self.path.read_text())
-            self.seconds = tree["seconds"]
+            tree = json.loads(self.path.read_bytes())
+            self.seconds = float(tree["seconds"])
+            for run in (*tree["trials"], *tree["trunks"]):
+                State(run["status"]), int(run["step"]), dict(run.get("metrics", {}))
             return {kind: {run["name"]: run for run in tree[kind]} for kind in ("trials", "trunks")}
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self.path}: cannot be read ({error}). Delete it: the trials keep their own progress"
             ) from error

@@ -14,6 +14,7 @@ from orchestrator.cluster.nodes import Resources, planned_nodes
 from orchestrator.config.schema import Mark, changed_settings, dump_config, flat_settings, has_mark
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
+from orchestrator.data.fingerprints import refuse_changed_sources, saved_sources, write_sources
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
@@ -47,10 +48,13 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
     prepared = prepare(base)
     plan = SweepPlan(config, base)
     _refuse_other_settings(plan)
+    if any(plan.folder.glob("t*s/*/checkpoints")):
+        refuse_changed_sources(str(plan.folder), saved_sources(plan.folder) or {}, prepared.sources)
     _refuse_too_large(plan, planned_nodes())
     make_folder(plan.folder, "run.dir or name")
     with claimed(plan.folder, work="running this sweep", key="name"), logged_to(plan.folder):
         planned = len(plan.trials) or (config.search.points or 0) * len(config.seeds)
+        write_sources(plan.folder, prepared.sources)
         ledger = Ledger(plan.folder, config.name, config.space, config.metric, prepared.eval_name, planned)
         return _Sweep(plan, ledger, progress or SweepProgress(config.name)).run()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import (
@@ -19,6 +19,7 @@ from orchestrator.storage.journal import (
     EvaluationEvent,
     Event,
     Journal,
+    NoteEvent,
     StartEvent,
     StatusEvent,
     StepEvent,
@@ -122,6 +123,8 @@ class RunWriter:
                 if event.figure:
                     self._upload(event.figure)
                 self._send_points([event])
+            case NoteEvent():
+                self._show_notes()
             case SummaryEvent():
                 self._upload("summary.json")
             case StatusEvent(status="RUNNING"):
@@ -189,6 +192,12 @@ class RunWriter:
         if file.exists():
             parent = str(Path(path).parent) if "/" in path else None
             self.server.client.log_artifact(self.run_id, str(file), parent)
+
+    def _show_notes(self) -> None:
+        """Show the warnings up to this event as the run's description, the newest ones that fit."""
+        events = list(self.journal.events(0))[: self.journal.sent + 1]
+        lines = [f"- after step {each.step}: {each.text}" for each in events if isinstance(each, NoteEvent)]
+        self.server.client.set_tag(self.run_id, MLFLOW_RUN_NOTE, "\n".join(lines)[-TAG_VALUE_LIMIT:])
 
     def _show_tables(self) -> None:
         """List the tables up to this event for MLflow's view: the newest ones, as many as the tag holds.

@@ -126,6 +126,11 @@ class Tracker:
         self.journal.evaluation(name, step, figures, samples, scores)
         self._delivery.notify()
 
+    def log_note(self, step: int, text: str) -> None:
+        """Log a warning after step `step`. MLflow shows the warnings in the run's description."""
+        self.journal.note(step, text)
+        self._delivery.notify()
+
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json` and log it."""
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")

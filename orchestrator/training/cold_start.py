@@ -4,7 +4,6 @@ In: an `SFTConfig`. Out: a Hugging Face folder `export/` that `laser train` can 
 `summary.json`.
 """
 
-import json
 import shutil
 import threading
 import time
@@ -26,13 +25,14 @@ from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.data.tokens import absolute_path, load_tokens
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
+from orchestrator.storage.checksums import seal_export
 from orchestrator.storage.files import claimed, write_atomically
 from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
-from orchestrator.training.run import Outcome, refuse_changed_settings
+from orchestrator.training.run import Outcome, read_summary, refuse_changed_settings
 
 STORAGE = "ray_train"
 """Ray Train's own folder within the run's."""
@@ -115,6 +115,7 @@ def _fit(
             tracker.log_step(len(losses), values)
             progress.step(len(losses), values)
     shutil.rmtree(config.folder / "export", ignore_errors=True)
+    seal_export(config.folder / STORAGE / "export", {})
     (config.folder / STORAGE / "export").rename(config.folder / "export")
     shutil.rmtree(config.folder / STORAGE)
     summary = {
@@ -219,4 +220,4 @@ def _summary_of_finished(config: SFTConfig) -> dict[str, Any] | None:
     if not path.exists():
         return None
     refuse_changed_settings(str(config.folder), config.folder / "config.yaml", config)
-    return json.loads(path.read_text())
+    return read_summary(path, "loss")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config.training import RunConfig
+from orchestrator.data.fingerprints import Sources, model_print, rows_print
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet
 from orchestrator.data.tokens import ModelTokens, check_round_trip, load_tokens
@@ -23,6 +24,8 @@ class PreparedRun:
     eval: PromptSet | None
     eval_name: str
     """Name of the held-out set in metrics: its file's stem."""
+    sources: Sources
+    """Fingerprints of all that the run reads."""
 
 
 def prepare(config: RunConfig) -> PreparedRun:
@@ -57,4 +60,8 @@ def prepare(config: RunConfig) -> PreparedRun:
             f"only {len(train)} problems of at most "
             f"{limit} tokens: use at most that many a step"
         )
-    return PreparedRun(tokens, train, held_out, Path(data.eval).stem if data.eval else "")
+    sources: Sources = {"data.train": rows_print(data.train, problems)}
+    if data.eval is not None and eval_problems is not None:
+        sources["data.eval"] = rows_print(data.eval, eval_problems[: config.evaluation.max_problems])
+    sources["model.path"] = model_print(config.model.path)
+    return PreparedRun(tokens, train, held_out, Path(data.eval).stem if data.eval else "", sources)

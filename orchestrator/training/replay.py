@@ -5,7 +5,6 @@ the step, without an optimiser step. It shows what happened in a step, and what 
 do.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from orchestrator.messages.trajectories import read_groups
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Batch, CheckedGroup, to_batch
 from orchestrator.pools.ranks import learner_settings, start_ranks
+from orchestrator.storage.card import SelfRewardCard
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
 
@@ -137,4 +137,4 @@ def _c_ref(config: RunConfig, path: Path) -> float:
             f"loss.c_ref={config.loss.c_ref}: {card}, which holds the measured value, does not "
             "exist; set a number, such as loss.c_ref=-18.5"
         )
-    return float(json.loads(card.read_text())["c_ref"])
+    return SelfRewardCard.read(card).c_ref

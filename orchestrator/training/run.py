@@ -1,7 +1,7 @@
 """A training run from its configuration to its summary: prepare, claim the folder, train, clean up."""
 
 import contextlib
-import json
+import inspect
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,22 @@ from actors.verification import load_verifier
 from orchestrator.cluster.nodes import connect, planned_nodes
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
+from orchestrator.data.fingerprints import (
+    Sources,
+    changed_sources,
+    files_print,
+    from_tree,
+    refuse_changed_sources,
+    saved_sources,
+    write_sources,
+)
 from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.pools.failures import translated_failures
-from orchestrator.storage.checkpoints import Checkpoints
-from orchestrator.storage.files import claimed, write_atomically
+from orchestrator.storage.checkpoints import Checkpoints, TrainingState
+from orchestrator.storage.files import claimed, read_record, write_atomically
 from orchestrator.storage.folders import make_folder, refuse_unusable_folder
 from orchestrator.storage.journal import Ending, forget
-from orchestrator.storage.remote import RemoteStorage, place_of
+from orchestrator.storage.remote import DamagedCopy, RemoteStorage, fetch_checkpoint, place_of
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
@@ -28,6 +37,9 @@ from orchestrator.training.stopping import Stop, StopRequested
 
 if TYPE_CHECKING:
     from orchestrator.training.session import Session
+
+
+VERIFIER = "verification.verifier"
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,9 @@ def train(
     """
     context = context or standalone()
     refuse_unusable_folder(config.folder, "run.dir or run.name")
-    checkpoints = Checkpoints(config.folder, config.run.keep_checkpoints)
+    checkpoints = Checkpoints(
+        config.folder, config.run.keep_checkpoints, elsewhere=config.run.remote is not None
+    )
     remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
     _refuse_other_settings(config)
     if remote is not None:
@@ -81,10 +95,46 @@ def train(
 def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> PreparedRun:
     """Refuse what can be refused before anything starts, and load what the run reads."""
     _refuse_other_rank_count(config, checkpoints)
-    load_verifier(config.verification.verifier)
+    verifier = load_verifier(config.verification.verifier)
     prepared = prepare(config)
+    prepared.sources.update(_own_verifier(config.verification.verifier, verifier))
+    _refuse_other_sources(config, context, checkpoints, prepared.sources)
     context.place(config, planned_nodes)
     return prepared
+
+
+def _own_verifier(import_path: str, verifier: Any) -> Sources:
+    """The fingerprint of the file with a verifier of the user's own."""
+    file = inspect.getsourcefile(inspect.unwrap(verifier)) if inspect.isroutine(verifier) else None
+    if file is None or import_path.startswith(("actors.", "orchestrator.")):
+        return {}
+    return {VERIFIER: files_print(import_path, Path(file).parent, [Path(file).name])}
+
+
+def _refuse_other_sources(
+    config: RunConfig, context: RunContext, checkpoints: Checkpoints, sources: Sources
+) -> None:
+    """Refuse to go on from a checkpoint that was made with other data or another model.
+
+    A verifier's file may change in what it prints, for example, so a change of it is only noted.
+    """
+    start = checkpoints.newest()
+    if start is None and context.trunk is not None:
+        start = Checkpoints(context.trunk, keep=1).newest()
+    if start is None:
+        return
+    if start[1].sources is None:
+        checkpoints.notes.append(
+            f"{start[0]} does not say which data and model it was made with, since an earlier version wrote "
+            "it: not compared"
+        )
+        return
+    before = from_tree(start[1].sources)
+    edited = changed_sources({VERIFIER: before.pop(VERIFIER)}, sources) if VERIFIER in before else {}
+    checkpoints.notes += [
+        f"{VERIFIER}: {change}: rewards may differ from now on" for change in edited.values()
+    ]
+    refuse_changed_sources(str(config.folder), before, sources)
 
 
 def _start_or_resume(
@@ -103,7 +153,7 @@ def _start_or_resume(
     if newest:
         checkpoints.link_export()
     else:
-        _forget_other_attempt(config)
+        _forget_other_attempt(config, prepared.sources)
     tracker = Tracker(config, progress.say_plainly, context.tags)
     ending: Ending = "FAILED"
     failures = translated_failures(
@@ -113,8 +163,9 @@ def _start_or_resume(
     try:
         with failures, progress:
             write_atomically(config.folder / "config.yaml", dump_config(config))
+            write_sources(config.folder, prepared.sources)
             _show_dropped(prepared, progress)
-            summary = _train_on_pools(config, prepared, tracker, progress, context)
+            summary = _train_on_pools(config, checkpoints, prepared, tracker, progress, context)
         ending = "FINISHED"
         return summary
     except StopRequested:
@@ -134,7 +185,12 @@ def _start_or_resume(
 
 
 def _train_on_pools(
-    config: RunConfig, prepared: PreparedRun, tracker: Any, progress: RunProgress, context: RunContext
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    prepared: PreparedRun,
+    tracker: Any,
+    progress: RunProgress,
+    context: RunContext,
 ) -> dict[str, Any]:
     """Start the pools, train, stop the pools."""
     from orchestrator.pools.training import Pools
@@ -153,7 +209,7 @@ def _train_on_pools(
             pools = Pools(config, prepared.tokens, context.place(config, lambda: nodes), context.in_trial)
             stack.callback(pools.stop)
         live = stack.enter_context(LiveMetrics(config, pools))
-        session = Session(config, prepared, pools, tracker, progress, live, stop, context)
+        session = Session(config, prepared, pools, tracker, progress, live, stop, context, checkpoints)
         session.rewind()
         return _train_through_failures(session)
 
@@ -199,13 +255,14 @@ def _show_dropped(prepared: PreparedRun, progress: RunProgress) -> None:
             )
 
 
-def _forget_other_attempt(config: RunConfig) -> None:
-    """Delete the log of an attempt that ended before its first checkpoint, if it had other settings."""
+def _forget_other_attempt(config: RunConfig, sources: Sources) -> None:
+    """Delete the log of an attempt without a checkpoint, if it had other settings or sources."""
     saved = config.folder / "config.yaml"
     if not saved.exists():
         return
     with contextlib.suppress(ConfigError):  # another version wrote the settings
-        if not changed_settings(saved, config):
+        before = saved_sources(config.folder) or {}
+        if not changed_settings(saved, config) and not changed_sources(before, sources):
             return
     forget(config.folder)
 
@@ -220,8 +277,8 @@ def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStora
     """
     try:
         remote.try_out()
-        state = remote.newest()
-        if state is None:
+        found = remote.newest()
+        if found is None:
             return
         if (settings := remote.read("config.yaml")) is not None:
             with tempfile.TemporaryDirectory() as folder:
@@ -230,14 +287,31 @@ def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStora
                 refuse_changed_settings(remote.shown, saved, config)
         config.folder.mkdir(parents=True, exist_ok=True)
         with claimed(config.folder):
-            here = checkpoints.newest()
-            if here is None or (here[1].step <= state.step and here[1].text() != state.text()):
-                remote.fetch_records(config.folder)
-                checkpoints.save(
-                    state, lambda folder: remote.fetch(f"{place_of(state.step)}/export", folder / "export")
-                )
+            here = _newest_here(checkpoints)
+            while found is not None and (here is None or _is_news(found[0], here)):
+                try:
+                    remote.fetch_records(config.folder)
+                    fetch_checkpoint(checkpoints, remote, *found)
+                    return
+                except DamagedCopy as error:
+                    checkpoints.notes.append(str(error))
+                    found = remote.newest(before=found[0].step)
     except RunError as error:
         raise ConfigError(str(error)) from error
+
+
+def _newest_here(checkpoints: Checkpoints) -> TrainingState | None:
+    """The state of the folder's newest whole checkpoint; None also where all are damaged."""
+    try:
+        newest = checkpoints.newest()
+    except ConfigError as error:
+        checkpoints.notes.append(str(error))
+        return None
+    return newest[1] if newest else None
+
+
+def _is_news(state: TrainingState, here: TrainingState) -> bool:
+    return here.step <= state.step and not here.is_same(state)
 
 
 def _last_step(checkpoints: Checkpoints) -> int:
@@ -250,8 +324,24 @@ def _finished_summary(config: RunConfig, checkpoints: Checkpoints) -> dict[str, 
     path = config.folder / "summary.json"
     if _last_step(checkpoints) < config.run.steps or checkpoints.newest() is None or not path.exists():
         return None
-    summary = json.loads(path.read_text())
+    summary = read_summary(path, "steps")
     return summary if summary["steps"] >= config.run.steps else None
+
+
+def read_summary(path: Path, number: str) -> dict[str, Any]:
+    """The content of a run's `summary.json`.
+
+    Args:
+        number: Key of a number that it must have.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    advice = "Delete it: the same command then writes it again"
+    summary = read_record(path, dict, advice)
+    if not isinstance(summary.get(number), int | float):
+        raise ConfigError(f"{path}: is damaged, since it has no number '{number}'. {advice}")
+    return summary
 
 
 def _refuse_other_rank_count(config: RunConfig, checkpoints: Checkpoints) -> None:

@@ -9,23 +9,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from ray.exceptions import ObjectLostError
+from rich.markup import escape
 
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.training import RunConfig
+from orchestrator.data.fingerprints import to_tree
 from orchestrator.data.prompts import PromptOrder
+from orchestrator.errors import RunError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
-from orchestrator.storage.checkpoints import TrainingState
+from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
@@ -64,6 +66,7 @@ class Session:
         live: LiveMetrics,
         stop: Stop,
         context: RunContext,
+        checkpoints: Checkpoints,
     ) -> None:
         self.config = config
         self.prepared = prepared
@@ -74,7 +77,7 @@ class Session:
         self.stop = stop
         self.context = context
         self.has_score = config.self_reward.token is not None and not context.is_trunk
-        self.saver = Saver(config, prepared.tokens, pools, self.has_score)
+        self.saver = Saver(config, prepared.tokens, pools, checkpoints, self.has_score)
         self.clock = Clock()
         self.order = PromptOrder(len(prepared.train), config.run.seed)
         self.next_problems = self.order.state_dict()
@@ -95,21 +98,32 @@ class Session:
         """Show a line that stays; rich markup counts."""
         self.progress.say(message)
 
+    def note(self, message: str) -> None:
+        """Show a warning that stays, and keep it in the run's journal."""
+        self.say(f"[yellow]warning[/yellow] {escape(message)}")
+        self.tracker.log_note(self.step, message)
+
     @property
     def seconds(self) -> float:
         """Training time so far, in all sessions of the run."""
         return self.seconds_before + time.monotonic() - self.started
 
     def rewind(self) -> None:
-        """Go to the run's newest checkpoint, else to the end of its trunk, else to the first step."""
+        """Go to the run's newest whole checkpoint, else to the end of its trunk, else to the first step."""
         trunk = self.context.trunk
-        if newest := self.saver.newest():
-            self._restore(*newest)
+        if newest := self.saver.load_newest():
+            self._restore(newest[1])
+            for problem in self.saver.checkpoints.take_notes():
+                self.note(problem)
             self.branched = False
             self.say(f"continuing from {newest[0]}")
         elif trunk is not None:
             folder, state = trunk_end(trunk, self.config.loss.reasoning_warmup_steps)
-            self._restore(folder, replace(state, seconds=0.0))
+            if (damage := self.saver.load(folder, state)) is not None:
+                raise RunError(
+                    f"{folder} is damaged: {damage}. Delete {trunk}, and the sweep trains the trunk again"
+                )
+            self._restore(replace(state, seconds=0.0))
             self.branched = True
             self.say(f"branching from {folder}")
         else:
@@ -117,8 +131,7 @@ class Session:
             self.step, self.at_start, self.branched = 0, True, False
             self.next_problems = self.order.state_dict()
 
-    def _restore(self, folder: Path, state: TrainingState) -> None:
-        self.saver.load(folder, state)
+    def _restore(self, state: TrainingState) -> None:
         self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
         self.next_problems = self.order.state_dict()
         self.step, self.c_ref, self.base = state.step, state.c_ref, state.base
@@ -251,6 +264,7 @@ class Session:
                 mlflow_run_id=self.tracker.run_id,
                 seconds=self.seconds,
                 base=self.base,
+                sources=to_tree(self.prepared.sources),
             )
         )
 

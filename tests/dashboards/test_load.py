@@ -52,7 +52,7 @@ def test_a_trial_whose_trunk_is_gone_is_shown_from_the_branch_on_and_noted(run_f
 
 def test_a_damaged_branch_file_is_refused_with_what_to_do(run_folder):
     (run_folder / "branch.json").write_text('{"trunk": "../t0", "st')
-    with pytest.raises(ConfigError, match=r"branch\.json: is no JSON .* Restore it, or delete it"):
+    with pytest.raises(ConfigError, match=r"branch\.json: is damaged .* Restore it, or delete it"):
         load_runs([run_folder])
 
 

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.messages.trajectories import read_groups
+from orchestrator.storage.journal import NoteEvent, read_events
 
 STEPS = 6
 STEP_METRICS = {
@@ -101,6 +102,12 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
+    damaged = folder / "checkpoints" / "step-000002"
+    shard = next(damaged.glob("learner/zero3/zero_pp_rank_1_*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
     # The same command again; this time a learner rank is killed, and then the engine: both are replaced.
     with laser.started("train", str(config)) as resumed:
         laser.wait_for(folder / "checkpoints" / "step-000003", resumed)
@@ -109,7 +116,10 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
         laser.kill_actor(resumed, "ray::RolloutWorker")
         stdout, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, stdout
-    assert "continuing from" in stdout
+    assert f"{damaged} is damaged: learner/zero3/{shard.name} has other content" in " ".join(stdout.split())
+    assert f"continuing from {damaged.with_name('step-000001')}" in " ".join(stdout.split())
+    notes = [event for event in read_events(folder) if isinstance(event, NoteEvent)]
+    assert [(note.step, shard.name in note.text) for note in notes] == [(1, True)]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] == STEPS
     assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"], "a resumed run goes on in its MLflow run"

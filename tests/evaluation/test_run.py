@@ -186,7 +186,11 @@ def test_a_run_that_is_evaluated_while_it_trains_keeps_the_weights(tmp_path, mon
 
     def save(step):
         state = TrainingState(step, 1, {}, None, None, 0.0, None)
-        checkpoints.save(state, lambda folder: shutil.copytree(BASE, folder / "export"))
+
+        def write(folder):
+            shutil.copytree(BASE, folder / "export")
+
+        checkpoints.save(state, write)
 
     class Stop(Exception):
         """Instead of the engines, which would read the model here."""

@@ -41,7 +41,11 @@ class Following(Service):
 
 def save_base(checkpoints, step):
     state = TrainingState(step, 1, {}, None, None, 0.0, None)
-    checkpoints.save(state, lambda folder: shutil.copytree(BASE, folder / "export"))
+
+    def write(folder):
+        shutil.copytree(BASE, folder / "export")
+
+    checkpoints.save(state, write)
 
 
 def kept(checkpoints):

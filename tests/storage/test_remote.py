@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
+from orchestrator.storage.checksums import files_of, sum_files
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.storage.shards import writer_of
 
@@ -42,10 +43,12 @@ def save(remote: RemoteStorage, folder: Path, *steps: int, keep: int = 2) -> Non
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{file.name} of step {step}")
+        state, root = replace(STATE, step=step), files[1].parents[1]
         remote.save(
-            replace(STATE, step=step),
+            state,
             keep,
-            lambda place, files=files: remote.upload(files, files[1].parents[1], place),
+            lambda place, files=files, root=root: remote.upload(files, root, place),
+            state.text(sum_files(root, files_of(root))),
         )
 
 
@@ -57,7 +60,7 @@ def fetched(remote: RemoteStorage, step: int, folder: Path, rank: int) -> dict[s
 def test_each_rank_fetches_its_own_files_of_a_checkpoint(remote, tmp_path):
     assert remote.newest() is None
     save(remote, tmp_path, 2)
-    assert remote.newest() == STATE
+    assert remote.newest()[0] == STATE
     assert remote.holds(STATE)
     assert not remote.holds(replace(STATE, seconds=12.6)), "another attempt at the same step"
     assert fetched(remote, 2, tmp_path / "a", rank=0) == {
@@ -69,8 +72,9 @@ def test_each_rank_fetches_its_own_files_of_a_checkpoint(remote, tmp_path):
 def test_a_state_that_an_earlier_version_wrote_with_nan_is_the_same_checkpoint(remote, tmp_path):
     save(remote, tmp_path, 2)
     place = f"{place_of(2)}/state.json"
-    remote.write(place, remote.read(place).replace(b'"f1": 0.25', b'"f1": NaN'))
-    state = remote.newest()
+    remote.write(place, json.dumps(STATE.tree()).replace('"f1": 0.25', '"f1": NaN').encode())
+    state, sums = remote.newest()
+    assert sums is None
     assert math.isnan(state.base["f1"])
     assert remote.holds(state)
     assert not remote.holds(STATE)
@@ -84,9 +88,9 @@ def test_a_checkpoint_without_its_state_does_not_count_and_the_next_save_deletes
         raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        remote.save(replace(STATE, step=4), 2, die)
+        remote.save(replace(STATE, step=4), 2, die, "")
     assert "checkpoints/step-000004/learner/random_state_0.pt" in remote.files()
-    assert remote.newest().step == 2
+    assert remote.newest()[0].step == 2
     save(remote, tmp_path, 6)
     assert {path.split("/")[0] for path in remote.files("checkpoints")} == {"step-000002", "step-000006"}
 
@@ -94,11 +98,11 @@ def test_a_checkpoint_without_its_state_does_not_count_and_the_next_save_deletes
 def test_older_checkpoints_are_pruned_in_the_order_of_their_numbers(remote, tmp_path):
     save(remote, tmp_path, 1, 999_999, 1_000_000, 1_000_001)
     assert {path.split("/")[0] for path in remote.files("checkpoints")} == {"step-1000000", "step-1000001"}
-    assert remote.newest().step == 1_000_001
+    assert remote.newest()[0].step == 1_000_001
 
 
 def test_a_step_that_is_saved_again_holds_no_file_of_the_first_save(remote, tmp_path):
-    remote.save(STATE, 2, lambda place: remote.write(f"{place}/learner/stale.pt", b""))
+    remote.save(STATE, 2, lambda place: remote.write(f"{place}/learner/stale.pt", b""), STATE.text({}))
     save(remote, tmp_path, 2)
     assert not [path for path in remote.files() if "stale" in path]
 
@@ -106,7 +110,7 @@ def test_a_step_that_is_saved_again_holds_no_file_of_the_first_save(remote, tmp_
 def test_a_checkpoint_does_not_count_while_it_is_replaced(remote, tmp_path):
     save(remote, tmp_path, 1, 2)
     seen = []
-    remote.save(STATE, 2, lambda place: seen.append(remote.newest().step))
+    remote.save(STATE, 2, lambda place: seen.append(remote.newest()[0].step), STATE.text({}))
     assert seen == [1]
 
 
@@ -156,7 +160,7 @@ def test_an_unreadable_state_is_refused_with_its_place(tmp_path):
     remote.write("checkpoints/step-000001/state.json", json.dumps({"step": 1}).encode())
     with pytest.raises(
         RunError,
-        match=r"step-000001/state.json: is not a state this version can read .* delete s3://laser/runs/old",
+        match=r"no checkpoint is whole; nothing was deleted.\n  s3://laser/.*/step-000001: state.json is ",
     ):
         remote.newest()
 

@@ -1,5 +1,6 @@
 """One rank's files of a checkpoint: which they are, where they stay, and when they are downloaded."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ConfigError, RunError
-from orchestrator.storage.checkpoints import STATE, TrainingState
+from orchestrator.storage.checkpoints import TrainingState
+from orchestrator.storage.checksums import STATE
 from orchestrator.storage.remote import RemoteStorage, place_of
 from orchestrator.storage.shards import ShardFiles, writer_of
 
@@ -38,10 +40,10 @@ def files_in(folder: Path) -> list[str]:
 
 
 def uploaded(url: str, checkpoint: Path) -> None:
-    (checkpoint / STATE).write_text(SAVED.text())
+    (checkpoint / STATE).write_text(SAVED.text({}))
     for rank in (0, 1):
         ShardFiles(rank, "r", url).upload(checkpoint, place_of(2))
-    RemoteStorage(url, "r").write(f"{place_of(2)}/{STATE}", SAVED.text().encode())
+    RemoteStorage(url, "r").write(f"{place_of(2)}/{STATE}", SAVED.text({}).encode())
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_each_file_of_a_checkpoint_has_one_rank(name, rank):
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, RANK_0), (1, RANK_1)])
 def test_a_rank_uploads_its_own_files_and_the_driver_the_card(url, tmp_path, checkpoint, rank, expected):
-    (checkpoint / STATE).write_text(SAVED.text())
+    (checkpoint / STATE).write_text(SAVED.text({}))
     ShardFiles(rank, "r", url).upload(checkpoint, place_of(2))
     assert files_in(tmp_path / "remote" / "r" / place_of(2)) == expected
     assert set(files_in(checkpoint)) >= {*RANK_0, *RANK_1}, "the driver sees this folder and prunes it"
@@ -94,7 +96,7 @@ def test_files_on_this_node_are_not_downloaded(url, checkpoint):
 
 def test_files_of_another_attempt_at_the_step_are_not_used(url, checkpoint):
     uploaded(url, checkpoint)
-    (checkpoint / STATE).write_text(replace(SAVED, seconds=2.0).text())
+    (checkpoint / STATE).write_text(replace(SAVED, seconds=2.0).text({}))
     files = ShardFiles(1, "r", url)
     files.fetch(checkpoint, SAVED, "10.0.0.2")
     with files.readable(checkpoint / "learner") as source:
@@ -116,7 +118,7 @@ def test_a_url_that_cannot_be_opened_is_refused(checkpoint):
 def test_a_state_that_an_earlier_version_wrote_with_nan_is_here(url, checkpoint):
     """Base figures of a run without a score are not defined; they were NaN in state.json and are null now."""
     state = replace(SAVED, base={"accuracy": 0.5, "auroc": math.nan})
-    (checkpoint / STATE).write_text(state.text().replace('"auroc": null', '"auroc": NaN'))
+    (checkpoint / STATE).write_text(json.dumps(state.tree()).replace('"auroc": null', '"auroc": NaN'))
     files = ShardFiles(0, "r", url)  # where nothing was uploaded: a download would be refused
     files.fetch(checkpoint, state, "127.0.0.1")
     with files.readable(checkpoint) as source:

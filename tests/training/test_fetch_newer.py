@@ -39,7 +39,10 @@ def configure(tmp_path):
 
 def train_to(config: RunConfig, *steps: int) -> tuple[Checkpoints, RemoteStorage]:
     """Checkpoints and records here and at the URL, as a run of two ranks that saves each step leaves them."""
-    checkpoints, remote = Checkpoints(config.folder, 2), RemoteStorage(config.run.remote, config.run.name)
+    checkpoints, remote = (
+        Checkpoints(config.folder, 2, elsewhere=True),
+        RemoteStorage(config.run.remote, config.run.name),
+    )
     journal = Journal(config.folder)
     if not len(journal):
         journal.start(config.run.name)
@@ -62,7 +65,7 @@ def train_to(config: RunConfig, *steps: int) -> tuple[Checkpoints, RemoteStorage
                 remote.upload([path for path in folder.rglob("*/*") if path.is_file()], folder, place)
                 remote.upload_records(config.folder)
 
-            remote.save(state, 2, send)
+            remote.save(state, 2, send, (folder / "state.json").read_text())
 
         checkpoints.save(state, write, upload)
     return checkpoints, remote

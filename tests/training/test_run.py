@@ -38,9 +38,9 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it
     journal.step(1, {"loss/total": 0.5})
     (config.folder / "config.yaml").write_text(dump_config(config))
 
-    _forget_other_attempt(config)
+    _forget_other_attempt(config, {})
     assert Journal(config.folder).last_step == 1
-    _forget_other_attempt(configure(loss={"alpha": 0.5}))
+    _forget_other_attempt(configure(loss={"alpha": 0.5}), {})
     assert Journal(config.folder).last_step == -1, (
         "another configuration is another run in MLflow, from its first step"
     )
