@@ -6,6 +6,7 @@ import os
 import ray
 
 from orchestrator.cluster.machine import usable_cpus
+from orchestrator.config.proxies import spare_this_machine
 from orchestrator.errors import ConfigError
 
 Resources = dict[str, float]
@@ -39,6 +40,7 @@ def connect() -> list[Resources]:
         ConfigError: No cluster answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
+        spare_this_machine()  # before Ray starts processes, which inherit the environment
         if address := os.environ.get("RAY_ADDRESS"):
             _join(address)
         else:

@@ -17,6 +17,7 @@ import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from orchestrator.cluster.nodes import Resources
+from orchestrator.config.proxies import proxy_variable, spare_this_machine
 from orchestrator.errors import ConfigError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -42,6 +43,7 @@ class Cluster:
         """The address as an option, for commands shown to the user."""
         self.address = _url(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
         self._headers, self._token_source = _token()
+        spare_this_machine(self.address)
         found = self._get("/api/v0/cluster_metadata")
         ours, theirs = platform.python_version(), found["pythonVersion"]
         if found["rayVersion"] != ray.__version__ or theirs.split(".")[:2] != ours.split(".")[:2]:
@@ -125,14 +127,23 @@ class Cluster:
         with self._answers():
             reply = requests.get(self.address + path, headers=self._headers, timeout=REQUEST_TIMEOUT_S)
         if reply.status_code in (401, 403):
-            raise ConfigError(self._refusal())
+            raise ConfigError(self._refusal() + self._proxy_in_the_way())
         try:
             return reply.json()["data"]
         except (ValueError, KeyError) as error:
             raise ConfigError(
                 f"{self.address} answers, but not as the dashboard of a Ray cluster (HTTP "
-                f"{reply.status_code}): give the dashboard's address and port"
+                f"{reply.status_code}): give the dashboard's address and port{self._proxy_in_the_way()}"
             ) from error
+
+    def _proxy_in_the_way(self) -> str:
+        """What to say of the proxy that requests go through; empty without one."""
+        variable = proxy_variable(self.address)
+        if variable is None:
+            return ""
+        host = urlsplit(self.address).hostname
+        needs = " (a SOCKS proxy needs `pip install requests[socks]`)" if "socks" in variable else ""
+        return f". A proxy is in the way, by {variable}: add {host} to no_proxy, or unset the variable{needs}"
 
     def _refusal(self) -> str:
         advice = (
@@ -153,7 +164,7 @@ class Cluster:
             raise ConfigError(
                 f"{self.address}: no Ray cluster answers there ({type(error).__name__}). Start one (ray "
                 f"start --head), name its dashboard with --address or {ADDRESS_VARIABLE}, or forward its "
-                "port (ssh -L 8265:127.0.0.1:8265 HEAD)"
+                f"port (ssh -L 8265:127.0.0.1:8265 HEAD){self._proxy_in_the_way()}"
             ) from error
         except RuntimeError as error:
             # The job server's error holds a traceback from there, whose last line is the reason.

@@ -6,7 +6,7 @@
 
 The official `openai` client works too (examples/best_of_n.py); this client adds types for the fields that
 OpenAI's schema does not have. It needs httpx only and imports nothing of the server, so its types follow the
-JSON and not the server's classes.
+JSON and not the server's classes. Calls to this machine never go through a proxy of the environment.
 """
 
 import os
@@ -18,7 +18,11 @@ from typing import Any
 
 import httpx
 
+from orchestrator.config.proxies import is_this_machine, proxy_variable
 from orchestrator.errors import LaserError
+
+LONGEST_WAIT_S = 60.0
+"""The longest wait that an answer's `Retry-After` may ask for."""
 
 
 class ServiceError(LaserError):
@@ -114,7 +118,7 @@ class Client:
     ) -> None:
         key = api_key or os.environ.get("LASER_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = _http_client(url, headers, timeout_s)
         self._model = model
         self.retries = retries
 
@@ -194,23 +198,30 @@ class Client:
             try:
                 response = self._http.request(method, path, json=body)
             except httpx.HTTPError as error:
-                raise ServiceError(
-                    0, f"{self._http.base_url}: no answer ({type(error).__name__}: {error})"
-                ) from error
+                reason = f"no answer ({type(error).__name__}: {error})"
+                raise ServiceError(0, f"{self._http.base_url}: {reason}{self._proxy_in_the_way()}") from error
             if response.status_code not in (429, 503) or attempt == self.retries:
                 break
-            time.sleep(float(response.headers.get("Retry-After", 1)) * (attempt + 1))
-        if response.is_success:
-            return response.json()
+            time.sleep(_retry_after_s(response) * (attempt + 1))
         try:
-            refusal = response.json()["error"]
-        except (ValueError, KeyError):  # The answer is not the service's but that of a proxy in between.
-            raise ServiceError(
-                response.status_code, f"{self._http.base_url}: {response.text[:200]!r}"
-            ) from None
-        raise ServiceError(
-            response.status_code, refusal["message"], refusal.get("param"), refusal.get("code")
-        )
+            answer = response.json()
+            if response.is_success:
+                return answer
+            refusal = answer["error"]
+            message, param, code = refusal["message"], refusal.get("param"), refusal.get("code")
+        except (ValueError, KeyError, TypeError):
+            reason = f"the answer is not the service's ({response.text[:200]!r})"
+            hint = self._proxy_in_the_way() or "; a proxy or another program answers at this address"
+            raise ServiceError(response.status_code, f"{self._http.base_url}: {reason}{hint}") from None
+        raise ServiceError(response.status_code, message, param, code)
+
+    def _proxy_in_the_way(self) -> str:
+        """What to say of the proxy that calls go through; empty without one."""
+        url = self._http.base_url
+        variable = proxy_variable(str(url))
+        if variable is None:
+            return ""
+        return f"; a proxy is in the way, by {variable}: add {url.host} to no_proxy, or unset the variable"
 
     def close(self) -> None:
         """Close the connections."""
@@ -223,3 +234,35 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _http_client(url: str, headers: dict[str, str], timeout_s: float) -> httpx.Client:
+    """A client that calls this machine directly, and other ones by the environment's proxies.
+
+    Raises:
+        LaserError: httpx cannot use the proxy.
+    """
+
+    def client(trust_env: bool) -> httpx.Client:
+        return httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=trust_env)
+
+    if is_this_machine(url):
+        return client(trust_env=False)
+    try:
+        return client(trust_env=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # httpx reads all proxies at once.
+        variable = proxy_variable(url)
+        if variable is None:
+            return client(trust_env=False)
+        raise LaserError(
+            f"{variable}: httpx cannot use this proxy for {url} ({error}). For a SOCKS proxy run "
+            f"`pip install httpx[socks]`; or add {httpx.URL(url).host} to no_proxy, or unset the variable"
+        ) from error
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that an answer asks to wait; a proxy may send a date, or nothing."""
+    try:
+        return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT_S)
+    except (KeyError, ValueError):
+        return 1.0

@@ -19,6 +19,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from orchestrator.config.proxies import spare_this_machine
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import atomically, locked
 from orchestrator.tracking.client_environment import set_client_defaults
@@ -77,6 +78,7 @@ class Server:
         self.uri = uri
         self.shown = without_password(uri)
         set_client_defaults()
+        spare_this_machine(uri)
         # Our own messages say what failed. MLflow also logs how it makes a new database's tables, and
         # urllib3 each attempt.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
