@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.algorithm.c_ref import check_c_ref
+from orchestrator.config.paths import LONGEST_NAME, short_name
 from orchestrator.config.schema import Mark, has_mark, with_settings
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.config.training import RunConfig
@@ -142,7 +143,7 @@ class SweepPlan:
         return self._trunk_name(_before_the_branch(point), config.run.seed)
 
     def _trunk_name(self, point: Point, seed: int) -> str:
-        return "trunk_" + member_name(point, seed, self.sweep.space)
+        return member_name(point, seed, self.sweep.space, "trunk_")
 
     def _configured(self, point: Point, kind: str, name: str, seed: int) -> RunConfig:
         own = {"run.name": name, "run.dir": str(self.folder / kind), "run.seed": seed}
@@ -152,23 +153,36 @@ class SweepPlan:
             raise ConfigError(f"space: {error}") from error
 
 
-def member_name(point: Mapping[str, Any], seed: int, keys: Iterable[str]) -> str:
+def member_name(point: Mapping[str, Any], seed: int, keys: Iterable[str], start: str = "") -> str:
     """A run's name, and its folder's, from its point: `beta_v-0.1_alpha-0.5_seed-0`.
+
+    A name that is too long for a folder keeps its first values and gets a hash of all of them; `results.json`
+    has the whole point.
 
     Args:
         keys: All keys that the sweep searches. A last part that two of them share is written with its
             section.
+        start: What the name begins with.
     """
     leaves = Counter(key.rpartition(".")[2] for key in keys)
     parts = []
     for key, value in point.items():
         leaf = key.rpartition(".")[2]
-        parts.append(f"{leaf if leaves[leaf] == 1 else key}-{_slug(value)}")
-    return "_".join([*parts, f"seed-{seed}"])
+        parts.append(f"{_key_slug(leaf if leaves[leaf] == 1 else key)}-{_slug(value)}")
+    end = f"seed-{seed}"
+    name = start + "_".join([*parts, end])
+    return (
+        name if len(name) <= LONGEST_NAME else f"{short_name(name.removesuffix(f'_{end}'), longest=0)}_{end}"
+    )
 
 
 def _before_the_branch(point: Point) -> Point:
     return {key: value for key, value in point.items() if not has_mark(RunConfig, key, Mark.AFTER_WARM_UP)}
+
+
+def _key_slug(key: str) -> str:
+    """A key of a pass-through dictionary may have characters that no name of a run has."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", key).lstrip("._-") or "key"
 
 
 def _slug(value: Any) -> str:

@@ -115,6 +115,44 @@ def test_names_tell_points_apart(plan):
         plan(space={"rollout.engine_args.enforce_eager": {"grid": [True, "True"]}})
 
 
+def test_names_of_points_with_many_keys_fit_a_folder_and_tell_points_apart(plan, tmp_path):
+    keys = [f"rollout.engine_args.an_argument_with_a_long_name_{number}" for number in range(9)]
+    space = {key: {"grid": [0.1, 0.2] if key == keys[-1] else [1]} for key in keys}
+    found = plan(space=space | {"loss.alpha": {"grid": [0.5, 1.0]}}, seeds=[0, 12])
+    members = [*found.trials, *found.trunks]
+    assert len(found.trunks) == 4
+    assert len({member.name for member in members}) == len(members) == 12
+    for member in members:
+        start = "trunk_an_argument" if member.is_trunk else "an_argument_with_a_long_name_0-1_an_argument"
+        assert member.name.startswith(start)
+        assert member.name.endswith(f"_seed-{member.seed}")
+        assert len(member.name) < 120
+        (tmp_path / member.name).mkdir()
+        assert member.config.run.name == member.name
+    assert all(len(trial.point) == 10 for trial in found.trials), "the ledger has the whole point"
+    assert {trial.trunk for trial in found.trials} == {trunk.name for trunk in found.trunks}
+    again = plan(space=space | {"loss.alpha": {"grid": [0.5, 1.0]}}, seeds=[0, 12])
+    assert [trial.name for trial in again.trials] == [trial.name for trial in found.trials]
+
+
+@pytest.mark.parametrize("length", [245, 246, 255, 256, 400])
+def test_a_name_that_was_possible_before_stays(length):
+    key = f"rollout.engine_args.{'k' * (length - len('-1_seed-0'))}"
+    name = member_name({key: 1}, 0, [key])
+    whole = f"{key.rpartition('.')[2]}-1_seed-0"
+    assert len(whole) == length
+    assert (name == whole) is (length <= 255)
+    assert len(name) <= 255
+
+
+def test_keys_with_other_characters_make_names_too(plan):
+    space = {"rollout.resources.node:10 (A)": {"grid": [0.5, 1.0]}, "rollout.engine_args._x": {"grid": [1]}}
+    assert [trial.name for trial in plan(space=space).trials] == [
+        "node-10--A--0.5_x-1_seed-0",
+        "node-10--A--1_x-1_seed-0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
