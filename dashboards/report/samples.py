@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 
 from dashboards.report.load import Run
+from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.errors import ConfigError
 
 UNVERIFIED = ("timeout", "error")
@@ -61,7 +62,7 @@ def newest_scores(run: Run) -> Scores | None:
     files = sorted((found for path in paths if (found := _set_and_step(path))), reverse=True)
     newest: Scores | None = None
     for step, set_name, path in files:
-        if run.set_name not in (None, set_name):
+        if run.set_name is not None and short_name(run.set_name, SET_NAME_BYTES) != set_name:
             continue
         scores = _read_scores(path, set_name, step)
         if scores.usable.any():

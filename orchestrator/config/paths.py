@@ -17,6 +17,8 @@ _homes_are_elsewhere = ContextVar("homes_are_elsewhere", default=False)
 
 LONGEST_NAME = 255
 """Bytes of a file's name on the usual file systems."""
+SET_NAME_BYTES = 200
+"""Bytes of a set's name in the names of its files, behind which a step and an ending come."""
 LONGEST_PATH = 4000
 """Bytes of a path; Linux takes 4095, and the names of our files come behind it."""
 

@@ -10,14 +10,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import RUN_ID, saved_run_id
-from orchestrator.tracking.server import PARAM_VALUE_LIMIT, Server, may_pass
+from orchestrator.tracking.names import (
+    in_batches,
+    legal_name,
+    legal_params,
+    legal_tags,
+    legal_title,
+    true_name_tags,
+)
+from orchestrator.tracking.server import Server, may_pass
 
 ATTEMPTS = 4
 """Of one request, with pauses of 1, 2 and 4 s."""
@@ -70,17 +78,19 @@ class ParentRun:
         """Log the newest values of the run's own metrics; a NaN is left out."""
         now = get_current_time_millis()
         metrics = [
-            Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)
+            Metric(legal_name(key), float(value), now, 0)
+            for key, value in values.items()
+            if not math.isnan(value)
         ]
-        self._send(
-            "metrics", lambda: self.server.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
-        )
+        tags = true_name_tags(values)
+        self._send("metrics", lambda: self.server.client.log_batch(self.run_id, metrics, tags=tags))
 
     def tag_child(self, run_id: str, tags: Mapping[str, str], status: str | None = None) -> None:
         """Set tags of a trial's run, and its status (such as KILLED for a pruned trial)."""
 
         def tag() -> None:
-            self.server.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            legal = [RunTag(key, value) for key, value in legal_tags(tags).items()]
+            self.server.client.log_batch(run_id, tags=legal)
             if status is not None:
                 self.server.client.set_terminated(run_id, status)
 
@@ -113,10 +123,11 @@ class ParentRun:
         self, experiment: str, name: str, folder: Path, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> str:
         run = self.server.client.create_run(
-            self.server.experiment_id(experiment), tags=dict(tags), run_name=name
+            self.server.experiment_id(experiment), tags=legal_tags(tags), run_name=legal_title(name)
         )
-        entries = [Param(key, str(value)[:PARAM_VALUE_LIMIT]) for key, value in params.items()]
-        self.server.client.log_batch(run.info.run_id, params=entries)
+        for batch in in_batches(legal_params({key: str(value) for key, value in params.items()})):
+            self.server.client.log_batch(run.info.run_id, params=batch)
+        self.server.client.log_batch(run.info.run_id, tags=true_name_tags(params))
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / RUN_ID, run.info.run_id)
         return run.info.run_id

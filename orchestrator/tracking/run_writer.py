@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NOTE
 
@@ -26,7 +26,15 @@ from orchestrator.storage.journal import (
     SummaryEvent,
     saved_run_id,
 )
-from orchestrator.tracking.server import PARAM_VALUE_LIMIT, Server
+from orchestrator.tracking.names import (
+    in_batches,
+    legal_name,
+    legal_params,
+    legal_tags,
+    legal_title,
+    true_name_tags,
+)
+from orchestrator.tracking.server import Server
 
 JOURNAL_TAG = "laser.journal"
 """Tag of an MLflow run with the id of its journal.
@@ -68,6 +76,7 @@ class RunWriter:
         # Whether the server may have points after the journal's cursor: a process was killed, or a request
         # failed, after they had arrived.
         self._may_repeat = True
+        self._named: set[str] = set()  # metrics whose true names the run has as tags
 
     def attach(self) -> None:
         """Find the folder's run on the server.
@@ -140,9 +149,11 @@ class RunWriter:
         found = client.search_runs([experiment], f"tags.`{JOURNAL_TAG}` = '{opening.id}'", max_results=1)
         if found:
             return found[0].info.run_id
-        tags = {**self.card.tags, JOURNAL_TAG: opening.id}
-        run = client.create_run(experiment, start_time=opening.time, tags=tags, run_name=self.card.name)
+        tags = legal_tags({**self.card.tags, JOURNAL_TAG: opening.id})
+        name = legal_title(self.card.name)
+        run = client.create_run(experiment, start_time=opening.time, tags=tags, run_name=name)
         self._may_repeat = False
+        self._named.clear()
         return run.info.run_id
 
     def _is_active(self, run_id: str | None) -> bool:
@@ -158,20 +169,19 @@ class RunWriter:
     def _send_settings(self) -> None:
         # An interrupted attempt may have sent some of them already. MLflow refuses to change a parameter.
         known = self.server.client.get_run(self.run_id).data.params
-        params = [
-            Param(key, value[:PARAM_VALUE_LIMIT])
-            for key, value in self.card.params.items()
-            if key not in known
-        ]
-        self.server.client.log_batch(self.run_id, params=params)
+        params = [param for param in legal_params(self.card.params) if param.key not in known]
+        for batch in in_batches(params):
+            self.server.client.log_batch(self.run_id, params=batch)
+        self.server.client.log_batch(self.run_id, tags=true_name_tags(self.card.params))
         self.server.client.log_text(self.run_id, self.card.config, "config.yaml")
 
     def _send_points(self, events: Sequence[StepEvent | EvaluationEvent]) -> None:
         points = [
-            Metric(key, value, event.time, event.step)
+            Metric(legal_name(key), value, event.time, event.step)
             for event in events
             for key, value in event.values.items()
         ]
+        self._keep_true_names({key for event in events for key in event.values})
         if self._may_repeat:
             steps = {key: self._steps_on_server(key) for key in {point.key for point in points}}
             points = [point for point in points if point.step not in steps[point.key]]
@@ -179,6 +189,11 @@ class RunWriter:
             self.server.client.log_batch(self.run_id, metrics=points, synchronous=True)
             # Events arrive in order: if a point was missing, all later ones are missing too.
             self._may_repeat = False
+
+    def _keep_true_names(self, metrics: set[str]) -> None:
+        if tags := true_name_tags(sorted(metrics - self._named)):
+            self.server.client.log_batch(self.run_id, tags=tags)
+        self._named |= metrics
 
     def _steps_on_server(self, key: str) -> set[int]:
         return {point.step for point in self.server.client.get_metric_history(self.run_id, key)}

@@ -8,7 +8,7 @@ import logging
 import re
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import requests
 import sqlalchemy.exc
@@ -16,16 +16,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_STATE
 from mlflow.store.db.db_types import DATABASE_ENGINES
-from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from orchestrator.config.proxies import spare_this_machine
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import atomically, locked
 from orchestrator.tracking.client_environment import set_client_defaults
-
-PARAM_VALUE_LIMIT = 6000
-"""Characters that MLflow stores of a parameter's value."""
+from orchestrator.tracking.names import legal_title
 
 _SECRET_NAMES = ("password", "token", "secret")
 _PASSING = frozenset((408, 425, 429, 499, 500, 502, 503, 504))
@@ -38,6 +35,15 @@ def without_password(uri: str) -> str:
     base, mark, query = (head if password is None else f"{head}***{tail}").partition("?")
     pairs = [f"{pair.partition('=')[0]}=***" if _names_secret(pair) else pair for pair in query.split("&")]
     return base + mark + "&".join(pairs)
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a sqlite database, whose path may have any characters."""
+    path = str(database)
+    uri = sqlalchemy.engine.URL.create("sqlite", database=path).render_as_string()
+    # MLflow also makes the parent of what stands in the URI, with `%3F` where the folder has a `?`. Where
+    # the path's own separators are escaped too, that parent is the current folder.
+    return f"sqlite:///{quote(path, safe='')}" if "%" in uri else uri
 
 
 def secrets_in(uri: str) -> list[str]:
@@ -114,6 +120,7 @@ class Server:
             Refusal: The experiment has been deleted.
             Exception: What MLflow raises.
         """
+        name = legal_title(name)
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             try:
@@ -142,10 +149,10 @@ class Server:
 
     def _artifact_location(self) -> str | None:
         """Beside a sqlite database; None for a server, which has its own artifact store."""
-        return (self._database().parent / "mlartifacts").resolve().as_uri() if self.is_sqlite else None
+        return _artifacts_beside(self._database()) if self.is_sqlite else None
 
     def _database(self) -> Path:
-        return Path(self.uri.removeprefix("sqlite:///").partition("?")[0])
+        return Path(sqlalchemy.engine.make_url(self.uri).database or "")
 
     def _check_uri(self) -> None:
         scheme = urlsplit(self.uri).scheme
@@ -197,4 +204,9 @@ def _make_database(path: Path) -> None:
             return
         with atomically(path) as partial:
             partial.with_name(f"{partial.name}-journal").unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{partial}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            SqlAlchemyStore(sqlite_uri(partial), _artifacts_beside(path)).engine.dispose()
+
+
+def _artifacts_beside(database: Path) -> str:
+    """The URI of the folder for artifacts. MLflow puts it into SQL, in which a URI needs no quotes."""
+    return (database.parent / "mlartifacts").resolve().as_uri()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from orchestrator.config.cold_start import SFTConfig
+from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.config.schema import dump_config, flat_settings
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
@@ -19,6 +20,7 @@ from orchestrator.storage.journal import Ending, Journal
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.delivery import Delivery
 from orchestrator.tracking.health import DeliveryState
+from orchestrator.tracking.names import legal_name
 from orchestrator.tracking.run_writer import RunCard
 from orchestrator.tracking.server import Server, without_password
 
@@ -111,8 +113,9 @@ class Tracker:
         """
         if (name, step) in self.journal.evaluations:
             return
-        samples = f"samples/{name}-{step:06d}.json"
-        scores = f"scores/{name}-{step:06d}.png" if figure is not None else None
+        stem = short_name(legal_name(name), SET_NAME_BYTES)  # MLflow's servers have the files at addresses
+        samples = f"samples/{stem}-{step:06d}.json"
+        scores = f"scores/{stem}-{step:06d}.png" if figure is not None else None
         try:
             (self.folder / samples).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / samples, _table_text(table))

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from jaxtyping import Bool, Float32
 
+from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.evaluation.answers import pool_answers
 from orchestrator.evaluation.figures import SampleColumns, SetResults, set_results
 from orchestrator.measures import Place, shown_in
@@ -55,7 +56,8 @@ def evaluate_held_out(session: Session) -> dict[str, float] | None:
     if scores is not None and batch.scored.any():
         title = f"{name}, step {session.step}"
         histogram = score_figure(scores[batch.scored], batch.rewards[batch.scored] > 0, title)
-    save_samples(session.config.folder / "evaluations" / f"{name}-{session.step:06d}.parquet", batch, scores)
+    file = f"{short_name(name, SET_NAME_BYTES)}-{session.step:06d}.parquet"
+    save_samples(session.config.folder / "evaluations" / file, batch, scores)
     table = sampled_solutions(batch, scores, session.config.tracking.sampled_solutions)
     session.tracker.log_evaluation(name, session.step, figures, table, histogram)
     session.say(headline_of(f"step {session.step} on {name}", figures))
