@@ -21,6 +21,7 @@ from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_p
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
 from orchestrator.messages.weights import WeightChunk
+from orchestrator.storage.files import without_patterns
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -257,7 +258,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 
     kv_cache_gib = settings.kv_cache_gib or (None if settings.on_gpu else CPU_KV_CACHE_GIB)
     arguments: dict[str, Any] = {
-        "model": settings.model_path,
+        "model": without_patterns(settings.model_path),
         "dtype": settings.dtype,
         "tensor_parallel_size": settings.tensor_parallel,
         # One slot for z_c after the longest response.

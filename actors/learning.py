@@ -26,6 +26,7 @@ from orchestrator.messages.batches import LearnerSettings, MiniBatch, StepSums, 
 from orchestrator.messages.trajectories import Trajectories
 from orchestrator.messages.weights import pack_chunks
 from orchestrator.storage.checkpoints import random_state
+from orchestrator.storage.files import without_patterns
 from orchestrator.storage.shards import ShardFiles
 
 
@@ -181,7 +182,9 @@ class LearnerRank(RankFiles):
     def load(self, folder: str) -> None:
         """Restore what `save` wrote there, or what `fetch` has downloaded in its place."""
         with self.files.readable(Path(folder)) as source:
-            path, _ = self.learner.engine.load_checkpoint(str(source), tag="zero3")
+            path, _ = self.learner.engine.load_checkpoint(
+                without_patterns(str(source.absolute())), tag="zero3"
+            )
             if path is None:
                 raise RuntimeError(f"{source}: DeepSpeed found no checkpoint there")
             torch.set_rng_state(torch.load(source / random_state(self.rank))["torch"])

@@ -5,9 +5,12 @@ The operating system releases a lock or a lease when its process ends, also when
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
+import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -70,6 +73,25 @@ def read_record(path: Path, kind: type[J], advice: str) -> J:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is damaged and cannot be read ({error}). {advice}") from error
     return value
+
+
+@cache
+def without_patterns(path: str) -> str:
+    """The path itself, or a link to it where the path is also a pattern of file names.
+
+    vLLM and DeepSpeed look for weights by such patterns, and so miss the files below a folder `runs[1]`, and
+    read those of `runs1` for `runs?`. The link lies in a folder of this process, and ends with it.
+    """
+    if glob.escape(path) == path or not os.path.isabs(path):
+        return path
+    link = os.path.join(_links().name, str(len(os.listdir(_links().name))))
+    os.symlink(path, link)
+    return link
+
+
+@cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="laser-links-")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """Where the curves are: the tracking URI, and the page or command that shows them."""
 
 import os
+import shlex
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
 from orchestrator.storage.journal import saved_run_id
 from orchestrator.terminal import program
-from orchestrator.tracking.server import Server, without_password
+from orchestrator.tracking.server import Server, sqlite_uri, without_password
 
 
 def tracking_command(tracking_uri: str, folder: Path | None = None) -> str:
@@ -22,13 +23,13 @@ def tracking_command(tracking_uri: str, folder: Path | None = None) -> str:
     """
     place = without_password(tracking_uri)
     if not place.startswith(("http://", "https://")):
-        return f"{program('mlflow')} ui --backend-store-uri {place}"
+        return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(place)}"
     return place.rstrip("/") + (_run_page(tracking_uri, folder) if folder is not None else "")
 
 
 def tracking_uri(config_uri: str | None, runs_folder: Path) -> str:
     """The configured server, else MLFLOW_TRACKING_URI, else a sqlite database in the folder of runs."""
-    return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs_folder}/mlflow.db"
+    return config_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(runs_folder / "mlflow.db")
 
 
 def _run_page(tracking_uri: str, folder: Path) -> str:

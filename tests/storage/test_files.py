@@ -1,16 +1,26 @@
 """Atomic writes, locks and leases."""
 
 import contextlib
+import glob
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from filelock import Timeout
 
 from orchestrator.errors import ConfigError
-from orchestrator.storage.files import atomically, claimed, lease_free, leased, locked, write_atomically
+from orchestrator.storage.files import (
+    atomically,
+    claimed,
+    lease_free,
+    leased,
+    locked,
+    without_patterns,
+    write_atomically,
+)
 
 HOLD = """
 import sys, time
@@ -129,3 +139,18 @@ def test_a_file_that_is_being_deleted_cannot_be_leased(tmp_path):
         pass
     with lease_free(file) as free:
         assert free
+
+
+@pytest.mark.parametrize("name", ["runs[1]", "a*", "what?", "plain"])
+def test_a_folder_whose_name_is_a_pattern_is_read_through_a_link(tmp_path, name):
+    folder = tmp_path / name
+    for place in (folder, tmp_path / "what1"):
+        place.mkdir()
+        (place / f"{place.name}.bin").touch()
+    found = glob.glob(f"{without_patterns(str(folder))}/*.bin")
+    assert [Path(path).name for path in found] == [f"{name}.bin"]
+    assert Path(found[0]).resolve().parent == folder
+    assert without_patterns(str(folder)) == without_patterns(str(folder)), (
+        "one link, however often it is read"
+    )
+    assert without_patterns("owner/model-[1]") == "owner/model-[1]", "a name on the hub is no path"

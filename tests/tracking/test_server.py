@@ -1,10 +1,13 @@
 """Addresses of MLflow servers, their errors and their secrets."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
 from orchestrator.errors import ConfigError
-from orchestrator.tracking.address import tracking_uri
+from orchestrator.tracking.address import tracking_command, tracking_uri
 from orchestrator.tracking.server import Server, without_password
 
 
@@ -51,6 +54,30 @@ def test_a_deleted_experiment_is_refused(configure, start):
 )
 def test_a_password_is_not_shown(uri, shown):
     assert without_password(uri) == shown
+
+
+@pytest.mark.parametrize("name", ["a?b %20c", "-100%#&;", "größe 'x' \"y\"[1]*", "a:b@c\nd"])
+def test_a_database_lies_in_the_folder_of_runs_whatever_its_name(tmp_path, monkeypatch, name):
+    """MLflow reads the place from a URI, and makes SQL of the current folder."""
+    runs = tmp_path / name / "runs"
+    runs.mkdir(parents=True)
+    monkeypatch.chdir(runs.parent)
+    uri = tracking_uri(None, runs)
+    client = Server(uri).client
+    run = client.create_run(Server(uri).experiment_id("laser"))
+    client.log_metric(run.info.run_id, "a", 0.5)
+    (runs / "file.txt").write_text("kept")
+    client.log_artifact(run.info.run_id, str(runs / "file.txt"), "sub")
+    assert MlflowClient(uri).get_run(run.info.run_id).data.metrics == {"a": 0.5}
+    copy = client.download_artifacts(run.info.run_id, "sub/file.txt", str(tmp_path))
+    assert Path(copy).read_text() == "kept"
+    assert {path.name for path in runs.iterdir()} == {
+        ".mlflow.db.lock", "file.txt", "mlartifacts", "mlflow.db",
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {name, "file.txt"}
+    assert [path.name for path in runs.parent.iterdir()] == ["runs"]
+    command = shlex.split(tracking_command(uri))
+    assert command[1:] == ["ui", "--backend-store-uri", uri], "a shell passes it on as it is"
 
 
 def test_the_configured_server_wins_over_the_environment_and_that_over_sqlite(tmp_path, monkeypatch):
