@@ -15,7 +15,8 @@ def path_text(path: Sequence[str | int]) -> str:
     """Keys and indices as OpenAI writes them, such as `messages[1].content[0].image_url`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part[:LONGEST_SHOWN]}"
+        key = f"[{part}]" if isinstance(part, int) else part[:LONGEST_SHOWN] or '""'
+        text += f".{key}" if text and isinstance(part, str) else key
     return text
 
 

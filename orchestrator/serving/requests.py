@@ -272,7 +272,7 @@ def parse(body: bytes, schema: type[B]) -> B:
     except ValidationError as error:
         problem = _most_telling(error.errors(include_url=False))
     context = problem.get("ctx", {})
-    path = [part for part in problem["loc"] if part not in _TAGS]
+    path = _without_tags(problem["loc"])
     param = path_text([*path, context["param"]] if "param" in context else path) or None
     if param is None and problem["type"] == "model_type":
         raise malformed(
@@ -280,13 +280,21 @@ def parse(body: bytes, schema: type[B]) -> B:
         )
     if problem["type"] == "extra_forbidden":
         raise malformed(f"{param} is not supported by this service; leave it out", param)
-    if problem["type"] == "literal_error" and path[-1] == "role":
-        role, taken = str(problem["input"])[:LONGEST_SHOWN], context["expected"]
-        message = (
-            f"{param} is {role!r}; the service takes {taken}: send the text as one of them, or leave it out"
-        )
-        raise malformed(message, param)
+    if problem["type"] == "model_type":
+        raise malformed(f"{param}: Input should be a JSON object", param)
+    role = problem["input"]
+    if problem["type"] == "literal_error" and path[-1] == "role" and isinstance(role, str):
+        advice = f"the service takes {context['expected']}: send the text as one of them, or leave it out"
+        raise malformed(f"{param} is {role[:LONGEST_SHOWN]!r}; {advice}", param)
     raise malformed(f"{param + ': ' if param else ''}{problem['msg'].removeprefix('Value error, ')}", param)
+
+
+def _without_tags(path: tuple[str | int, ...]) -> list[str | int]:
+    return [
+        part
+        for before, part in zip((None, *path), path, strict=False)
+        if part not in _TAGS or not (before == "content" or isinstance(before, int))
+    ]
 
 
 def _most_telling(problems: list[ErrorDetails]) -> ErrorDetails:

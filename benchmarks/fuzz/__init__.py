@@ -1,0 +1,1 @@
+"""Damaged input by the hundred: each is accepted, or refused with a message that names the place."""
