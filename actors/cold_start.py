@@ -58,6 +58,7 @@ def policy_settings(config: SFTConfig) -> PolicySettings:
         grad_clip=learning.grad_clip,
         gradient_checkpointing=learning.gradient_checkpointing,
         deepspeed=learning.deepspeed,
+        eos_tokens=tuple(map(int, config.model.eos_tokens)),  # the driver has replaced texts by ids
     )
 
 

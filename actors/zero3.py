@@ -180,6 +180,8 @@ def load_model(settings: PolicySettings, configuration: dict[str, Any], trained:
     )
     del shard_on_load
     restore_rotary_frequencies(model)
+    if settings.eos_tokens:
+        model.generation_config.eos_token_id = list(settings.eos_tokens)
     if trained and settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return LogProbModel(model)

@@ -3,9 +3,24 @@
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.config.schema import CustomResources, Gpus, Mark, PositiveFloat, PositiveInt, Section, Share
+from orchestrator.config.schema import (
+    CustomResources,
+    Gpus,
+    Mark,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Text,
+)
+
+EosTokens = Annotated[
+    tuple[Text | Annotated[int, Field(ge=0, strict=True)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+]
+"""Tokens as texts or ids; one may stand without brackets."""
 
 
 def refuse_parts_of_gpus(key: str, gpus: float, tensor_parallel: int = 1) -> None:

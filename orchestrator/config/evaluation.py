@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.config.engine import EngineConfig
+from orchestrator.config.engine import EngineConfig, EosTokens
 from orchestrator.config.paths import LocalPath, PathOrName, short_name
 from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Seed, Text
 from orchestrator.config.training import TrackingConfig, VerificationConfig
@@ -79,6 +79,9 @@ class EvalConfig(Section):
     """Split of data sets without a name."""
     instruction: str | None = None
     """Text after each problem; may be empty; null means that of the score's training, else the paper's."""
+    eos_tokens: EosTokens = ()
+    """Tokens that end a response, as texts or ids; empty takes those of the score's training, else of the
+    model's files."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the score is always read at temperature 1."""
     seed: Seed = 0

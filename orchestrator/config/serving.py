@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.engine import VllmConfig
+from orchestrator.config.engine import EosTokens, VllmConfig
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     PositiveFloat,
@@ -41,6 +41,9 @@ class ServedEngine(VllmConfig):
     """Longer responses are cut, unfinished; null takes the rest of the model's positions, at most 8192."""
     max_ongoing: PositiveInt = 32
     """Requests that a replica works on at a time; each may hold several samples or items."""
+    eos_tokens: EosTokens = ()
+    """Tokens that end a response, as texts or ids; empty takes those of the score's training, else of the
+    model's files."""
     cpus: Share = 1.0
     """CPUs that a replica reserves; fractions share a CPU. New weights need room beside the old ones."""
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.algorithm.c_ref import check_c_ref
-from orchestrator.config.engine import EngineConfig, refuse_parts_of_gpus
+from orchestrator.config.engine import EngineConfig, EosTokens, refuse_parts_of_gpus
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     C,
@@ -32,6 +32,8 @@ class ModelConfig(Section):
 
     path: PathOrName
     """Hugging Face folder or hub name of the model."""
+    eos_tokens: EosTokens = ()
+    """Tokens that end a response, as texts or ids; empty takes those of the model's files."""
 
 
 class DataConfig(Section):

@@ -112,6 +112,12 @@ class ControlTokens:
         """The control tokens that a template wrote around marked texts."""
         return self.among(self.ids[match[0]] for match in self.pattern.finditer(marked))
 
+    def first_behind(self, marked: str) -> int | None:
+        """The control token that a template wrote right behind the last marked text; None without one."""
+        rest = marked.rpartition(_EDGE)[2].lstrip()
+        found = self.pattern.match(rest)
+        return None if found is None else self.ids[found[0]]
+
     def stand_in(self, text: str) -> str:
         """A spelling for the control token with this text, which no message's text has."""
         return f"{_STAND_IN}{self.ids[text]}{_STAND_IN}"

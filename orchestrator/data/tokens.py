@@ -6,14 +6,17 @@ In: a model folder or hub name, and `self_reward.token`. Out: `ModelTokens`, or 
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config.cold_start import SFTConfig
+from orchestrator.config.training import RunConfig
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
+from orchestrator.data.eos import chosen_eos_ids, eos_token_ids
 from orchestrator.errors import ConfigError
 from orchestrator.storage.checksums import refuse_damaged_model
 
@@ -37,12 +40,22 @@ class ModelTokens:
         return ChatEncoder(self.tokenizer, self.z_token, self.eos_tokens)
 
 
-def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
+def load_tokens(
+    model_path: str,
+    z_token: str | None,
+    eos_tokens: Sequence[str | int] = (),
+    eos_key: str = "model.eos_tokens",
+) -> ModelTokens:
     """Load the tokenizer of a model folder or hub name, and check its chat template and tokens.
 
+    Args:
+        z_token: z_c as text; None where self-rewarding is off.
+        eos_tokens: Tokens that end a response, as texts or ids, in place of the model's own.
+        eos_key: The setting that names these, for messages.
+
     Raises:
-        ConfigError: The model does not exist, has no usable chat template or no EOS token, or `z_token` is
-            not one token of its vocabulary.
+        ConfigError: The model does not exist, has no usable chat template or no EOS token. Or `z_token` is
+            not one token of its vocabulary, or ends responses. Or a token has no row in the embedding.
     """
     if looks_local(model_path) and not (Path(model_path) / "config.json").is_file():
         raise ConfigError(f"model.path: {model_path} is no model folder (it has no config.json)")
@@ -57,11 +70,41 @@ def load_tokens(model_path: str, z_token: str | None) -> ModelTokens:
             f"model.path: no tokenizer could be loaded from {model_path}: {str(error).splitlines()[0]}"
         ) from error
     check_template(tokenizer)
-    return ModelTokens(
-        tokenizer,
-        None if z_token is None else resolve_token(tokenizer, z_token),
-        tuple(eos_token_ids(tokenizer, model_path)),
+    z_id = None if z_token is None else resolve_token(tokenizer, z_token)
+    eos = (
+        chosen_eos_ids(tokenizer, eos_tokens, eos_key) if eos_tokens else eos_token_ids(tokenizer, model_path)
     )
+    if z_id in eos:
+        raise ConfigError(
+            f"self_reward.token: {z_token!r} is one of the model's EOS tokens; choose a token that the model "
+            "never uses"
+        )
+    tokens = ModelTokens(tokenizer, z_id, tuple(eos))
+    _refuse_tokens_without_rows(tokens, model_path, z_token)
+    return tokens
+
+
+def tokens_of(config: RunConfig | SFTConfig) -> ModelTokens:
+    """The tokens of a training run or a cold start. Raises as `load_tokens`."""
+    return load_tokens(config.model.path, config.self_reward.token, config.model.eos_tokens)
+
+
+def refuse_unfit_model(config: RunConfig) -> None:
+    """Refuse a run whose model and settings do not fit together.
+
+    Raises:
+        ConfigError: As `load_tokens` and `refuse_uneven_heads`.
+    """
+    tensor_parallel = config.rollout.tensor_parallel
+    _refuse_unfit(config.model.path, config.self_reward.token, config.model.eos_tokens, tensor_parallel)
+
+
+@lru_cache(maxsize=64)  # a sweep's trials are many, and most differ in other settings
+def _refuse_unfit(
+    model_path: str, z_token: str | None, eos_tokens: tuple[str | int, ...], tensor_parallel: int
+) -> None:
+    load_tokens(model_path, z_token, eos_tokens)
+    refuse_uneven_heads(model_path, tensor_parallel, "rollout.tensor_parallel")
 
 
 def looks_local(model_path: str) -> bool:
@@ -142,26 +185,51 @@ def check_round_trip(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str])
             )
 
 
-def eos_token_ids(tokenizer: "PreTrainedTokenizerBase", model_path: str) -> list[int]:
-    """All tokens that end a response, ascending: those of generation_config.json and the tokenizer's EOS.
+def refuse_uneven_heads(model_path: str, tensor_parallel: int, key: str) -> None:
+    """Refuse to split an engine over a number of ranks that does not divide the model's attention heads.
+
+    Args:
+        key: The setting, for the message.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It does not.
     """
-    from transformers import GenerationConfig
+    heads = getattr(_text_config(model_path), "num_attention_heads", None)
+    if heads is not None and heads % tensor_parallel:
+        raise ConfigError(
+            f"{key}={tensor_parallel} does not divide the model's {heads} attention heads, so vLLM cannot "
+            "split them; choose a divisor"
+        )
+
+
+def _refuse_tokens_without_rows(tokens: ModelTokens, model_path: str, z_token: str | None) -> None:
+    """Refuse tokens that were added to the tokenizer and not to the model's embedding."""
+    rows = getattr(_text_config(model_path), "vocab_size", None)
+    if rows is None:
+        return
+    last = f"but the model's last embedding has id {rows - 1}"
+    if tokens.z_token is not None and tokens.z_token >= rows:
+        raise ConfigError(
+            f"self_reward.token: {z_token!r} has id {tokens.z_token}, {last}; choose another token, or add "
+            "rows to the embedding"
+        )
+    prompt = tokens.chat.chat([{"role": "user", "content": NEUTRAL_TEXT}])
+    for id_ in (*tokens.eos_tokens, *prompt):
+        if id_ >= rows:
+            name = tokens.tokenizer.convert_ids_to_tokens(id_)
+            what = "EOS token" if id_ in tokens.eos_tokens else "chat template's token"
+            raise ConfigError(f"{model_path}: the {what} {name!r} has id {id_}, {last}; add rows to it")
+
+
+def _text_config(model_path: str) -> Any:
+    from transformers import AutoConfig
 
     try:
-        configured = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # the file is optional
-        configured = None
-    candidates = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
-    ids = {id_ for id_ in candidates if id_ is not None}
-    if not ids:
+        return AutoConfig.from_pretrained(model_path).get_text_config()
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{model_path}: neither its generation_config.json nor its tokenizer names an EOS token; "
-            "set eos_token_id in generation_config.json"
-        )
-    return sorted(ids)
+            f"model.path: the config.json of {model_path} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _suggestion(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -13,11 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
 from orchestrator.config.training import DataConfig
+from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet, encode_response, render_prompt
-from orchestrator.data.tokens import check_round_trip, resolve_token
+from orchestrator.data.tokens import check_round_trip, refuse_uneven_heads, resolve_token
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.evaluation.drawing import ProblemSet
 from orchestrator.evaluation.samples import EvalSample, by_problem, read_samples
@@ -153,7 +156,13 @@ def prepare(
     stored = read_samples(config.samples) if config.samples is not None else []
     if config.samples is not None and not stored:
         raise DataError(f"{config.samples}: holds no sample; give the samples.jsonl of an evaluation")
-    model = None if config.model is None else resolve_model(config.model, tracking_uri, hold)
+    model = (
+        None if config.model is None else resolve_model(config.model, tracking_uri, hold, config.eos_tokens)
+    )
+    if model is not None:
+        refuse_uneven_heads(model.path, config.rollout.tensor_parallel, "rollout.tensor_parallel")
+        if warning := turn_end_warning(model.tokens.chat, model.tokens.eos_tokens, "eos_tokens"):
+            say(f"[yellow]warning[/yellow] {escape(warning)}")
     score = _score(config, model, stored, say)
     if model is not None and score is not None:  # a baseline's z_c is a control token too
         model = replace(model, tokens=replace(model.tokens, z_token=score.token_id))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.nodes import Resources
+from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.jobs.client import KIND_KEY, RUN_KEY, Cluster, is_local
 from orchestrator.jobs.image import REPOSITORY, command, missing_requirements, pip_environment
@@ -57,6 +58,7 @@ def submit(
             f"--storage: {storage} is no absolute path; name a folder on the cluster, such as "
             f"{DEFAULT_STORAGE}"
         )
+    _refuse_unfit_models(job)
     tracking_server = _tracking_server(job)
     cluster = Cluster(address)
     _refuse_second(cluster, job)
@@ -111,6 +113,18 @@ def _send(
         job_id, command("orchestrator.cli job", in_own_environment=bool(missing)), runtime_env, metadata
     )
     return job_id
+
+
+def _refuse_unfit_models(job: Job) -> None:
+    """Refuse a model of this machine that does not fit its settings, before the cluster starts anything.
+
+    The cluster's own models are checked there, by the job.
+    """
+    from orchestrator.data.tokens import refuse_unfit_model  # imports transformers, which takes seconds
+
+    for config in job.runs:
+        if isinstance(config, RunConfig) and (Path(config.model.path) / "config.json").is_file():
+            refuse_unfit_model(config)
 
 
 def _tracking_server(job: Job) -> str | None:

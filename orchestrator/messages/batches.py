@@ -40,6 +40,8 @@ class PolicySettings:
     """transformers' attention implementation."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Sections merged over the DeepSpeed configuration that the other settings make."""
+    eos_tokens: tuple[int, ...] = ()
+    """What the exported model names as its EOS tokens; empty keeps those of the model."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ tokens, which are checked against each other.
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,11 @@ class ResolvedModel:
 
 
 def resolve_model(
-    name: str, tracking_uri: str | None = None, hold: contextlib.ExitStack | None = None
+    name: str,
+    tracking_uri: str | None = None,
+    hold: contextlib.ExitStack | None = None,
+    eos_tokens: Sequence[str | int] = (),
+    eos_key: str = "eos_tokens",
 ) -> ResolvedModel:
     """The model that `name` means.
 
@@ -51,6 +56,8 @@ def resolve_model(
         tracking_uri: The MLflow server of `models:/...`. None means MLFLOW_TRACKING_URI, else the sqlite
             database in `runs/`.
         hold: The model's run does not delete these weights until this stack is closed.
+        eos_tokens: Tokens that end a response, in place of the model's own.
+        eos_key: The setting that names these, for messages.
 
     Raises:
         ConfigError: There is no such model (the message lists the attempts), or its card does not fit its
@@ -60,11 +67,17 @@ def resolve_model(
         path, origin = _leased(name, tracking_uri, lease)
         card = _card(path)
         try:
-            tokens = load_tokens(path, None if card is None else card.token)
+            tokens = load_tokens(path, None if card is None else card.token, eos_tokens, eos_key)
         except ConfigError as error:
             raise ConfigError(f"model {name}: {str(error).removeprefix('model.path: ')}") from error
         if card is not None:
             _refuse_foreign_card(path, card, tokens)
+            if eos_tokens and set(tokens.eos_tokens) != set(card.eos_token_ids):
+                raise ConfigError(
+                    f"{eos_key}: is {list(eos_tokens)}, but the score of {name} is read after the tokens "
+                    f"{card.eos_token_ids} of its {SELF_REWARD}: leave the setting out, or delete that file "
+                    "to use the model without its score"
+                )
             tokens = replace(tokens, eos_tokens=tuple(card.eos_token_ids))
         if hold is not None:
             hold.enter_context(lease.pop_all())

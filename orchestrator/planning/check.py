@@ -21,8 +21,9 @@ from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.machine import GIB
 from orchestrator.cluster.nodes import local_nodes
 from orchestrator.config.training import LossConfig, RunConfig
+from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.problems import FILE_SUFFIXES, load_problems
-from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
+from orchestrator.data.tokens import looks_local, tokens_of
 from orchestrator.errors import ConfigError, LaserError
 from orchestrator.planning.hub import hub_answers, local_cache_only
 from orchestrator.planning.memory import (
@@ -88,10 +89,14 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
         warnings += sizing.warnings
 
     notes = [f"not checked, {reason}" for reason in inputs.absent.values()]
+    if inputs.tokens is not None and (
+        warning := turn_end_warning(inputs.tokens.chat, inputs.tokens.eos_tokens)
+    ):
+        warnings.append(warning)
     memory = None
     if inputs.tokens is not None and size is not None:
         memory = plan_memory(config, size)
-        warnings += check_model(config, inputs.tokens, size, memory)
+        warnings += model_warnings(config, size, memory)
         notes += memory_notes(config, memory, machine_memory(), gpu_memory())
         notes += _weight_notes(config.model.path)
     machine = local_nodes()
@@ -132,7 +137,7 @@ def read_inputs(config: RunConfig) -> Inputs:
     if "model.path" in absent:
         return Inputs(None, None, absent)
     if "data.train" in absent:
-        return Inputs(load_tokens(config.model.path, config.self_reward.token), None, absent)
+        return Inputs(tokens_of(config), None, absent)
     prepared = prepare(config.model_copy(update={"data": config.data.model_copy(update={"eval": None})}))
     return Inputs(prepared.tokens, prepared, absent)
 
@@ -232,25 +237,9 @@ def explain_c_ref(loss: LossConfig) -> tuple[list[str], list[str]]:
     ], []
 
 
-def check_model(config: RunConfig, tokens: ModelTokens, size: ModelSize, memory: MemoryPlan) -> list[str]:
-    """Warnings about settings that do not suit the model's shape.
-
-    Raises:
-        ConfigError: z_c has no embedding, or the engine cannot be split over its ranks.
-    """
+def model_warnings(config: RunConfig, size: ModelSize, memory: MemoryPlan) -> list[str]:
+    """Warnings about settings that do not suit the model's shape."""
     rollout = config.rollout
-    if tokens.z_token is not None and tokens.z_token >= size.vocabulary:
-        raise ConfigError(
-            f"self_reward.token: {config.self_reward.token!r} has id {tokens.z_token}, but the model's last "
-            "embedding "
-            f"has id {size.vocabulary - 1}; choose another token, or add rows to the embedding"
-        )
-    if size.attention_heads % rollout.tensor_parallel:
-        raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} does not divide the model's "
-            f"{size.attention_heads} "
-            "attention heads, so vLLM cannot split them; choose a divisor"
-        )
     warnings = []
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens + 1
     if size.context is not None and longest > size.context:
@@ -302,9 +291,7 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
     data, model = config.data, config.model.path
     absent = {}
 
-    def attempt(
-        key: str, path: str, local: bool, load: Callable[..., object], *arguments: str | None
-    ) -> None:
+    def attempt(key: str, path: str, local: bool, load: Callable[..., object], *arguments: object) -> None:
         try:
             load(*arguments)
         except LaserError as error:
@@ -319,7 +306,7 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
 
     local_model = looks_local(model)
     config_file = os.path.join(model, "config.json") if local_model else model
-    attempt("model.path", config_file, local_model, load_tokens, model, config.self_reward.token)
+    attempt("model.path", config_file, local_model, tokens_of, config)
     attempt_data("data.train", data.train, data.problem_field, data.answer_field)
     if data.eval is not None:
         attempt_data("data.eval", data.eval, *data.eval_fields, "test")

@@ -18,11 +18,14 @@ PING_TIMEOUT_S = 5.0
 """How long a living rank may take to answer; a busy one takes longer and passes."""
 
 
-def learner_settings(config: RunConfig, z_token: int | None) -> LearnerSettings:
+def learner_settings(
+    config: RunConfig, z_token: int | None, eos_tokens: tuple[int, ...] = ()
+) -> LearnerSettings:
     """A run's settings that its learner ranks use.
 
     Args:
         z_token: Id of z_c; None when self-rewarding is off.
+        eos_tokens: What the exported model names as its EOS tokens; empty keeps those of the model.
     """
     learning, loss = config.learning, config.loss
     return LearnerSettings(
@@ -39,6 +42,7 @@ def learner_settings(config: RunConfig, z_token: int | None) -> LearnerSettings:
             offload=learning.offload,
             attention=learning.attention,
             deepspeed=learning.deepspeed,
+            eos_tokens=eos_tokens,
         ),
         num_ranks=learning.num_ranks,
         seed=config.run.seed,

@@ -61,6 +61,7 @@ class Pools:
     ) -> None:
         self.config = config
         self.z_token = tokens.z_token
+        self.exported_eos = tokens.eos_tokens if config.model.eos_tokens else ()
         self.workers = workers
         self.settings = engine_settings(
             config.rollout,
@@ -202,7 +203,7 @@ class Pools:
             self.learners = self._start_learners()
 
     def _start_learners(self) -> list[RankHandle]:
-        settings = learner_settings(self.config, self.z_token)
+        settings = learner_settings(self.config, self.z_token, self.exported_eos)
         try:
             return start_ranks(settings, self.placement.learner, POOL_START_TIMEOUT_S, self.workers.rank)
         except GetTimeoutError as error:

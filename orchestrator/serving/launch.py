@@ -171,7 +171,12 @@ class Service:
         Raises:
             ConfigError: There is no such model, or it cannot be served with these settings.
         """
-        model = resolve_model(self.config.models[name], hold=hold)
+        model = resolve_model(
+            self.config.models[name],
+            hold=hold,
+            eos_tokens=self.config.engine.eos_tokens,
+            eos_key="engine.eos_tokens",
+        )
         served_engine_settings(model, self.config.engine)
         return model
 

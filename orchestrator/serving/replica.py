@@ -62,7 +62,9 @@ class EngineReplica:
         """
         self.hold = contextlib.ExitStack()
         """Keeps the weights from being pruned, because replicas that start later read them too."""
-        model = resolve_model(config.model, hold=self.hold)
+        model = resolve_model(
+            config.model, hold=self.hold, eos_tokens=config.engine.eos_tokens, eos_key="engine.eos_tokens"
+        )
         self.card = model.card
         self.weights = weights_name(model)
         self.tokenizer = model.tokens.tokenizer

@@ -15,6 +15,7 @@ from orchestrator.config.schema import Mark, changed_settings, dump_config, flat
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import refuse_changed_sources, saved_sources, write_sources
+from orchestrator.data.tokens import refuse_unfit_model
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.files import claimed, write_atomically
@@ -169,6 +170,7 @@ def _refuse_too_large(plan: SweepPlan, nodes: list[Resources]) -> None:
 
 def _refuse_config(what: str, config: RunConfig, nodes: list[Resources]) -> None:
     try:
+        refuse_unfit_model(config)
         bundles_for(config, nodes)
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from error

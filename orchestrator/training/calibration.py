@@ -15,6 +15,7 @@ from orchestrator.errors import RunError
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.pools.collect import Group
 from orchestrator.training.session import Session
+from orchestrator.training.unfinished import explain_unfinished
 
 CALIBRATION_SEED = 2**41
 C_REF_TOLERANCE = 0.25
@@ -76,6 +77,8 @@ def _calibrate(session: Session) -> Calibration:
         for position, index in enumerate(PromptOrder(len(prompts), config.run.seed).next(count))
     ]
     batch = session.collect(groups)
+    if not batch.finished.any():
+        raise RunError(f"c_ref cannot be measured: {explain_unfinished(session, batch)}")
     try:
         return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
     except ValueError as error:

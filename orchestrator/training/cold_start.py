@@ -16,13 +16,15 @@ from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFaile
 from ray.train import RunConfig as RayTrainRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
+from rich.markup import escape
 
 from actors.cold_start import ForwardReports, train_rank
 from orchestrator.cluster.nodes import Resources, connect, planned_nodes
 from orchestrator.config.cold_start import SFTConfig
 from orchestrator.config.schema import dump_config
 from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
-from orchestrator.data.tokens import absolute_path, load_tokens
+from orchestrator.data.eos import turn_end_warning
+from orchestrator.data.tokens import absolute_path, tokens_of
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.checksums import seal_export
@@ -54,9 +56,8 @@ def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome
     refuse_unusable_folder(config.folder, "run.dir or run.name")
     if summary := _summary_of_finished(config):
         return Outcome(summary, already_finished=True)
-    demonstrations = load_demonstrations(
-        config.data, load_tokens(config.model.path, config.self_reward.token)
-    )
+    tokens = tokens_of(config)
+    demonstrations = load_demonstrations(config.data, tokens)
     if len(demonstrations) < config.learning.batch_size:
         raise ConfigError(
             f"learning.batch_size={config.learning.batch_size}, but {config.data.train} holds only "
@@ -68,10 +69,16 @@ def fine_tune(config: SFTConfig, progress: RunProgress | None = None) -> Outcome
     with claimed(config.folder), logged_to(config.folder):
         if summary := _summary_of_finished(config):  # another process has finished it in the meantime
             return Outcome(summary, already_finished=True)
-        return Outcome(_train(config, demonstrations, progress), already_finished=False)
+        warning = turn_end_warning(tokens.chat, tokens.eos_tokens)
+        return Outcome(_train(config, demonstrations, progress, warning), already_finished=False)
 
 
-def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgress | None) -> dict[str, Any]:
+def _train(
+    config: SFTConfig,
+    demonstrations: Demonstrations,
+    progress: RunProgress | None,
+    warning: str | None = None,
+) -> dict[str, Any]:
     """Train in the folder that this process holds, and return the summary."""
     # Ray Train would resume the state of an earlier attempt.
     shutil.rmtree(config.folder / STORAGE, ignore_errors=True)
@@ -82,6 +89,8 @@ def _train(config: SFTConfig, demonstrations: Demonstrations, progress: RunProgr
     ending: Ending = "FAILED"
     try:
         with translated_failures(AGAIN), progress:
+            if warning is not None:
+                progress.say(f"[yellow]warning[/yellow] {escape(warning)}")
             if demonstrations.dropped:
                 progress.say(
                     f"{demonstrations.dropped} worked solutions are longer than data.max_tokens and left out"
@@ -166,9 +175,9 @@ def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict
 def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTrainer:
     """Ray Train's trainer; `demonstrations` is an ObjectRef."""
     settings = config.learning
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"path": absolute_path(config.model.path)})}
-    )
+    eos_tokens = tokens_of(config).eos_tokens if config.model.eos_tokens else ()
+    resolved = {"path": absolute_path(config.model.path), "eos_tokens": eos_tokens}
+    config = config.model_copy(update={"model": config.model.model_copy(update=resolved)})
     threads = str(max(1, int(settings.cpus_per_rank)))
     return TorchTrainer(
         train_rank,

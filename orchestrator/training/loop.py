@@ -24,6 +24,7 @@ from orchestrator.training.evaluate import evaluate_held_out, is_evaluated
 from orchestrator.training.session import Session
 from orchestrator.training.step_metrics import step_metrics
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
+from orchestrator.training.unfinished import warn_if_unfinished
 
 
 def run_steps(session: Session) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def run_steps(session: Session) -> dict[str, Any]:
             with clock("step"):
                 prompts = session.next_prompts(step)
                 batch = session.collect(prompts)
+                warn_if_unfinished(session, batch)
                 reference = session.reference_logprobs(batch)
                 scores = session.scores(batch, reference)
                 advantages = estimate_advantages(config, batch, scores, step)

@@ -11,7 +11,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import Sources, model_print, rows_print
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet
-from orchestrator.data.tokens import ModelTokens, check_round_trip, load_tokens
+from orchestrator.data.tokens import ModelTokens, check_round_trip, refuse_uneven_heads, tokens_of
 from orchestrator.errors import ConfigError
 
 
@@ -32,19 +32,15 @@ def prepare(config: RunConfig) -> PreparedRun:
     """Load and check what a run of `config` reads before it starts its pools.
 
     Raises:
-        ConfigError, DataError: As `load_tokens` and `load_problems`; or z_c is one of the EOS tokens.
+        ConfigError, DataError: As `load_tokens`, `refuse_uneven_heads`, `load_problems` and `PromptSet`.
     """
     data = config.data
     problems = load_problems(data.train, data.problem_field, data.answer_field)
     eval_problems = None
     if data.eval is not None:
         eval_problems = load_problems(data.eval, *data.eval_fields, split="test")
-    tokens = load_tokens(config.model.path, config.self_reward.token)
-    if tokens.z_token in tokens.eos_tokens:
-        raise ConfigError(
-            f"self_reward.token: {config.self_reward.token!r} is one of the model's EOS tokens; "
-            "choose a token that the model never uses"
-        )
+    tokens = tokens_of(config)
+    refuse_uneven_heads(config.model.path, config.rollout.tensor_parallel, "rollout.tensor_parallel")
     check_round_trip(tokens.tokenizer, [problem.text for problem in problems[:100]])
 
     limit = config.rollout.max_prompt_tokens

@@ -19,7 +19,7 @@ from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.cluster.nodes import connect
 from orchestrator.config.training import RunConfig
 from orchestrator.data.problems import Problem
-from orchestrator.data.tokens import load_tokens
+from orchestrator.data.tokens import tokens_of
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.messages.batches import StepSums
 from orchestrator.messages.trajectories import read_groups
@@ -90,7 +90,7 @@ def replay(config: RunConfig, path: Path) -> Replay:
         raise ConfigError(
             "replay uses one rank and one mini-batch: set learning.num_ranks=1 and learning.mini_batches=1"
         )
-    tokens = load_tokens(config.model.path, config.self_reward.token)
+    tokens = tokens_of(config)
     c_ref = _c_ref(config, path)
     connect()
     batch, step = load_batch(path)

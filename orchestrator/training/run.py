@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import ObjectLostError, RayActorError, RayError
+from rich.markup import escape
 
 from actors.verification import load_verifier
 from orchestrator.cluster.nodes import connect, planned_nodes
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
+from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.fingerprints import (
     Sources,
     changed_sources,
@@ -164,7 +166,7 @@ def _start_or_resume(
         with failures, progress:
             write_atomically(config.folder / "config.yaml", dump_config(config))
             write_sources(config.folder, prepared.sources)
-            _show_dropped(prepared, progress)
+            _show_warnings(prepared, progress)
             summary = _train_on_pools(config, checkpoints, prepared, tracker, progress, context)
         ending = "FINISHED"
         return summary
@@ -246,7 +248,9 @@ def _deliver(config: RunConfig, progress: RunProgress | None, context: RunContex
     deliver_leftovers(config, progress.say_plainly if progress else print, context.tags, finished=True)
 
 
-def _show_dropped(prepared: PreparedRun, progress: RunProgress) -> None:
+def _show_warnings(prepared: PreparedRun, progress: RunProgress) -> None:
+    if warning := turn_end_warning(prepared.tokens.chat, prepared.tokens.eos_tokens):
+        progress.say(f"[yellow]warning[/yellow] {escape(warning)}")
     for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
         if problems is not None and problems.dropped:
             progress.say(

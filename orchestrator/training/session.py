@@ -86,6 +86,8 @@ class Session:
         """The last finished step."""
         self.at_start = True
         """No step is done and nothing is measured yet."""
+        self.said_unfinished = False
+        """The user knows that no sample of a step finished."""
         self.branched = False
         """The session starts at the end of a trunk."""
         self.c_ref: float | None = None

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptOrder, PromptSet, render_prompt
-from orchestrator.data.tokens import check_round_trip, check_template, eos_token_ids, resolve_token
+from orchestrator.data.tokens import check_round_trip, check_template, resolve_token
 from orchestrator.errors import ConfigError, DataError
 
 SPECIAL = ["<eos>", "<unk>", "<|user|>", "<|assistant|>", "<|vision|>", "<|reserved_0|>"]
@@ -287,19 +287,6 @@ def test_round_trip_names_what_is_lost(tokenizer):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s|\S"), "removed")
     with pytest.raises(ConfigError, match="comes back as ''"):
         check_round_trip(tokenizer, ["a b"])
-
-
-@pytest.mark.parametrize(("configured", "ids"), [(None, [0]), (3, [0, 3]), ([9, 3, 0], [0, 3, 9])])
-def test_eos_ids_are_the_models_and_the_tokenizers(tokenizer, tmp_path, configured, ids):
-    GenerationConfig(eos_token_id=configured).save_pretrained(tmp_path)
-    assert eos_token_ids(tokenizer, str(tmp_path)) == ids
-
-
-def test_eos_ids_without_a_generation_config(tokenizer, tmp_path):
-    assert eos_token_ids(tokenizer, str(tmp_path)) == [0]
-    tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="names an EOS token"):
-        eos_token_ids(tokenizer, str(tmp_path))
 
 
 def test_a_problem_with_several_answers_has_them_all_in_its_reference(tmp_path):

@@ -1,8 +1,13 @@
 """A folder to submit jobs from."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.jobs.folders import write
+
+BASE = Path(__file__).parents[2] / "experiments" / "quickstart" / "base"
 
 
 @pytest.fixture
@@ -12,8 +17,7 @@ def here(tmp_path, monkeypatch):
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "no_token"))
-    (tmp_path / "models" / "base").mkdir(parents=True)
-    (tmp_path / "models" / "base" / "config.json").write_text("{}")
+    shutil.copytree(BASE, tmp_path / "models" / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "models" / "base" / ".gitignore").write_text("*")
     (tmp_path / "train.jsonl").write_text("{}\n")
     (tmp_path / "test.jsonl").write_text("{}\n")
@@ -21,7 +25,7 @@ def here(tmp_path, monkeypatch):
         "run": {"name": "trial", "steps": 3},
         "model": {"path": "models/base"},
         "data": {"train": "train.jsonl", "eval": "test.jsonl"},
-        "self_reward": {"token": "z"},
+        "self_reward": {"token": "<|self_reward|>"},
     }
     write("run.yaml", run)
     write(

@@ -373,6 +373,21 @@ def test_settings_that_do_not_suit_the_model_are_warned_about(untrained, problem
     assert "KV cache holds 262 tokens" in printed
 
 
+def test_a_turn_end_that_is_no_eos_is_warned_about(untrained, problems, tmp_path, laser_check):
+    model = shutil.copytree(untrained, tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "<pad>"))
+    status, printed = laser_check(settings(model, problems))
+    assert status == 0
+    assert "ends an assistant's turn with <pad> (0)" in printed
+    assert "set model.eos_tokens to ['<pad>', '<|im_end|>']" in printed
+    mended = settings(model, problems)
+    mended["model"]["eos_tokens"] = ["<pad>", 2]
+    status, printed = laser_check(mended)
+    assert "assistant's turn" not in printed
+    assert "EOS <pad> (0), <|im_end|> (2)" in printed
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_accepted(recipe, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
