@@ -77,6 +77,12 @@ def template_turn_end(chat: ChatEncoder) -> int | None:
     return chat.control.first_behind(str(rendered))
 
 
+def response_end(chat: ChatEncoder, eos_tokens: Sequence[int]) -> int:
+    """The EOS token for a response that is given as text: the chat template's, else the tokenizer's own."""
+    likely = template_turn_end(chat), chat.tokenizer.eos_token_id
+    return next((token for token in likely if token is not None and token in eos_tokens), eos_tokens[0])
+
+
 def turn_end_warning(
     chat: ChatEncoder, eos_tokens: Sequence[int], key: str = "model.eos_tokens"
 ) -> str | None:

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
 from orchestrator.config.training import DataConfig
-from orchestrator.data.eos import turn_end_warning
+from orchestrator.data.eos import response_end, turn_end_warning
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet, encode_response, render_prompt
 from orchestrator.data.tokens import check_round_trip, refuse_uneven_heads, resolve_token
@@ -110,9 +110,8 @@ class PreparedEvaluation:
         Responses are tokenised again: another model, with other tokens, may have written them.
         """
         assert self.model is not None
-        chat, eos = self.model.tokens.chat, self.model.tokens.eos_tokens
-        tokenizer = chat.tokenizer
-        end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos else eos[0]
+        chat = self.model.tokens.chat
+        end = response_end(chat, self.model.tokens.eos_tokens)
         found = {}
         for sample in self.stored:
             if sample.finished:
@@ -161,7 +160,8 @@ def prepare(
     )
     if model is not None:
         refuse_uneven_heads(model.path, config.rollout.tensor_parallel, "rollout.tensor_parallel")
-        if warning := turn_end_warning(model.tokens.chat, model.tokens.eos_tokens, "eos_tokens"):
+        warning = turn_end_warning(model.tokens.chat, model.tokens.eos_tokens, "eos_tokens")
+        if warning is not None and model.card is None:
             say(f"[yellow]warning[/yellow] {escape(warning)}")
     score = _score(config, model, stored, say)
     if model is not None and score is not None:  # a baseline's z_c is a control token too

@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 
 from orchestrator.cluster.nodes import connect
 from orchestrator.config.serving import INGRESS, IngressConfig, ServeConfig
+from orchestrator.data.eos import turn_end_warning
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.models.resolve import ResolvedModel, resolve_model
 from orchestrator.serving.app import INGRESS_DEPLOYMENT, engine, ingress
@@ -108,6 +109,10 @@ class Service:
         )
         for name, model in self.served.items():
             self.say(f"{name}: starting {config.engine.replicas} engine replica(s) of {model.origin}")
+            tokens, key = model.tokens, "engine.eos_tokens"
+            warning = turn_end_warning(tokens.chat, tokens.eos_tokens, key)
+            if warning is not None and model.card is None:
+                self.say(f"{name}: warning: {warning}")
             self.deploy(name, model)
         application = ingress(
             IngressConfig(

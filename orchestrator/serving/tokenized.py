@@ -4,9 +4,11 @@ In: parsed requests. Out: token ids, or an `ApiError` that names the field at fa
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from orchestrator.data.chat import ChatEncoder, ControlTokenError
+from orchestrator.data.eos import response_end
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.serving.errors import ApiError, malformed
 from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, TokensItem
@@ -107,12 +109,14 @@ class RequestTokenizer:
             raise malformed(f"{where}: {error}", where) from error
 
     def _response(self, solution: str, where: str) -> list[int]:
-        own_eos, known_eos = self.tokenizer.eos_token_id, self.settings.eos_tokens
-        eos = own_eos if own_eos in known_eos else known_eos[0]
         try:
-            return [*self.chat.response(solution), eos]
+            return [*self.chat.response(solution), self._response_end]
         except ControlTokenError as error:
             raise malformed(f"{where}: {error}", where) from error
+
+    @cached_property
+    def _response_end(self) -> int:
+        return response_end(self.chat, self.settings.eos_tokens)
 
     def _refuse_unknown_tokens(self, token_ids: Sequence[int], where: str) -> None:
         highest = max(token_ids)

@@ -6,7 +6,13 @@ import pytest
 from transformers import LlamaConfig, Qwen2Config
 
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.eos import chosen_eos_ids, eos_token_ids, template_turn_end, turn_end_warning
+from orchestrator.data.eos import (
+    chosen_eos_ids,
+    eos_token_ids,
+    response_end,
+    template_turn_end,
+    turn_end_warning,
+)
 from orchestrator.data.tokens import load_tokens, refuse_uneven_heads
 from orchestrator.errors import ConfigError
 from tests.small_tokenizers import CHATML, REPEATING, byte_level, gemma, llama_3, mistral, qwen, tokenizer_of
@@ -124,6 +130,21 @@ def test_a_turn_end_that_is_no_eos_is_told_with_its_cure(tmp_path):
     )
     mended = load_tokens(folder, None)
     assert turn_end_warning(mended.chat, mended.eos_tokens) is None
+
+
+@pytest.mark.parametrize(
+    ("eos", "end"),
+    [
+        (["<|endoftext|>", "<|im_end|>"], "<|im_end|>"),
+        (["<|endoftext|>", "<|vision_start|>"], "<|endoftext|>"),
+        (["<|vision_start|>"], "<|vision_start|>"),
+    ],
+)
+def test_a_given_response_ends_as_the_model_ends_one(eos, end):
+    tokenizer = qwen()
+    tokenizer.eos_token = "<|endoftext|>"
+    ids = tokenizer.convert_tokens_to_ids
+    assert response_end(ChatEncoder(tokenizer), ids(eos)) == ids(end)
 
 
 def test_tokens_without_a_row_in_the_embedding_are_refused(tmp_path):

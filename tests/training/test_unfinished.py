@@ -75,7 +75,7 @@ def test_a_turn_end_that_is_no_eos_is_named_once(session):
     assert "none of 2 responses ended with an EOS token (<|endoftext|>); 2 were cut off" in said
     assert "max_response_tokens=6" in said
     assert "ends a turn with <|im_end|>, which is no EOS token, and 1 of 2 responses hold it" in said
-    assert said.endswith("set model.eos_tokens to \\['<|im_end|>', '<|endoftext|>']")
+    assert said.endswith("set model.eos_tokens to ['<|im_end|>', '<|endoftext|>']")
 
 
 def test_both_causes_are_named_where_no_response_holds_the_turn_end(session):
