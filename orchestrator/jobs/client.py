@@ -19,6 +19,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.proxies import proxy_variable, spare_this_machine
 from orchestrator.errors import ConfigError
+from orchestrator.storage.addresses import why_silent
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -41,9 +42,13 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         self.option = f" --address {address}" if address else ""
         """The address as an option, for commands shown to the user."""
-        self.address = _url(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
+        variable = os.environ.get(ADDRESS_VARIABLE)
+        self.source = "--address" if address else ADDRESS_VARIABLE if variable else "no setting, the default"
+        self.address = _url(address or variable or DEFAULT_ADDRESS, self.source)
         self._headers, self._token_source = _token()
         spare_this_machine(self.address)
+        if (reason := why_silent(self.address)) is not None:
+            raise ConfigError(self._silence(reason))
         found = self._get("/api/v0/cluster_metadata")
         ours, theirs = platform.python_version(), found["pythonVersion"]
         if found["rayVersion"] != ray.__version__ or theirs.split(".")[:2] != ours.split(".")[:2]:
@@ -156,16 +161,19 @@ class Cluster:
             f"{self.address} refuses the token of {self._token_source}, which is another cluster's: {advice}"
         )
 
+    def _silence(self, reason: str) -> str:
+        return (
+            f"{self.address}: no Ray cluster answers there ({reason}); the address is that of {self.source}. "
+            f"Start one (ray start --head), name its dashboard with --address or {ADDRESS_VARIABLE}, or "
+            f"forward its port (ssh -L 8265:127.0.0.1:8265 HEAD){self._proxy_in_the_way()}"
+        )
+
     @contextlib.contextmanager
     def _answers(self) -> Iterator[None]:
         try:
             yield
         except requests.RequestException as error:
-            raise ConfigError(
-                f"{self.address}: no Ray cluster answers there ({type(error).__name__}). Start one (ray "
-                f"start --head), name its dashboard with --address or {ADDRESS_VARIABLE}, or forward its "
-                f"port (ssh -L 8265:127.0.0.1:8265 HEAD){self._proxy_in_the_way()}"
-            ) from error
+            raise ConfigError(self._silence(type(error).__name__)) from error
         except RuntimeError as error:
             # The job server's error holds a traceback from there, whose last line is the reason.
             raise ConfigError(f"{self.address}: {str(error).strip().splitlines()[-1]}") from error
@@ -176,13 +184,11 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
-def _url(address: str) -> str:
+def _url(address: str, source: str) -> str:
     url = (address if "://" in address else f"http://{address}").rstrip("/")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f"--address: {address} is not the address of a dashboard, such as {DEFAULT_ADDRESS}"
-        )
+        raise ConfigError(f"{source}: {address} is not the address of a dashboard, such as {DEFAULT_ADDRESS}")
     return url
 
 

@@ -198,6 +198,7 @@ def _content_hash(folder: Path) -> str:
 def _explained(server: Server, action: str) -> Iterator[None]:
     """Raise any failure of the server as a ConfigError that names the action."""
     try:
+        server.ping()
         yield
     except ConfigError:
         raise

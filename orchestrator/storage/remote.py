@@ -9,15 +9,18 @@ installed.
 """
 
 import contextlib
+import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from orchestrator.errors import ConfigError, RunError
+from orchestrator.storage.addresses import why_silent
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState, parse_state, step_name
 from orchestrator.storage.checksums import EXPORT, STATE, Checksums, damage
 from orchestrator.storage.files import write_atomically
@@ -288,6 +291,7 @@ def place_of(step: int) -> str:
 
 def _open(url: str) -> tuple[FileSystem, str]:
     """The file system of a URL, and the path in it."""
+    _refuse_silent(url)
     try:
         return FileSystem.from_uri(url)
     except (ValueError, NotImplementedError) as error:
@@ -296,6 +300,27 @@ def _open(url: str) -> tuple[FileSystem, str]:
         ) from error
     except OSError as error:  # pyarrow asks S3 for the bucket's region
         raise ConfigError(f"run.remote={url}: cannot be opened ({error}). {ADVICE}.") from error
+
+
+def _refuse_silent(url: str) -> None:
+    """Refuse an S3 server of the user's own that does not answer: pyarrow would wait for it for ever."""
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        return
+    query = parse_qs(parts.query)
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    found = {"endpoint_override": query.get("endpoint_override", [""])[0]}
+    found |= {name: os.environ.get(name, "") for name in variables}
+    for source, endpoint in found.items():
+        if endpoint:
+            scheme = query.get("scheme", ["https"])[0]
+            reason = why_silent(endpoint if "://" in endpoint else f"{scheme}://{endpoint}")
+            if reason is not None:
+                raise ConfigError(
+                    f"run.remote={url.partition('?')[0]}: nothing answers at {endpoint}, the address of "
+                    f"{source} ({reason}). {ADVICE}."
+                )
+            return
 
 
 def _copy(source: str, target: str, source_files: FileSystem, target_files: FileSystem) -> None:

@@ -38,7 +38,9 @@ def _run_page(tracking_uri: str, folder: Path) -> str:
     if run_id is None:
         return ""
     try:
-        experiment = Server(tracking_uri).client.get_run(run_id).info.experiment_id
-    except MlflowException:
+        server = Server(tracking_uri)
+        server.ping()
+        experiment = server.client.get_run(run_id).info.experiment_id
+    except (MlflowException, OSError):
         return ""
     return f"/#/experiments/{experiment}/runs/{run_id}"

@@ -65,6 +65,7 @@ class ParentRun:
         self.say = say
         self.kind = kind
         try:
+            self.server.ping()
             self.run_id = self._resume(folder) or self._start(experiment, name, folder, params, tags)
         except Exception as error:  # database drivers have their own kinds of errors
             problem = "cannot be reached" if may_pass(error) else f"refused the {kind}"

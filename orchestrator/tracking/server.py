@@ -5,6 +5,7 @@ passwords.
 """
 
 import logging
+import os
 import re
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from orchestrator.config.proxies import spare_this_machine
 from orchestrator.errors import ConfigError
+from orchestrator.storage.addresses import why_silent
 from orchestrator.storage.files import atomically, locked
 from orchestrator.tracking.client_environment import set_client_defaults
 from orchestrator.tracking.names import legal_title
@@ -112,6 +114,21 @@ class Server:
         if self.is_sqlite and (path := self._database()).name not in ("", ":memory:"):
             _make_database(path)
         return MlflowClient(tracking_uri=self.uri)
+
+    @property
+    def source(self) -> str:
+        """Where the address comes from."""
+        named = self.uri == os.environ.get("MLFLOW_TRACKING_URI")
+        return "MLFLOW_TRACKING_URI" if named else "run.dir" if self.is_sqlite else "tracking.uri"
+
+    def ping(self) -> None:
+        """Return when something answers at the address; requests themselves would wait much longer.
+
+        Raises:
+            ConnectionError: Nothing does.
+        """
+        if not self.is_sqlite and (reason := why_silent(self.uri)) is not None:
+            raise ConnectionError(f"{reason}; the address is that of {self.source}")
 
     def experiment_id(self, name: str) -> str:
         """The experiment of this name, which is created if it does not exist.

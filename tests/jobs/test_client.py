@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import ray
 
 from orchestrator.errors import ConfigError
 from orchestrator.jobs.client import Cluster
+from orchestrator.storage import addresses
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -64,4 +66,25 @@ def test_the_token_is_sent_from_where_ray_looks_for_it(here, dashboard, monkeypa
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError):
         Cluster(f"http://127.0.0.1:{dashboard.server_port}")
-    assert dashboard.asked == [("/api/v0/cluster_metadata", sent)]
+    assert dashboard.asked == [("/", None), ("/api/v0/cluster_metadata", sent)]
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_where_nobody_answers_the_message_names_the_address_and_its_source(monkeypatch, variable):
+    monkeypatch.setattr(addresses, "ANSWER_S", 0.2)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        cases = {
+            "127.0.0.1:1": "Connection refused",
+            f"127.0.0.1:{mute.getsockname()[1]}": "no answer within",
+        }
+        for address, reason in cases.items():
+            monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address if variable else "ignored")
+            with pytest.raises(ConfigError) as caught:
+                Cluster(None if variable else address)
+            source = "RAY_API_SERVER_ADDRESS" if variable else "--address"
+            assert f"http://{address}: no Ray cluster answers there ({reason}" in str(caught.value)
+            assert f"that of {source}. Start one" in str(caught.value)

@@ -1,10 +1,13 @@
 """The MLflow run of a sweep or an evaluation."""
 
 import math
+import os
+import socket
 
 import pytest
 
 from orchestrator.errors import ConfigError
+from orchestrator.storage import addresses
 from orchestrator.tracking.parent_run import ParentRun
 from tests.tracking.mlflow_view import artifact, leave, run_of
 
@@ -43,6 +46,14 @@ def test_a_sweeps_run_is_the_parent_of_its_trials(configure, start, runs, tmp_pa
 def test_a_sweep_needs_its_server_only_at_the_start(runs, tmp_path, said, monkeypatch, answering):
     with pytest.raises(ConfigError, match=r"http://127.0.0.1:9 cannot be reached: .*Connection refused"):
         ParentRun("http://127.0.0.1:9", "laser", "sweep", tmp_path, {}, {}, said.append)
+    monkeypatch.setattr(addresses, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mute.getsockname()[1]}")
+        for uri, source in ((os.environ["MLFLOW_TRACKING_URI"], "MLFLOW_TRACKING_URI"), (
+            f"http://localhost:{mute.getsockname()[1]}/mlflow", "tracking.uri",
+        )):  # fmt: skip
+            with pytest.raises(ConfigError, match=rf"cannot be reached: .*; the address is that of {source}"):
+                ParentRun(uri, "laser", "sweep", tmp_path, {}, {}, said.append)
     answering.status = 401
     with pytest.raises(ConfigError, match=r"refused the sweep: .*401"):
         ParentRun(

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.config.schema import dump_config
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
+from orchestrator.storage import addresses
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.journal import Journal, StepEvent, read_events
 from orchestrator.storage.remote import RemoteStorage
@@ -163,4 +164,12 @@ def test_a_url_that_cannot_be_reached_is_refused_with_its_place_and_advice(confi
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        assert "Could not connect to server" in refusal("s3://laser/runs")
+        unanswered = refusal("s3://laser/runs")
+        assert "the address of AWS_ENDPOINT_URL_S3 (Connection refused)" in unanswered
+        nobody.listen()  # accepts, and never answers
+        monkeypatch.setattr(addresses, "ANSWER_S", 0.2)
+        assert "(no answer within 0.2 s)" in refusal("s3://laser/runs")
+        place = f"127.0.0.1:{nobody.getsockname()[1]}"
+        assert "the address of endpoint_override (no answer" in refusal(
+            f"s3://laser/runs?scheme=http&endpoint_override={place}"
+        )
