@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from orchestrator.config.engine import refuse_parts_of_gpus
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
+    ActorCount,
     Gpus,
     Mark,
     PositiveFloat,
@@ -40,7 +41,7 @@ class SFTDataConfig(Section):
 class SFTLearningConfig(Section):
     """The supervised training."""
 
-    num_ranks: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
+    num_ranks: Annotated[ActorCount, Mark.MAY_CHANGE] = 1
     """Ray Train workers; each is a DeepSpeed ZeRO-3 rank."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE] = 1.0
     """CPUs that a rank reserves."""

@@ -6,10 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.config.schema import (
+    ActorCount,
     CustomResources,
+    Gib,
     Gpus,
     Mark,
-    PositiveFloat,
     PositiveInt,
     Section,
     Share,
@@ -44,11 +45,11 @@ class VllmConfig(Section):
     SECTION: ClassVar[str]
     """The section's key, for errors."""
 
-    tensor_parallel: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
+    tensor_parallel: Annotated[ActorCount, Mark.MAY_CHANGE] = 1
     """GPUs (or CPU processes) that share one engine's weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the engine; `auto` takes the precision that the model's folder names."""
-    kv_cache_gib: Annotated[PositiveFloat | None, Mark.MAY_CHANGE] = None
+    kv_cache_gib: Annotated[Gib | None, Mark.MAY_CHANGE] = None
     """KV cache of an engine in GiB; null means 0.5 on CPU, and vLLM's own share of the memory on GPU."""
     cpus: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs that an engine reserves; fractions share a CPU."""
@@ -68,7 +69,7 @@ class EngineConfig(VllmConfig):
 
     SECTION = "rollout"
 
-    num_engines: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
+    num_engines: Annotated[ActorCount, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
     """vLLM engines; each is an actor."""
     max_prompt_tokens: PositiveInt = 2048
     """Longer prompts are dropped and counted."""

@@ -16,15 +16,20 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from orchestrator.config.limits import MOST, MOST_ACTORS, at_most
 from orchestrator.config.texts import parse_yaml, read_yaml, refuse_unusable_texts
 from orchestrator.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
 """A name that is fit for a folder and for a part of a URL."""
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1), at_most(MOST)]
+ActorCount = Annotated[int, Field(ge=1), at_most(MOST_ACTORS)]
+"""How many actors a pool has."""
 PositiveFloat = Annotated[float, Field(gt=0)]
-StepCount = Annotated[int, Field(ge=0)]
+Gib = Annotated[float, Field(gt=0), at_most(MOST)]
+"""An amount of memory."""
+StepCount = Annotated[int, Field(ge=0), at_most(MOST)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 QUANTUM = 1e-4
 """The finest part of a resource that Ray counts."""

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from orchestrator.config.engine import EosTokens, VllmConfig
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
+    ActorCount,
     PositiveFloat,
     PositiveInt,
     RunName,
@@ -31,9 +32,9 @@ class ServedEngine(VllmConfig):
 
     SECTION = "engine"
 
-    replicas: PositiveInt = 1
+    replicas: ActorCount = 1
     """Engine replicas of each model."""
-    max_replicas: PositiveInt | None = None
+    max_replicas: ActorCount | None = None
     """Ray Serve adds replicas under load, up to this number; null keeps `replicas`."""
     max_prompt_tokens: PositiveInt | None = None
     """Longer prompts are refused; null takes a quarter of the model's positions, at most 2048."""
@@ -80,7 +81,7 @@ class IngressConfig(Section):
     """SHA-256 of further API keys, in hex."""
     open: bool = False
     """Answer without an API key; only for an address that no other machine reaches."""
-    replicas: PositiveInt = 1
+    replicas: ActorCount = 1
     """Ingress replicas; each needs little, and the limits apply to each."""
     cpus: Share = 0.1
     """CPUs that an ingress replica reserves."""
@@ -113,7 +114,7 @@ class ServeConfig(Section):
     """Serve new weights as they appear: a run's newest export, or the version that a registry alias names."""
     follow_every_s: PositiveFloat = 10.0
     """Seconds between looks for new weights."""
-    ingress_replicas: PositiveInt = 1
+    ingress_replicas: ActorCount = 1
     """Ingress replicas; each needs little, and the limits apply to each."""
     ingress_cpus: Share = 0.1
     """CPUs that an ingress replica reserves."""

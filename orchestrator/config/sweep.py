@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from orchestrator.config.formula import Formula, NotDefined
 from orchestrator.config.paths import PathOrName
 from orchestrator.config.schema import (
+    ActorCount,
     Mark,
     PositiveFloat,
     PositiveInt,
@@ -112,7 +113,7 @@ class SweepConfig(Section):
     search: SearchConfig = SearchConfig()
     asha: AshaConfig | None = None
     """Prunes trials that fall behind at an evaluation; null trains every trial to its end."""
-    concurrency: PositiveInt | None = None
+    concurrency: ActorCount | None = None
     """Trials at a time; null for as many as the cluster holds."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a trial that fails is resumed from its last checkpoint before it counts as failed."""

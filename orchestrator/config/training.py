@@ -9,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config.engine import EngineConfig, EosTokens, refuse_parts_of_gpus
+from orchestrator.config.limits import MOST_SAMPLES
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
+    ActorCount,
     C,
     CustomResources,
     Gpus,
@@ -95,7 +97,7 @@ class RolloutConfig(EngineConfig):
 class VerificationConfig(Section):
     """The check of answers against the references."""
 
-    num_workers: Annotated[PositiveInt, Mark.MAY_CHANGE] = 1
+    num_workers: Annotated[ActorCount, Mark.MAY_CHANGE] = 1
     """Actors that check answers."""
     timeout_s: Annotated[PositiveFloat, Mark.MAY_CHANGE] = 10.0
     """Seconds that one check may take; then its process is killed and the status is `timeout`."""
@@ -110,7 +112,7 @@ class VerificationConfig(Section):
 class LearningConfig(Section):
     """The policy update."""
 
-    num_ranks: Annotated[PositiveInt, Mark.POOL_SIZE] = 1
+    num_ranks: Annotated[ActorCount, Mark.POOL_SIZE] = 1
     """DeepSpeed ZeRO-3 ranks; each is an actor."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs that a rank reserves; fractions share a CPU."""
@@ -304,6 +306,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"learning.mini_batches: {self.learning.mini_batches} is more than rollout.prompts_per_step="
                 f"{self.rollout.prompts_per_step}; a mini-batch holds whole groups, so use at most that many"
+            )
+        if self.samples_per_step > MOST_SAMPLES:
+            raise ValueError(
+                f"rollout.prompts_per_step: {self.rollout.prompts_per_step} x rollout.samples_per_prompt="
+                f"{self.rollout.samples_per_prompt} makes {self.samples_per_step} samples a step; use at "
+                f"most {MOST_SAMPLES}"
             )
         longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         if longest > self.learning.tokens_per_micro_batch:

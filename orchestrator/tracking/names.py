@@ -30,7 +30,7 @@ def legal_name(name: str) -> str:
     """The name of a metric, parameter or tag for MLflow: the name itself, where MLflow accepts it.
 
     Otherwise each part between slashes that is not acceptable gets `_` for its foreign characters, and a hash
-    of what it was: `eval/a+b/accuracy` becomes `eval/a_b--c2e2f6e5/accuracy`. The result depends on the name
+    of what it was: `eval/a+b/accuracy` becomes `eval/a_b--300273da/accuracy`. The result depends on the name
     alone, and two names have different results.
     """
     return _legal(name)[0]
