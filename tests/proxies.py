@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def set_proxies(monkeypatch, **values):
     """Set variables of proxies, such as `http_proxy`, and unset the others."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+        for spelled in (name, name.upper()):
+            monkeypatch.setenv(spelled, "")  # or else what a test sets would outlive it
+            monkeypatch.delenv(spelled)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
 

@@ -4,11 +4,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from orchestrator.errors import ConfigError
 from orchestrator.tracking.address import tracking_command, tracking_uri
 from orchestrator.tracking.server import Server, without_password
+from tests.proxies import set_proxies
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,13 @@ def test_an_address_that_no_mlflow_can_have_is_refused_before_anything_starts(co
         start(config)
     assert "secret" not in str(error.value)
     assert not config.folder.exists()
+
+
+def test_a_server_on_this_machine_is_asked_without_a_proxy(monkeypatch):
+    set_proxies(monkeypatch, http_proxy="http://127.0.0.1:1")
+    Server("http://127.0.0.7:5000")
+    assert requests.utils.get_environ_proxies("http://127.0.0.7:5000/api") == {}
+    assert requests.utils.get_environ_proxies("http://mlflow.example") != {}
 
 
 def test_a_deleted_experiment_is_refused(configure, start):
