@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from actors.host_memory import return_free_memory
 from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
@@ -43,6 +44,7 @@ class Engine:
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**_engine_arguments(settings)))
+        return_free_memory()  # of loading, packing and compiling
         self.version = -1
         self._sinks: dict[str, Sink] = {}
         """By request id; only the decoding thread touches it."""
@@ -224,6 +226,7 @@ class Engine:
                 self.engine.collective_rpc("update_weights", args=(vars(chunk),))
                 chunk = next(remaining, None)
             self.engine.collective_rpc("finish_weight_update")
+            return_free_memory()  # of the copies through which each layer went
             self.version = version
             self.engine.set_weight_version(str(version))
             # The salt of its version hides a running request's prefix from others; an idle engine frees all

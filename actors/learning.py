@@ -163,8 +163,10 @@ class LearnerRank(RankFiles):
         Returns:
             References to `WeightChunk`s on rank 0, and none elsewhere.
         """
-        parameters = zero3.gathered_parameters(self.learner.model, chunk_bytes, is_sender=self.rank == 0)
-        return [ray.put(chunk) for chunk in pack_chunks(parameters, getattr(torch, dtype), chunk_bytes)]
+        model = self.learner.model
+        parameters = zero3.gathered_parameters(model, is_sender=self.rank == 0)
+        chunks = pack_chunks(parameters, getattr(torch, dtype), chunk_bytes, model.tied_names())
+        return [ray.put(chunk) for chunk in chunks]
 
     def release_device(self) -> None:
         """Move everything to the CPU's memory, so that an engine can use this rank's GPU in its turn."""

@@ -11,9 +11,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from actors.host_memory import return_large_blocks
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
 from orchestrator.messages.batches import PolicySettings
+
+SUB_GROUP_ELEMENTS = 50_000_000
+"""AdamW updates the shards part by part, and each part ends with the parameter that reaches this size. A
+float32 copy of its gradients, and on CPU two temporaries of AdamW's, exist for one part at a time."""
+BUCKET_ELEMENTS = 20_000_000
+"""Gradients that a rank on CPU collects before it reduces them and adds them up in float32."""
+GATHERED_ELEMENTS = 20_000_000
+"""Parameters that are gathered at once when the weights are read out, or one larger parameter."""
 
 
 class LogProbModel(torch.nn.Module):
@@ -45,9 +54,18 @@ class LogProbModel(torch.nn.Module):
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(hidden[read], targets)
 
-    def checkpoint_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Parameters by checkpoint name; tied ones come under each name, since vLLM packs each by itself."""
-        yield from self.model.named_parameters(remove_duplicate=False)
+    def checkpoint_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters by checkpoint name. Tied ones come once, under the first of their names."""
+        return dict(self.model.named_parameters())
+
+    def tied_names(self) -> dict[str, str]:
+        """Further checkpoint names of tied parameters, each with the name under which it comes."""
+        first = {id(parameter): name for name, parameter in self.checkpoint_parameters().items()}
+        return {
+            name: first[id(parameter)]
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if first[id(parameter)] != name
+        }
 
 
 class Learner:
@@ -64,6 +82,7 @@ class Learner:
         self.device = torch.device("cuda" if settings.on_gpu else "cpu")
         if not settings.on_gpu:
             torch.set_num_threads(settings.threads)
+            return_large_blocks()
         self.world_size = torch.distributed.get_world_size()
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.pad_token = padding_token(self.tokenizer)
@@ -101,8 +120,12 @@ class Learner:
 
     def export(self, folder: Path, is_sender: bool) -> None:
         """Write a Hugging Face folder that vLLM and transformers load; the sender writes."""
-        state = {name: tensor.cpu() for name, tensor in gathered_parameters(self.model, 2**30, is_sender)}
+        state = {
+            name: torch.empty_like(tensor, device="cpu").copy_(tensor)
+            for name, tensor in gathered_parameters(self.model, is_sender)
+        }
         if is_sender:
+            state |= {name: state[first] for name, first in self.model.tied_names().items()}
             self.model.model.save_pretrained(folder, state_dict=state)
             self.tokenizer.save_pretrained(folder)
 
@@ -143,7 +166,14 @@ def _adamw(model: torch.nn.Module, settings: PolicySettings) -> torch.optim.Opti
 def zero3_config(settings: PolicySettings) -> dict[str, Any]:
     """DeepSpeed's configuration; the user's `learning.deepspeed` is merged over it, section by section."""
     on_gpu, offload = settings.on_gpu, settings.offload
-    zero: dict[str, Any] = {"stage": 3, "overlap_comm": on_gpu, "contiguous_gradients": True}
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "sub_group_size": SUB_GROUP_ELEMENTS,
+    }
+    if not on_gpu:
+        zero["reduce_bucket_size"] = BUCKET_ELEMENTS
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if offload == "all":
@@ -202,29 +232,24 @@ def restore_rotary_frequencies(model: torch.nn.Module) -> None:
                 getattr(module, name).data = getattr(computed, name).to(getattr(module, name).device)
 
 
-def gathered_parameters(
-    model: LogProbModel, chunk_bytes: int, is_sender: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Full parameters by checkpoint name, gathered in groups of at most `chunk_bytes`, or of one parameter.
+def gathered_parameters(model: LogProbModel, is_sender: bool) -> Iterator[tuple[str, Tensor]]:
+    """Full parameters by checkpoint name, on the model's device; tied ones come once.
 
-    A collective: every rank iterates it to the end. Only the sender gets tensors. They are copies on the
-        model's device, which stay valid after the next group.
+    A collective: every rank iterates it to the end. Only the sender gets tensors. Each is valid until the
+    next one is asked for: the caller copies what it keeps.
     """
     import deepspeed
 
-    group: list[tuple[str, torch.nn.Parameter]] = []
-    size = 0
-    parameters = list(model.checkpoint_parameters())
-    for position, (name, parameter) in enumerate(parameters):
-        group.append((name, parameter))
-        size += _full_size(parameter) * parameter.element_size()
-        if size < chunk_bytes and position + 1 < len(parameters):
-            continue
-        unique = list({id(p): p for _, p in group}.values())
-        with deepspeed.zero.GatheredParameters(unique):
-            copies = [(n, p.detach().clone()) for n, p in group] if is_sender else []
-        yield from copies
-        group, size = [], 0
+    parameters = list(model.checkpoint_parameters().items())
+    while parameters:
+        group: list[tuple[str, torch.nn.Parameter]] = []
+        size = 0
+        while parameters and (not group or size + _full_size(parameters[0][1]) <= GATHERED_ELEMENTS):
+            group.append(parameters.pop(0))
+            size += _full_size(group[-1][1])
+        with deepspeed.zero.GatheredParameters([parameter for _, parameter in group]):
+            if is_sender:
+                yield from ((name, parameter.detach()) for name, parameter in group)
 
 
 def parameter_count(model: LogProbModel) -> int:

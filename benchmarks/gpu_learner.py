@@ -248,7 +248,7 @@ def step(
             sum(
                 chunk.data.nbytes
                 for chunk in pack_chunks(
-                    zero3.gathered_parameters(rank.learner.model, CHUNK, True), torch.bfloat16, CHUNK
+                    zero3.gathered_parameters(rank.learner.model, is_sender=True), torch.bfloat16, CHUNK
                 )
             )
         )

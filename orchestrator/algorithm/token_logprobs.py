@@ -4,6 +4,7 @@ The logits of a 7B model for one batch take tens of gigabytes. Here they exist f
 time, in the forward and in the backward pass.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+
+SLICE_ELEMENTS = 2**25
+"""Elements that are in float32 at a time (128 MiB): enough rows to fill a GPU, few against all logits."""
 
 
 def token_logprobs(
@@ -23,8 +27,9 @@ def token_logprobs(
     """Log-prob of each target and entropy of each distribution, in nats, at temperature 1.
 
     The matmul that gives the logits has the weight's dtype; all that follows is float32 (float64 for a
-    float64 weight). The log-probs can be differentiated once, by `hidden`, `weight` and `bias`; the entropies
-    have no gradient. Memory peaks at a few [chunk_tokens, vocab] tensors, and in the backward pass one
+    float64 weight), for as many tokens at a time as `SLICE_ELEMENTS` holds. The log-probs can be
+    differentiated once, by `hidden`, `weight` and `bias`; the entropies have no gradient. Memory peaks at one
+    [chunk_tokens, vocab] tensor of the weight's dtype and a few float32 slices, and in the backward pass one
     float32 copy of the weight's gradient.
 
     Raises:
@@ -66,9 +71,11 @@ class _TokenLogProbs(torch.autograd.Function):
         logprobs = hidden.new_empty(len(targets), dtype=torch.promote_types(weight.dtype, torch.float32))
         entropy = torch.empty_like(logprobs)
         for chunk in _chunks(len(targets), chunk_tokens):
-            all_logprobs = linear(hidden[chunk], weight, bias).log_softmax(dim=-1, dtype=logprobs.dtype)
-            logprobs[chunk] = all_logprobs.gather(1, targets[chunk, None]).squeeze(1)
-            entropy[chunk] = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
+            logits = linear(hidden[chunk], weight, bias)
+            for part, rows in _slices(chunk, logits):
+                all_logprobs = logits[part].log_softmax(dim=-1, dtype=logprobs.dtype)
+                logprobs[rows] = all_logprobs.gather(1, targets[rows, None]).squeeze(1)
+                entropy[rows] = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
         # Save the Parameter itself, as torch.nn.Linear does: between the passes ZeRO-3 frees its data, and
         # gathers it again for the backward pass.
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -85,17 +92,23 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=grad_logprobs.dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=grad_logprobs.dtype) if needs_bias else None
         for chunk in _chunks(len(targets), ctx.chunk_tokens):
-            grad = grad_logprobs[chunk, None]
-            probs = linear(hidden[chunk], weight, bias).softmax(dim=-1, dtype=grad.dtype)
-            # d logprob / d logits = onehot(target) - softmax
-            grad_logits = probs.mul_(-grad).scatter_add_(1, targets[chunk, None], grad)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0)
-            grad_logits = grad_logits.to(weight.dtype)
+            # Slice by slice, the logits' gradient takes the place of the logits.
+            grad_logits = linear(hidden[chunk], weight, bias)
+            for part, rows in _slices(chunk, grad_logits):
+                grad = grad_logprobs[rows, None]
+                probs = grad_logits[part].softmax(dim=-1, dtype=grad.dtype)
+                # d logprob / d logits = onehot(target) - softmax
+                exact = probs.mul_(-grad).scatter_add_(1, targets[rows, None], grad)
+                if grad_bias is not None:
+                    grad_bias += exact.sum(dim=0)
+                grad_logits[part] = exact
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[chunk]
+                # A CPU adds bfloat16 to float32 through a float32 copy, which is one of a slice here.
+                for _, rows in _slices(slice(0, len(weight)), weight):
+                    grad_weight[rows] += grad_logits[:, rows].T @ hidden[chunk]
+            del grad_logits
         return (
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
@@ -106,4 +119,11 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _chunks(tokens: int, chunk_tokens: int) -> list[slice]:
-    return [slice(start, start + chunk_tokens) for start in range(0, tokens, chunk_tokens)]
+    return [slice(start, min(start + chunk_tokens, tokens)) for start in range(0, tokens, chunk_tokens)]
+
+
+def _slices(chunk: slice, matrix: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Parts of a chunk whose float32 copies are small: rows of its matrix, and the same rows of all."""
+    rows = max(1, SLICE_ELEMENTS // matrix.shape[1])
+    for part in _chunks(len(matrix), rows):
+        yield part, slice(chunk.start + part.start, chunk.start + part.stop)

@@ -76,3 +76,28 @@ def test_transposed_weights_arrive_in_their_own_order():
     [chunk] = pack_chunks([("weight", weight)], torch.float32, 64)
     [(_, sent)] = chunk.tensors()
     assert sent.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_tied_parameter_is_sent_once_and_read_under_each_of_its_names():
+    sent = parameters(embedding=(4, 4), layer=(4,))
+    chunks = list(pack_chunks(sent, torch.float32, 64, tied={"head": "embedding", "other": "embedding"}))
+    assert [chunk.names for chunk in chunks] == [["embedding"], ["layer"]]
+    assert sum(chunk.data.nbytes for chunk in chunks) == 4 * (16 + 4)
+    assert chunks[1].tied == {}
+    received = list(chunks[0].tensors())
+    assert [name for name, _ in received] == ["embedding", "head", "other"]
+    for _, tensor in received:
+        torch.testing.assert_close(tensor, sent[0][1], rtol=0, atol=0)
+        assert tensor.data_ptr() == chunks[0].data.ctypes.data
+
+
+def test_a_parameter_may_change_once_the_next_one_is_asked_for():
+    """As a gathered parameter does, whose memory the next one takes."""
+
+    def gathered():
+        weight = torch.empty(4)
+        for number in range(3):
+            yield str(number), weight.fill_(number)
+
+    [chunk] = pack_chunks(gathered(), torch.float32, 64)
+    assert [tensor.tolist() for _, tensor in chunk.tensors()] == [[0] * 4, [1] * 4, [2] * 4]

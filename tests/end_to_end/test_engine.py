@@ -95,9 +95,9 @@ def load(
 
 
 def chunks_of(model: Qwen2ForCausalLM) -> list[WeightChunk]:
-    return list(
-        pack_chunks(model.named_parameters(remove_duplicate=False), torch.float32, chunk_bytes=50_000)
-    )
+    """The model's parameters as the learner sends them: a tied head once, under two names."""
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.config.tie_word_embeddings else {}
+    return list(pack_chunks(model.named_parameters(), torch.float32, chunk_bytes=50_000, tied=tied))
 
 
 @torch.no_grad()
