@@ -1,11 +1,52 @@
-"""How many CPUs of the machine this process may use."""
+"""How many CPUs and how much memory of the machine this process may use."""
 
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 GIB = 2**30
+
+RAY_THRESHOLD = 0.95
+"""Ray's default: it ends actors while more than this share of a node's memory is in use."""
+
+
+@dataclass(frozen=True)
+class MainMemory:
+    """Bytes of main memory, of the machine or of the control group that limits this process."""
+
+    total: int
+    available: int
+    """What programs can still allocate."""
+
+    @property
+    def for_run(self) -> int:
+        """What a run can take before Ray's memory monitor ends one of its actors."""
+        threshold = float(os.environ.get("RAY_memory_usage_threshold", RAY_THRESHOLD))  # noqa: SIM112
+        return max(0, self.available - int((1 - threshold) * self.total))
+
+
+def main_memory(root: Path = Path("/")) -> MainMemory:
+    """This machine's memory, within a container's limit.
+
+    Args:
+        root: The folder with `proc/meminfo` and `sys/fs/cgroup`.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        total, available = (1024 * int(fields[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError):  # not Linux
+        available = total
+    try:
+        group = root / "sys/fs/cgroup"
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return MainMemory(total, available)
+    return MainMemory(min(total, limit), min(available, limit - used))
 
 
 def usable_cpus(root: Path = Path("/")) -> int:

@@ -18,26 +18,19 @@ from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
 from orchestrator.algorithm.schedule import Schedule
 from orchestrator.cluster.bundles import bundles_for
-from orchestrator.cluster.machine import GIB
+from orchestrator.cluster.machine import GIB, main_memory
 from orchestrator.cluster.nodes import local_nodes
 from orchestrator.config.training import LossConfig, RunConfig
 from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.problems import FILE_SUFFIXES, load_problems
 from orchestrator.data.tokens import looks_local, tokens_of
 from orchestrator.errors import ConfigError, LaserError
+from orchestrator.planning.fit import gpu_memory, memory_notes
 from orchestrator.planning.hub import hub_answers, local_cache_only
-from orchestrator.planning.memory import (
-    MemoryPlan,
-    ModelSize,
-    gpu_memory,
-    machine_memory,
-    memory_notes,
-    model_size,
-    plan_memory,
-)
 from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size_pools
+from orchestrator.pools.memory import MemoryPlan, ModelSize, model_size, plan_memory
 from orchestrator.training.preparation import prepare
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -93,11 +86,11 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
         warning := turn_end_warning(inputs.tokens.chat, inputs.tokens.eos_tokens)
     ):
         warnings.append(warning)
-    memory = None
+    memory, room = None, main_memory()
     if inputs.tokens is not None and size is not None:
         memory = plan_memory(config, size)
         warnings += model_warnings(config, size, memory)
-        notes += memory_notes(config, memory, machine_memory(), gpu_memory())
+        notes += memory_notes(config, size, memory, room, gpu_memory())
         notes += _weight_notes(config.model.path)
     machine = local_nodes()
     try:
@@ -114,7 +107,7 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
         memory=memory,
         placement=tuple(plan_placement(config)),
         machine=machine[0],
-        machine_memory=machine_memory(),
+        machine_memory=room,
         sizing=sizing,
         warnings=tuple(warnings),
         notes=tuple(notes),
@@ -249,10 +242,11 @@ def model_warnings(config: RunConfig, size: ModelSize, memory: MemoryPlan) -> li
             f"{size.context} positions: vLLM refuses to start unless the model's rope scaling covers them; "
             "lower the two keys"
         )
-    if memory.kv_tokens is not None and memory.kv_tokens < longest:
-        needed = math.ceil(100 * longest * memory.kv_bytes_per_token / GIB) / 100
+    engine = memory.engine
+    if engine.kv_tokens is not None and engine.kv_tokens < longest:
+        needed = math.ceil(100 * longest * engine.kv_bytes_per_token / GIB) / 100
         warnings.append(
-            f"an engine's KV cache holds {memory.kv_tokens} tokens, and the longest sample has {longest}: "
+            f"an engine's KV cache holds {engine.kv_tokens} tokens, and the longest sample has {longest}: "
             f"vLLM refuses to start; set rollout.kv_cache_gib to at least {needed:g}"
         )
     return warnings

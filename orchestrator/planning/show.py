@@ -8,12 +8,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cluster.machine import GIB
+from orchestrator.cluster.machine import GIB, MainMemory
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
-from orchestrator.planning.memory import MemoryPlan, ModelSize
 from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.sizing import Sizing
+from orchestrator.pools.memory import DRIVER_BYTES, RAY_BYTES, VERIFIER_BYTES, MemoryPlan, ModelSize
 from orchestrator.training.preparation import PreparedRun
 
 SHORT_PROMPT_TOKENS = 40
@@ -37,7 +37,6 @@ def show(report: Report, console: Console) -> None:
     if report.size is not None and report.memory is not None:
         memory = _memory_table(report.memory, report.machine_memory, config)
         _section(console, f"Memory in GiB ({_size(report.size)})", memory)
-        console.print("  Activations and each actor's libraries need more on top.", style="dim")
     _section(console, "Placement", _placement_table(report.placement, report.machine))
     if report.sizing is not None:
         _show_sizing(report.sizing, console)
@@ -177,7 +176,7 @@ def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConf
     return table
 
 
-def _memory_table(memory: MemoryPlan, machine_memory: int, config: RunConfig) -> Table:
+def _memory_table(memory: MemoryPlan, room: MainMemory, config: RunConfig) -> Table:
     learning, rollout = config.learning, config.rollout
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -188,36 +187,47 @@ def _memory_table(memory: MemoryPlan, machine_memory: int, config: RunConfig) ->
     def row(name: str, size: int | None, gpus: float, what: str) -> None:
         table.add_row(name, "-" if size is None else _gib(size), "GPU" if gpus else "CPU", what)
 
-    states = f"1/{learning.num_ranks} of weights, gradients and AdamW (DeepSpeed's estimate for ZeRO-3)"
-    row("learner rank", memory.learner.per_rank, learning.gpus_per_rank, states)
-    row("learner buffers", memory.learner.host, 0, f"all ranks together, learning.offload={learning.offload}")
-    if memory.reference_per_rank:
-        row(
-            "reference",
-            memory.reference_per_rank,
-            learning.gpus_per_rank,
-            "a learner rank's part of the initial model's weights",
-        )
-    row(
-        "engine weights",
-        memory.engine_weights,
-        rollout.gpus,
-        f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}",
-    )
+    rank, engine = memory.rank, memory.engine
+    row("learner rank", rank.peak, learning.gpus_per_rank, "at its peak:")
+    for part, size, what in (
+        ("weights", rank.weights, f"1/{learning.num_ranks}, {learning.dtype}"),
+        ("states", rank.states, "float32 masters, gradients and AdamW's two moments of them"),
+        ("buffers", rank.gathered, "of collectives"),
+        ("reference", rank.reference, "a rank's part of the initial model's weights"),
+        ("libraries", rank.libraries, "Python, torch, DeepSpeed, transformers (measured)"),
+        ("activations", rank.activations, f"of {learning.tokens_per_micro_batch:,} tokens"),
+        ("head", rank.head, "logits and gradients, beside the activations"),
+        ("update", rank.update, "AdamW's temporaries, after the activations have gone"),
+    ):
+        if size:
+            row(f"  {part}", size, learning.gpus_per_rank, what)
+    if rank.host:
+        row("offloaded", rank.host, 0, f"a rank's states, learning.offload={learning.offload}")
+    row("engine", engine.peak, rollout.gpus, "at its peak:")
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    longest_gib = _gib(longest * memory.kv_bytes_per_token)
+    longest_gib = _gib(longest * engine.kv_bytes_per_token)
     kv_cache = f"the free memory that vLLM finds; the longest sample takes {longest_gib}"
-    if memory.kv_tokens is not None:
+    if engine.kv_tokens is not None:
         kv_cache = (
-            f"{memory.kv_tokens:,} tokens, {memory.kv_tokens / longest:,.1f} of the longest samples at once"
+            f"{engine.kv_tokens:,} tokens, {engine.kv_tokens / longest:,.1f} of the longest samples at once"
         )
-    row("engine KV cache", memory.kv_cache, rollout.gpus, kv_cache)
-    row("object store", memory.in_transit, 0, "the engines' weights and their next version")
+    weights = f"{config.engine_dtype}, rollout.tensor_parallel={rollout.tensor_parallel}"
+    row("  weights", engine.weights, rollout.gpus, weights)
+    row("  KV cache", engine.kv_cache, rollout.gpus, kv_cache)
+    if engine.libraries:
+        row("  packed", engine.packed, 0, "copies of weights for a CPU's matrix products (measured share)")
+        row("  loading", engine.loading, 0, "the head and its packed copy, while new weights come")
+        row("  libraries", engine.libraries, 0, "Python, torch, vLLM, its compiler (measured)")
+    row("verifier", VERIFIER_BYTES, 0, "with its child (measured)")
+    row("driver, Ray", DRIVER_BYTES + RAY_BYTES, 0, "`laser train`, and Ray's own processes (measured)")
+    row("object store", 2 * memory.published, 0, "the engines' weights and their next version")
+    for phase, size in memory.host_phases.items():
+        row(f"all pools, {phase}", size, 0, "")
     table.add_row(
-        "[bold]all pools[/bold]",
+        "[bold]at the peak[/bold]",
         f"[bold]{_gib(memory.host_total)}[/bold]",
         "CPU",
-        f"this machine has {_gib(machine_memory)}",
+        f"of {_gib(room.for_run)} that a run can take on this machine",
     )
     return table
 

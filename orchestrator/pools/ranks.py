@@ -1,11 +1,10 @@
 """The learner ranks on the driver's side: their settings, their start, and calls of all ranks together."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.learning import LearnerRank
 from orchestrator.algorithm.loss import LossSettings
@@ -13,7 +12,10 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.messages.batches import LearnerSettings, PolicySettings
 from orchestrator.pools.handles import RankHandle
+from orchestrator.pools.memory_kill import name_actor
 
+RANK = "learner rank"
+"""A rank's name in messages, before its number."""
 PING_TIMEOUT_S = 5.0
 """How long a living rank may take to answer; a busy one takes longer and passes."""
 
@@ -99,9 +101,13 @@ def call_ranks(
     """
     try:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
-    except RayTaskError:
+    except RayTaskError as error:
         # A rank fails in a collective when its peer has died. Report the death: the run can recover from it.
+        name_actor(error, ranks, RANK)
         check_alive(ranks)
+        raise
+    except RayError as error:
+        name_actor(error, ranks, RANK)
         raise
 
 
@@ -112,5 +118,10 @@ def check_alive(ranks: Sequence[RankHandle]) -> None:
         ray.exceptions.RayActorError: A rank has died.
     """
     for rank in ranks:
-        with contextlib.suppress(GetTimeoutError):
+        try:
             ray.get(rank.ping.remote(), timeout=PING_TIMEOUT_S)
+        except GetTimeoutError:
+            continue
+        except RayError as error:
+            name_actor(error, ranks, RANK)
+            raise

@@ -26,6 +26,7 @@ from orchestrator.data.fingerprints import (
 )
 from orchestrator.errors import ConfigError, RunError, RunStopped
 from orchestrator.pools.failures import translated_failures
+from orchestrator.pools.savings import kill_advice
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.files import claimed, read_record, write_atomically
 from orchestrator.storage.folders import make_folder, refuse_unusable_folder
@@ -161,6 +162,7 @@ def _start_or_resume(
     failures = translated_failures(
         "the same command resumes from the last checkpoint",
         reached=lambda: f" after step {_last_step(checkpoints)} was saved",
+        advice=kill_advice(config),
     )
     try:
         with failures, progress:

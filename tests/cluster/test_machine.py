@@ -1,4 +1,4 @@
-"""How many CPUs a process may use: by its affinity, and by the quotas of control groups in both versions."""
+"""How many CPUs and how much memory a process may use: by affinity, and by control groups."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.cluster.machine import usable_cpus
+from orchestrator.cluster.machine import GIB, main_memory, usable_cpus
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -91,3 +91,28 @@ def test_the_cluster_and_the_doctor_count_the_cpus_of_this_process():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.startswith("1.0 1; ")
+
+
+def memory_folder(root, limit, used=3 * GIB):
+    """A /proc and /sys of a machine of 16 GiB, 12 of them available, and a control group."""
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(f"MemTotal: {16 * 2**20} kB\nMemAvailable: {12 * 2**20} kB\n")
+    if limit is not None:
+        (root / "sys/fs/cgroup").mkdir(parents=True)
+        (root / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
+        (root / "sys/fs/cgroup/memory.current").write_text(f"{used}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "available"),
+    [(None, 16, 12), ("max", 16, 12), (8 * GIB, 8, 5), (64 * GIB, 16, 12)],
+)
+def test_memory_is_the_machines_within_the_containers_limit(tmp_path, limit, total, available):
+    memory = main_memory(memory_folder(tmp_path, limit))
+    assert (memory.total, memory.available) == (total * GIB, available * GIB)
+
+
+def test_without_proc_all_memory_counts_as_available(tmp_path):
+    memory = main_memory(tmp_path)
+    assert memory.available == memory.total > 0

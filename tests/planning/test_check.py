@@ -14,10 +14,8 @@ import yaml
 
 from experiments.quickstart.task import write_untrained
 from orchestrator.cli import main
-from orchestrator.cluster.machine import GIB
 from orchestrator.config.training import RunConfig
 from orchestrator.planning.check import explain_c_ref, plan_batch, plan_placement, plan_schedule
-from orchestrator.planning.memory import ModelSize, learner_memory, memory_notes, model_size, plan_memory
 from orchestrator.planning.report import TrainingPhase
 from tests.settings import configure
 
@@ -159,102 +157,6 @@ def test_calibration_says_what_will_be_refused():
     lines, _ = explain_c_ref(run_config(loss={"beta_v": 0.1}).loss)
     # -1 / beta_v; and the lower of -10 + log(0.05) = -12.996 and -1.3 / beta_v = -13.
     assert "if c_ref is -10 (-1 / beta_v) or more, and warned about above -13" in lines[1]
-
-
-SIZE = ModelSize(
-    "made-up",
-    parameters=1000,
-    largest_layer=10,
-    layers=2,
-    attention_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    vocabulary=50,
-    context=64,
-)
-
-
-@pytest.mark.parametrize(
-    ("learning", "per_rank", "host"),
-    [
-        # 18 bytes x 1000 parameters over 4 ranks, and the largest layer of 10 with its gradient, 2 bytes
-        # each; buffers: 1.5 x 4 x 10 x 4.
-        ({"dtype": "bfloat16"}, 4500 + 40, 240),
-        # Twice as wide weights: 20 bytes, and 4 + 4 for the largest layer.
-        ({"dtype": "float32"}, 5000 + 80, 240),
-        # On the GPU only the weights, 2 bytes; on the CPU 1.5 x 16 bytes.
-        ({"dtype": "bfloat16", "offload": "optimizer"}, 500 + 40, 24_000),
-        ({"dtype": "bfloat16", "offload": "all"}, 40, 27_000),
-    ],
-)
-def test_learner_memory(learning, per_rank, host):
-    memory = learner_memory(SIZE, run_config(learning={"num_ranks": 4, **learning}).learning)
-    assert (memory.per_rank, memory.host) == (per_rank, host)
-
-
-def test_memory_plan_on_gpus():
-    config = run_config(
-        learning={"num_ranks": 4, "gpus_per_rank": 1, "dtype": "bfloat16"},
-        rollout={"gpus": 1, "tensor_parallel": 2},
-        loss={"kl_coef": 0.1},
-    )
-    plan = plan_memory(config, SIZE)
-    assert plan.reference_per_rank == 500  # 2 bytes x 1000 / 4
-    assert plan.engine_weights == 1000  # 2 bytes x 1000 / 2
-    assert plan.kv_bytes_per_token == 64  # key and value x 2 layers x 1 head a rank x 8 x 2 bytes
-    assert plan.kv_cache is None
-    assert plan.kv_tokens is None
-    assert plan.in_transit == 4000  # two versions of 2 bytes x 1000
-    assert plan.host_total == 240 + 4000
-
-
-def test_a_colocated_learner_is_in_the_cpus_memory_while_it_waits():
-    learning = {"num_ranks": 4, "gpus_per_rank": 1, "dtype": "bfloat16"}
-    apart = plan_memory(run_config(learning=learning, rollout={"gpus": 1}), SIZE)
-    turns = plan_memory(run_config(learning=learning, rollout={"gpus": 1, "colocate": True}), SIZE)
-    assert turns.host_total == apart.host_total + 4 * apart.learner.per_rank
-
-
-def test_memory_plan_on_cpu_counts_everything_as_the_machines():
-    config = run_config(rollout={"num_engines": 2, "kv_cache_gib": 1.0})
-    plan = plan_memory(config, SIZE)
-    # A rank of 20 x 1000 + 8 x 10; buffers of 1.5 x 4 x 10; two engines of 4 x 1000 and 1 GiB; two versions
-    # of 4 x 1000.
-    assert plan.host_total == 20_080 + 60 + 2 * (4000 + GIB) + 8000
-    assert plan.kv_tokens == GIB // (2 * 2 * 2 * 8 * 4)
-
-
-def test_memory_notes_name_what_does_not_fit():
-    config = run_config(learning={"gpus_per_rank": 1}, rollout={"gpus": 0.5, "kv_cache_gib": 1.0})
-    plan = plan_memory(config, SIZE)
-    assert memory_notes(config, plan, host=plan.host_total, gpu=4 * GIB) == []
-    notes = memory_notes(config, plan, host=plan.host_total - 1, gpu=GIB)
-    assert len(notes) == 2
-    assert "KV cache: 1.0 GiB, but it gets 0.5 GiB of" in notes[1]
-
-
-def test_model_size_reads_the_shape_without_weights(untrained, tmp_path):
-    shutil.copy(untrained / "config.json", tmp_path)
-    size = model_size(str(tmp_path))
-    # 260 tokens: 256 bytes and 4 special ones. Attention of a layer: q and o 128 x 128, k and v 128 x 64,
-    # biases of q, k and v; its MLP 3 x 128 x 384, two norms; a last norm; embedding and head are not tied.
-    layer = 2 * 128 * 128 + 2 * 128 * 64 + (128 + 64 + 64) + 3 * 128 * 384 + 2 * 128
-    assert size.parameters == 4 * layer + 128 + 2 * 260 * 128
-    assert size.largest_layer == 128 * 384
-    assert (
-        size.layers,
-        size.attention_heads,
-        size.kv_heads,
-        size.head_dim,
-        size.vocabulary,
-        size.context,
-    ) == (4, 4, 2, 32, 260, 512)
-
-
-def test_model_size_counts_tied_weights_once(untrained, tmp_path):
-    config = json.loads((untrained / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    assert model_size(str(untrained)).parameters - model_size(str(tmp_path)).parameters == 260 * 128
 
 
 def test_colocated_engines_reserve_nothing():
