@@ -53,9 +53,15 @@ _IN_FORMULA = re.compile(
         )
     )
 )
-# An answer has no indentation, and no second line that is only a letter.
+# An answer has no indentation, no second line that is only a letter, and no space before its line break.
 _IN_ANSWER = re.compile(
-    "|".join((_lost(r"^\t", "tan tanh tau to top"), r"(?<!\n)\nu(?![A-Za-z\n])(?!.*[=\n])"))
+    "|".join(
+        (
+            _lost(r"^\t", "tan tanh tau to top"),
+            r"(?<!\n)\nu(?![A-Za-z\n])(?!.*[=\n])",
+            _lost(r"(?<=\S )\n", "ne neg nmid not ncong nexists nparallel") + r"(?!.*[=\n])",
+        )
+    )
 )
 _FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$]{1,200}\$|\\\(.*?\\\)|\\\[.*?\\\]|\\boxed\{[^}]*\}?", re.DOTALL)
 _LONGEST_ANSWER = 200

@@ -116,6 +116,8 @@ def test_parquet_that_is_no_text_is_named(tmp_path):
         (r"\neq", "neq"),
         (r"\nu", "nu"),
         (r"E=h\nu", "nu"),
+        (r"x \ne 0", "ne"),
+        (r"a \nmid b", "nmid"),
         (r"x\notin A", "notin"),
         (r"\rho", "rho"),
         (r"(1\right)", "right"),
@@ -217,6 +219,8 @@ def test_honest_text_is_kept(text, tmp_path):
         "a\tb",
         "5\u00a0km",
         "unknown\nnever",
+        "x = 1 \ne = 2",
+        "yes \nor no",
     ],
 )
 def test_honest_answers_are_kept(answer, tmp_path):
