@@ -25,7 +25,7 @@ from actors.rows import demonstration_rows
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.config.cold_start import SFTConfig
 from orchestrator.data.demonstrations import Demonstrations, length_batches
-from orchestrator.messages.batches import PolicySettings
+from orchestrator.messages.batches import FAULTS, PolicySettings
 
 REPORT_SECONDS = 5.0
 """A report holds several steps: Ray Train collects one every 2 s, and blocks a rank that sends more."""
@@ -120,13 +120,15 @@ class SupervisedRank:
             loss = share_of_loss(learner.engine, samples, total, learner.pad_token, learner.device)
             learner.backward(loss, last=number == len(micro_batches) - 1)
             loss_sum += loss.detach()
-        learner.update()
         torch.distributed.all_reduce(loss_sum)
+        faults = torch.tensor([name == "the loss" for name in FAULTS], device=learner.device)
+        taken = not learner.update(faults & ~torch.isfinite(loss_sum))
         return {
             "loss/total": loss_sum.item(),
             "sft/lr": lr,
             "sft/tokens": total,
-            "policy/grad_norm": learner.grad_norm,
+            "policy/grad_norm": learner.grad_norm if taken else math.inf,
+            "learn/skipped_steps": float(not taken),
             "time/step": time.perf_counter() - started,
         }
 
@@ -153,7 +155,11 @@ def train_rank(job: dict[str, Any]) -> None:
         is_writer = rank.rank == 0
         rank.learner.export(Path(folder), is_sender=is_writer)
         ray.train.report(
-            {"steps": done, "parameters": zero3.parameter_count(rank.learner.model)},
+            {
+                "steps": done,
+                "parameters": zero3.parameter_count(rank.learner.model),
+                "weights_finite": rank.learner.weights_finite(),
+            },
             checkpoint=Checkpoint.from_directory(folder) if is_writer else None,
             checkpoint_dir_name="export",
         )

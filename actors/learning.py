@@ -4,6 +4,7 @@ In: a `TrainBatch`: references to trajectories in the object store, scalars for 
 micro-batches. Out: sums for the metrics, and the new weights as chunks in the object store.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 from torch.distributed import TCPStore
 
@@ -22,7 +23,14 @@ from actors.rank_files import RankFiles
 from actors.rows import RolloutRows, rollout_rows
 from orchestrator.algorithm.loss import LossInputs, laser_loss
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
-from orchestrator.messages.batches import LearnerSettings, MiniBatch, StepSums, TrainBatch, TrajectoriesRef
+from orchestrator.messages.batches import (
+    FAULTS,
+    LearnerSettings,
+    MiniBatch,
+    StepSums,
+    TrainBatch,
+    TrajectoriesRef,
+)
 from orchestrator.messages.trajectories import Trajectories
 from orchestrator.messages.weights import pack_chunks
 from orchestrator.storage.checkpoints import random_state
@@ -49,6 +57,8 @@ class LearnerRank(RankFiles):
         self.reference: Any = None
         """The initial model's DeepSpeed engine, where `settings.needs_reference`."""
         self._learner: zero3.Learner | None = None
+        self._probe: RolloutRows | None = None
+        """A micro-batch of the last step that was taken, for `health`."""
 
     @property
     def learner(self) -> zero3.Learner:
@@ -102,11 +112,22 @@ class LearnerRank(RankFiles):
         old = [self._logprobs(mini, groups) if several else None for mini in batch.mini_batches]
         sums = StepSums()
         for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
-            self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
-            self.learner.update()
-        sums.grad_norm = self.learner.grad_norm
+            faults = self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
+            if found := self.learner.update(faults):
+                sums.skipped += 1
+                sums.faults = tuple(dict.fromkeys([*sums.faults, *found]))
+            else:
+                self._probe = self._rows(mini.plan[self.rank][0], groups)
+        # DeepSpeed calls any norm that is not finite infinite, and has none where other values were not.
+        sums.grad_norm = self.learner.grad_norm if not sums.skipped else math.inf
+        sums.weights_finite = self.learner.weights_finite()
         sums.seconds = time.perf_counter() - started
         return sums
+
+    def health(self) -> str | None:
+        """What makes the weights unfit for a checkpoint, in words; None for healthy ones."""
+        probe = self._probe
+        return self.learner.health(None if probe is None else (probe.input_ids, probe.read, probe.targets))
 
     def gradients(self, batch: TrainBatch) -> tuple[StepSums, dict[str, np.ndarray]]:
         """Losses and gradients of a batch of one mini-batch, without an optimiser step.
@@ -203,11 +224,15 @@ class LearnerRank(RankFiles):
         old_logprobs: list[Tensor] | None,
         sums: StepSums,
         compare: bool,
-    ) -> None:
+    ) -> Bool[Tensor, "faults"]:
         """Forward and backward passes of a mini-batch.
 
         Every rank makes the same number of them, because ranks gather weights together.
+
+        Returns:
+            Which of `FAULTS` this rank found.
         """
+        faults = torch.zeros(len(FAULTS), dtype=torch.bool, device=self.learner.device)
         scored = self.settings.z_token is not None
         micro_batches = mini.plan[self.rank]
         for number, micro in enumerate(micro_batches):
@@ -225,11 +250,13 @@ class LearnerRank(RankFiles):
             )
             outputs = laser_loss(inputs, replace(self.settings.loss, alpha=batch.alpha))
             self.learner.backward(outputs.total, last)
+            faults |= _faults(inputs, rows, outputs.total)
             sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
             if compare:
                 sums.compare(inputs.logprobs, rows.behaviour_logprobs)
                 if inputs.z_logprobs is not None:
                     sums.compare_scores(inputs.z_logprobs, rows.behaviour_z_logprobs)
+        return faults
 
     @torch.no_grad()
     def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:
@@ -257,6 +284,22 @@ class LearnerRank(RankFiles):
         places = [divmod(index, len(next(iter(groups.values())))) for index in micro]
         samples = [groups[number].sample(position) for number, position in places]
         return rollout_rows(samples, self.settings.z_token, self.learner.pad_token, self.learner.device)
+
+
+def _faults(inputs: LossInputs, rows: RolloutRows, loss: Float[Tensor, ""]) -> Bool[Tensor, "faults"]:
+    """Which of `FAULTS` a micro-batch has. A score counts only where the sample has a class weight."""
+    policy, engine, reference = [inputs.logprobs], [rows.behaviour_logprobs], [inputs.ref_logprobs]
+    if inputs.z_logprobs is not None and inputs.weights is not None:
+        counted = inputs.weights > 0
+        policy.append(inputs.z_logprobs[counted])
+        engine.append(rows.behaviour_z_logprobs[counted])
+        if isinstance(inputs.c_ref, Tensor):
+            reference.append(inputs.c_ref[counted])
+    found = [
+        torch.stack([~torch.isfinite(values).all() for values in group if values is not None]).any()
+        for group in (policy, engine, [*reference, loss.new_zeros(1)], [loss])
+    ]
+    return torch.stack([*found, torch.zeros_like(found[0])])
 
 
 def _loss_inputs(

@@ -14,7 +14,7 @@ from torch import Tensor
 from actors.host_memory import return_large_blocks
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
-from orchestrator.messages.batches import PolicySettings
+from orchestrator.messages.batches import FAULTS, PolicySettings
 
 SUB_GROUP_ELEMENTS = 50_000_000
 """AdamW updates the shards part by part, and each part ends with the parameter that reaches this size. A
@@ -109,9 +109,53 @@ class Learner:
         # ZeRO averages gradients over ranks; the shares must be summed.
         self.engine.backward(loss * self.world_size)
 
-    def update(self) -> None:
-        """Take an optimiser step with the gradients of all micro-batches."""
+    def update(self, faults: Bool[Tensor, "faults"]) -> list[str]:
+        """Take an optimiser step with the gradients of all micro-batches, unless a number is not finite.
+
+        Args:
+            faults: Which of `FAULTS` this rank has found.
+
+        Returns:
+            The faults of all ranks, of `FAULTS`, the norm of the gradients included; none if the step was
+            taken. If not, weights and Adam's state are as before on all ranks.
+        """
+        all_faults = faults.float()
+        torch.distributed.all_reduce(all_faults, torch.distributed.ReduceOp.MAX)
+        found = [name for name, fault in zip(FAULTS, all_faults.tolist(), strict=True) if fault]
+        optimizer = self.engine.optimizer
+        if found:  # drop the gradients, as DeepSpeed does when their norm is not finite
+            optimizer._overflow_clean_up(optimizer.loss_scale)
+            return found
         self.engine.step()
+        return [FAULTS[-1]] if optimizer.overflow else []
+
+    @torch.no_grad()
+    def health(self, probe: tuple[Tensor, Tensor, Tensor] | None) -> str | None:
+        """What makes the weights unfit for a checkpoint, in words; None for healthy ones.
+
+        Args:
+            probe: The model's inputs of a forward pass, which finds finite weights that are of no use, as a
+                much too high learning rate leaves them.
+        """
+        if not self.weights_finite():
+            return "the weights are not finite"
+        if probe is None:
+            return None
+        logprobs, _ = self.engine(*probe)
+        broken = (~torch.isfinite(logprobs).all()).float().reshape(1)
+        torch.distributed.all_reduce(broken, torch.distributed.ReduceOp.MAX)
+        return "the weights give log-probs that are not finite" if broken.item() else None
+
+    def weights_finite(self) -> bool:
+        """Whether the weights of all ranks are finite, and small enough for their squares to be.
+
+        Each rank looks at its shard of the float32 weights, as the norm of the gradients does.
+        """
+        shards = [shard for shard in self.engine.optimizer.fp32_partitioned_groups_flat if len(shard)]
+        norms = [torch.linalg.vector_norm(shard.detach()) for shard in shards]
+        broken = torch.tensor([float(not all(torch.isfinite(norm) for norm in norms))], device=self.device)
+        torch.distributed.all_reduce(broken, torch.distributed.ReduceOp.MAX)
+        return not broken.item()
 
     @property
     def grad_norm(self) -> float:

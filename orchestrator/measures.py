@@ -179,6 +179,9 @@ MEASURES = (
             "A fall to 0 ends exploration", unit="nats", chart=STABILITY_CHARTS),
     Measure("policy/clip_share", "clipped tokens", "Share of tokens whose update was clipped",
             "A few percent or less is good", chart=STABILITY_CHARTS),
+    Measure("learn/skipped_steps", "skipped updates",
+            "Updates of a step that were skipped, because a loss, gradient or log-prob was not finite",
+            "Should be 0"),
     Measure("rollout/staleness", "staleness", "Mean age of the batch's weights", "0 is on-policy",
             unit="steps"),
     Measure("time/rollout", "generating", "Seconds of generation in a step", better="lower", unit="s",
@@ -215,6 +218,15 @@ _BY_KEY = {measure.key: measure for measure in MEASURES}
 
 FIGURES = tuple(measure for measure in MEASURES if "/" not in measure.key)
 """Figures of an evaluation."""
+
+
+def is_point(key: str, value: float) -> bool:
+    """Whether a metric's value is a point of its curve.
+
+    A NaN is none, since the samples do not define the metric. But a loss and a metric of the policy are
+    always defined: there a NaN is a number that overflowed.
+    """
+    return value == value or key.startswith(("loss/", "policy/"))
 
 
 def measure_of(key: str) -> Measure:

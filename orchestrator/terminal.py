@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.measures import Place, shown_in
+from orchestrator.measures import Place, is_point, shown_in
 
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
@@ -43,17 +43,13 @@ class StepLine(NamedTuple):
 
     def __str__(self) -> str:
         shown = "  ".join(
-            f"{label} {_number(self.values[key])}" for key, label in SHOWN.items() if key in self.values
+            f"{label} {_number(key, self.values[key])}" for key, label in SHOWN.items() if key in self.values
         )
         return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
 
     def record(self) -> str:
-        """The step as a line of JSON; a value that is not a number is null."""
-        values = {
-            key: self.values[key] if math.isfinite(self.values[key]) else None
-            for key in SHOWN
-            if key in self.values
-        }
+        """The step as a line of JSON; an undefined value is null, one that overflowed a text such as inf."""
+        values = {key: _json_number(key, self.values[key]) for key in SHOWN if key in self.values}
         return json.dumps({"event": "step", **self._asdict(), "values": values})
 
     @classmethod
@@ -63,7 +59,9 @@ class StepLine(NamedTuple):
             return None
         try:
             read = json.loads(line)
-            values = {key: math.nan if value is None else value for key, value in read["values"].items()}
+            values = {
+                key: math.nan if value is None else float(value) for key, value in read["values"].items()
+            }
             return cls(read["step"], read["total"], values, read["eta"])
         except (ValueError, KeyError, AttributeError):
             return None
@@ -172,7 +170,7 @@ class RunProgress(LivePanel):
         present = {label: self.values[key] for key, label in SHOWN.items() if key in self.values}
         for label in present:
             figures.add_column(label, justify="right")
-        figures.add_row(*(_number(value) for value in present.values()))
+        figures.add_row(*(_number(key, self.values[key]) for key, label in SHOWN.items() if label in present))
         panel = Table.grid()
         panel.add_row(self.bar)
         panel.add_row(figures)
@@ -192,8 +190,16 @@ def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def _number(key: str, value: float) -> str:
+    if not math.isfinite(value):
+        return str(value) if is_point(key, value) else "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _json_number(key: str, value: float) -> float | str | None:
+    if math.isfinite(value):
+        return value
+    return str(value) if is_point(key, value) else None
 
 
 def clock(seconds: float) -> str:

@@ -103,6 +103,15 @@ def test_a_step_as_text_and_as_a_record():
     assert json.loads(STEP.record())["values"]["self_reward/f1"] is None, "NaN is not JSON"
 
 
+def test_a_number_that_overflowed_is_shown_as_what_it_is():
+    step = StepLine(1, 2, {"loss/total": float("nan"), "time/step": float("inf")}, "-")
+    assert str(step) == "step 1/2  loss nan  step s inf  ETA -"
+    assert json.loads(step.record(), parse_constant=pytest.fail)["values"] == {
+        "loss/total": "nan", "time/step": "inf"
+    }  # fmt: skip
+    assert str(StepLine.from_record(step.record())) == str(step)
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -17,6 +17,7 @@ from orchestrator.storage.folders import RESULTS, branch_of, explained, results_
 from orchestrator.storage.journal import (
     JOURNAL,
     EvaluationEvent,
+    NoteEvent,
     StartEvent,
     StatusEvent,
     StepEvent,
@@ -36,6 +37,8 @@ class RunCurves:
     newest_set: str | None
     status: str
     name: str | None
+    warnings: list[str] = field(default_factory=list)
+    """What the run noted, such as skipped steps."""
 
     @property
     def step(self) -> int:
@@ -117,7 +120,7 @@ class Comparison:
     runs: list[Run]
     sweeps: list[Sweep]
     notes: list[str]
-    """What could not be shown, in words."""
+    """What the runs noted, and what could not be shown, in words."""
 
 
 def load_runs(folders: Sequence[Path]) -> Comparison:
@@ -158,6 +161,7 @@ def read_curves(folder: Path) -> RunCurves:
     training: dict[str, Curve] = {}
     evaluations: dict[str, dict[str, Curve]] = {}
     newest_set, status, name = None, "running", None
+    warnings: list[str] = []
     for event in read_events(folder):
         match event:
             case StartEvent():
@@ -171,9 +175,11 @@ def read_curves(folder: Path) -> RunCurves:
                 for key, value in _finite(event.values).items():
                     figure = key.removeprefix(f"eval/{newest_set}/")
                     figures.setdefault(figure, {}).setdefault(event.step, value)
+            case NoteEvent():
+                warnings.append(f"after step {event.step}: {event.text}")
             case StatusEvent():
                 status = event.status.lower()
-    return RunCurves(training, evaluations, newest_set, status, name)
+    return RunCurves(training, evaluations, newest_set, status, name, warnings)
 
 
 def join(trunk: dict[str, Curve], own: dict[str, Curve], branch: int) -> dict[str, Curve]:
@@ -280,6 +286,7 @@ def _joined_curves(
     folder: Path, journal: RunCurves, set_name: str | None, notes: list[str]
 ) -> dict[str, Any]:
     """A run's curves as arguments of `Run`, joined to those of its trunk if it has one."""
+    notes += [f"{folder.resolve().name}, {warning}" for warning in journal.warnings]
     own_evaluations = journal.evaluations.get(set_name or "", {})
     alone = {"training": journal.training, "evaluations": own_evaluations, "trunk": None, "branch": 0}
     if not (folder / "branch.json").is_file():
@@ -317,9 +324,9 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, float]:
-    """Without undefined and infinite values; a journal holds infinity as the largest number."""
+    """Without values that are not finite, which earlier versions wrote as the largest number."""
     return {
         name: float(value)
         for name, value in values.items()
-        if value is not None and abs(value) < sys.float_info.max
+        if value is not None and abs(float(value)) < sys.float_info.max
     }

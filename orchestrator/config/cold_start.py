@@ -67,6 +67,8 @@ class SFTLearningConfig(Section):
     """Tokens, padding included, in one forward and backward pass of a rank."""
     gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
     """Recompute activations in the backward pass to save memory."""
+    max_skipped_steps: PositiveInt = 3
+    """Steps in a row without an update, because a number was not finite, after which the cold start fails."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed settings that replace those made from the other keys."""
 

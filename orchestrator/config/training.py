@@ -142,6 +142,8 @@ class LearningConfig(Section):
     """What ZeRO-3 keeps in CPU memory when it trains on GPUs."""
     attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], Mark.MAY_CHANGE] = "sdpa"
     """transformers' attention implementation."""
+    max_skipped_steps: Annotated[PositiveInt, Mark.MAY_CHANGE] = 3
+    """Steps in a row without an update, because a number was not finite, after which the run fails."""
     deepspeed: dict[str, Any] = {}
     """DeepSpeed settings that replace those made from the other keys."""
 

@@ -18,6 +18,7 @@ from rich.markup import escape
 from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
 from orchestrator.config.training import DataConfig
 from orchestrator.data.eos import response_end, turn_end_warning
+from orchestrator.data.fingerprints import model_print
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet, encode_response, render_prompt
 from orchestrator.data.tokens import check_round_trip, refuse_uneven_heads, resolve_token
@@ -75,6 +76,7 @@ class PreparedEvaluation:
         config = self.config
         return {
             "model": None if self.model is None else self.model.path,
+            "weights": {} if self.model is None else model_print(self.model.path).files,
             "sets": {problem_set.name: _identity(problem_set) for problem_set in self.sets},
             "samples": None if config.samples is None else str(config.samples.resolve()),
             "instruction": self.instruction,

@@ -180,6 +180,12 @@ class EvalSession:
         """
         score = self.prepared.score
         if score is not None:
+            broken = sum(sample.finished and not math.isfinite(sample.z_logprob) for sample in samples)
+            if broken:
+                self.progress.say(
+                    f"warning: {broken} finished samples have no finite log-prob of {score.token}, and count "
+                    "in no figure of the score: look at the model's weights and at rollout.dtype"
+                )
             score = score.measured(samples)
             return [replace(sample, score=score.of(sample.z_logprob)) for sample in samples]
         if self.prepared.model is None and self.config.score == "auto":

@@ -24,7 +24,7 @@ PROTOCOL = "protocol.json"
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One solution: a line of the file, in which NaN is null."""
+    """One solution: a line of the file, in which a number that is not finite is null."""
 
     set: str
     problem_id: str
@@ -57,7 +57,7 @@ class EvalSample:
     def line(self) -> str:
         """The sample as a line of the file."""
         tree = {
-            key: None if isinstance(value, float) and math.isnan(value) else value
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
         }
         return json.dumps(tree, allow_nan=False) + "\n"
@@ -139,6 +139,8 @@ def claim_protocol(folder: Path, protocol: Mapping[str, Any]) -> None:
     advice = f"Choose another folder (-o), or delete {folder} to draw its samples again"
     if (folder / SAMPLES).exists() and path.exists():
         before, now = _flat(read_record(path, dict, advice)), _flat(json.loads(json.dumps(protocol)))
+        if not any(key.startswith("weights.") for key in before):  # an earlier version's
+            now = {key: value for key, value in now.items() if not key.startswith("weights.")}
         if changed := [key for key in now | before if before.get(key) != now.get(key)]:
             lines = [f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed]
             raise ConfigError(

@@ -22,12 +22,14 @@ class ScoreRule:
     """Shown to the user: trained, or baseline."""
 
     def of(self, z_logprob: float) -> float:
-        """beta_v * (z_logprob - c_ref); NaN for an unfinished sample, and while `c_ref` is None."""
-        return math.nan if self.c_ref is None else self.beta_v * (z_logprob - self.c_ref)
+        """beta_v * (z_logprob - c_ref); NaN where that is not finite, and while `c_ref` is None."""
+        if self.c_ref is None or not math.isfinite(z_logprob):
+            return math.nan
+        return self.beta_v * (z_logprob - self.c_ref)
 
     def measured(self, samples: Iterable[EvalSample]) -> "ScoreRule":
         """This rule with a `c_ref`: the mean log pi(z_c) of the finished samples, unless it has one."""
-        found = [sample.z_logprob for sample in samples if not math.isnan(sample.z_logprob)]
+        found = [sample.z_logprob for sample in samples if math.isfinite(sample.z_logprob)]
         if self.c_ref is not None or not found:
             return self
         return replace(self, c_ref=math.fsum(found) / len(found))

@@ -5,12 +5,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from orchestrator.algorithm.loss import LossOutputs, LossSettings
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
 from orchestrator.algorithm.policy import kl_terms
+
+FAULTS = (
+    "the policy's log-probs",
+    "the engine's log-probs",
+    "the reference model's log-probs",
+    "the loss",
+    "the gradients",
+)
+"""What of an optimiser step may not be finite; then no rank takes it."""
 
 TrajectoriesRef = Any
 """A Ray ObjectRef to `Trajectories`."""
@@ -125,6 +135,12 @@ class StepSums:
     grad_norm: float = 0.0
     """Of the last optimiser step, before clipping; the same on every rank."""
     seconds: float = 0.0
+    skipped: int = 0
+    """Optimiser steps that were not taken; the same on every rank."""
+    faults: tuple[str, ...] = ()
+    """What was not finite then, of `FAULTS`; the same on every rank."""
+    weights_finite: bool = True
+    """Whether the policy's weights are finite after the step, with a finite norm; the same on every rank."""
 
     def add(self, outputs: LossOutputs, entropy: Float[Tensor, "tokens"], mini_batches: int) -> None:
         """Add a micro-batch; losses become means over the step's mini-batches."""
@@ -143,9 +159,9 @@ class StepSums:
         self.compared_tokens += len(difference)
         self.mismatch_kl += kl_terms(engine, learner, "k3").sum().item()
         self.mismatch_abs += difference.sum().item()
-        self.mismatch_max = max(self.mismatch_max, difference.max().item())
+        self.mismatch_max = float(np.maximum(self.mismatch_max, difference.max().item()))
 
     def compare_scores(self, learner: Float[Tensor, "samples"], engine: Float[Tensor, "samples"]) -> None:
         """The same for log pi(z_c), which is NaN in `engine` where a sample is unfinished."""
-        gaps = (learner.detach() - engine).abs().nan_to_num()
-        self.z_mismatch_max = max(self.z_mismatch_max, gaps.max().item())
+        gaps = torch.where(engine.isnan(), 0.0, (learner.detach() - engine).abs())
+        self.z_mismatch_max = float(np.maximum(self.z_mismatch_max, gaps.max().item()))

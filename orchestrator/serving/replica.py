@@ -225,7 +225,7 @@ class EngineReplica:
         # The tokens that hold a stop string may also be the last ones. The text without it is then not the
         # solution that the model scored.
         finished = finished and not text.stopped
-        scored = finished and not math.isnan(z_logprob)
+        scored = finished and math.isfinite(z_logprob)
         named = zip(token_ids, logprobs, strict=True) if request.logprobs else ()
         return Solution(
             text.text,
@@ -240,6 +240,8 @@ class EngineReplica:
     def _scored(self, z_logprob: float | None) -> SolutionScore:
         if z_logprob is None:
             return SolutionScore(None, None, None, finished=False)
+        if not math.isfinite(z_logprob):
+            return SolutionScore(None, None, None, finished=True)
         score = self._self_reward(z_logprob, "score")
         return SolutionScore(score, z_logprob, score > CALLED_CORRECT, finished=True)
 

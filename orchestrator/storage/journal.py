@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import RunError
+from orchestrator.measures import is_point
 from orchestrator.storage.files import write_atomically
 
 JOURNAL = "metrics.jsonl"
@@ -109,7 +109,10 @@ def to_json(event: Event) -> str:
 
     The key `event` names its kind and comes first.
     """
-    return json.dumps({"event": _NAMES[type(event)], **vars(event)}, allow_nan=False)
+    tree = {"event": _NAMES[type(event)], **vars(event)}
+    if "values" in tree:
+        tree["values"] = _json_values(tree["values"])
+    return json.dumps(tree, allow_nan=False)
 
 
 def from_json(line: str | bytes) -> Event:
@@ -223,7 +226,7 @@ class Journal:
         self._append(StartEvent(self.clock(), run_name, uuid.uuid4().hex))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a step's metrics. A NaN is left out; an infinity becomes the largest number."""
+        """Append a step's metrics, without those that are no point of their curve (`is_point`)."""
         self._append(StepEvent(self.clock(), step, _numbers(values)))
 
     def evaluation(
@@ -307,8 +310,8 @@ def _event(tree: Any) -> Event:
         raise ValueError(f"{', '.join(missing)} is missing")
     if not isinstance(tree.get("step", 0), int) or not isinstance(tree["time"], int):
         raise ValueError("its step or its time is not a whole number")
-    if not isinstance(values := tree.get("values", {}), dict):
-        raise ValueError(f"its values are {type(values).__name__}")
+    if "values" in tree:
+        tree = {**tree, "values": _values(tree["values"])}
     return kind(**{field.name: tree[field.name] for field in fields(kind)})
 
 
@@ -337,12 +340,25 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float]:
-    """The values that JSON can hold.
+    """The values that are points of their curves."""
+    return {key: float(value) for key, value in values.items() if is_point(key, value)}
 
-    A NaN means that the step does not define the value: the curve has no point there. An infinity becomes
-    the largest number, as MLflow stores it.
+
+def _json_values(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Values for JSON, which has no infinity and no NaN: they are the texts inf, -inf and nan."""
+    return {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
+
+
+def _values(tree: Any) -> dict[str, float]:
+    """The values of `_json_values`.
+
+    Raises:
+        ValueError: It holds something else.
     """
-    most = sys.float_info.max
-    return {
-        key: max(-most, min(most, float(value))) for key, value in values.items() if not math.isnan(value)
-    }
+    if not isinstance(tree, dict):
+        raise ValueError(f"its values are {type(tree).__name__}")
+    values = {key: float(value) if isinstance(value, str) else value for key, value in tree.items()}
+    for key, value in values.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"its value of {key} is {type(value).__name__}")
+    return values

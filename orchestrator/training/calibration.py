@@ -5,6 +5,7 @@ Source: LaSeR (arXiv 2510.14943), where c_ref is the mean over solutions of the 
 
 import math
 
+import numpy as np
 import torch
 from rich.markup import escape
 
@@ -79,6 +80,11 @@ def _calibrate(session: Session) -> Calibration:
     batch = session.collect(groups)
     if not batch.finished.any():
         raise RunError(f"c_ref cannot be measured: {explain_unfinished(session, batch)}")
+    if (broken := batch.finished & ~np.isfinite(batch.z_logprobs)).any():
+        raise RunError(
+            f"loss.c_ref: {int(broken.sum())} of the initial model's log-probs are not finite: look at the "
+            f"weights of model.path={config.model.path}, and at rollout.dtype={config.rollout.dtype}"
+        )
     try:
         return calibrate_c_ref(torch.from_numpy(batch.z_logprobs))
     except ValueError as error:

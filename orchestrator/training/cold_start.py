@@ -34,6 +34,7 @@ from orchestrator.storage.journal import Ending, forget
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
+from orchestrator.training.divergence import Diverged
 from orchestrator.training.run import Outcome, read_summary, refuse_changed_settings
 
 STORAGE = "ray_train"
@@ -115,7 +116,7 @@ def _fit(
     """Train, show and log each step, and write the summary."""
     started = time.monotonic()
     losses: list[float] = []
-    tokens, parameters = 0, 0
+    tokens, parameters, in_a_row = 0, 0, 0
     for report in _reports(config, demonstrations):
         parameters = report.get("parameters", 0)
         for values in report["steps"]:
@@ -123,6 +124,13 @@ def _fit(
             tokens += int(values["sft/tokens"])
             tracker.log_step(len(losses), values)
             progress.step(len(losses), values)
+            in_a_row = in_a_row + 1 if values["learn/skipped_steps"] else 0
+            _refuse_to_diverge(config, tracker, progress, len(losses), in_a_row)
+        if not report.get("weights_finite", True):
+            raise Diverged(
+                f"after step {len(losses)} the weights are not finite; nothing is exported. The likely cause "
+                f"is learning.lr={config.learning.lr:g}: lower it"
+            )
     shutil.rmtree(config.folder / "export", ignore_errors=True)
     seal_export(config.folder / STORAGE / "export", {})
     (config.folder / STORAGE / "export").rename(config.folder / "export")
@@ -139,6 +147,24 @@ def _fit(
     }
     tracker.log_summary(summary)
     return summary
+
+
+def _refuse_to_diverge(
+    config: SFTConfig, tracker: Tracker, progress: RunProgress, step: int, in_a_row: int
+) -> None:
+    """Note a step whose update was skipped; the last of too many in a row ends the cold start."""
+    if in_a_row == 0:
+        return
+    note = f"step {step}: the update is skipped on all ranks, since the loss or the gradients are not finite"
+    progress.say(f"[yellow]warning[/yellow] {note}")
+    tracker.log_note(step, note)
+    if in_a_row >= config.learning.max_skipped_steps:
+        learning = config.learning
+        raise Diverged(
+            f"{in_a_row} steps in a row up to step {step} had no update, since the loss or the gradients are "
+            f"not finite. The likely cause is learning.lr={learning.lr:g}, or "
+            f"learning.dtype={learning.dtype}: lower the rate, or train in float32"
+        )
 
 
 def _reports(config: SFTConfig, demonstrations: Demonstrations) -> Iterator[dict[str, Any]]:

@@ -51,11 +51,15 @@ def evaluate_held_out(session: Session) -> dict[str, float] | None:
         classes = pool_answers(session.pools.verifiers, [group.verdicts for group in batch.groups])
     # The service has no reference model, so an evaluation scores with the one c_ref too.
     scores = session.scores(batch, session.constant_reference(batch))
+    if scores is not None and (broken := batch.finished & ~np.isfinite(scores)).any():
+        session.note(f"{int(broken.sum())} scores of {name} are not finite, and left out of its figures")
+        scores = np.where(broken, np.float32(np.nan), scores)
     figures = held_out_figures(set_results(name, columns_of_batch(batch, scores, classes), tables=False))
     histogram = None
-    if scores is not None and batch.scored.any():
+    drawn = batch.scored if scores is None else batch.scored & np.isfinite(scores)
+    if scores is not None and drawn.any():
         title = f"{name}, step {session.step}"
-        histogram = score_figure(scores[batch.scored], batch.rewards[batch.scored] > 0, title)
+        histogram = score_figure(scores[drawn], batch.rewards[drawn] > 0, title)
     file = f"{short_name(name, SET_NAME_BYTES)}-{session.step:06d}.parquet"
     save_samples(session.config.folder / "evaluations" / file, batch, scores)
     table = sampled_solutions(batch, scores, session.config.tracking.sampled_solutions)

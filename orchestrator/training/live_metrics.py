@@ -146,6 +146,7 @@ METRICS = {
         _gauge_of("laser_score_wrong", "self_reward/score_wrong"),
         _gauge_of("laser_grad_norm", "policy/grad_norm"),
         _gauge_of("laser_mismatch_nats", "policy/mismatch_max"),
+        LiveMetric("laser_skipped_steps_total", Counter, "Updates skipped, because a number was not finite"),
         LiveMetric("laser_run_disk_free_ratio", Gauge, "Free share of the disk of run.dir"),
     )
 }
@@ -179,7 +180,7 @@ class LiveMetrics:
         self._sampler = threading.Thread(target=self._sample_until_the_end, name="live-metrics", daemon=True)
 
     def __enter__(self) -> Self:
-        for name in ("laser_steps_total", "laser_deadline_kills_total"):
+        for name in ("laser_steps_total", "laser_deadline_kills_total", "laser_skipped_steps_total"):
             self._metrics[name].export(self._tags())
         for pool in self._restarts:
             self._metrics["laser_pool_restarts_total"].export(self._tags(pool=pool))
@@ -199,6 +200,8 @@ class LiveMetrics:
         )
         self._show(self._gauges)
         self._metrics["laser_steps_total"].inc(1, self._tags())
+        if skipped := metrics.get("learn/skipped_steps"):
+            self._metrics["laser_skipped_steps_total"].inc(skipped, self._tags())
 
     def checked(self, verdicts: Iterable[Verdict]) -> None:
         """Count the checks behind these verdicts; verdicts that share a check have no seconds."""

@@ -22,7 +22,9 @@ from typing import Any
 from orchestrator.training.calibration import check_assumption, measure_c_ref
 from orchestrator.training.evaluate import evaluate_held_out, is_evaluated
 from orchestrator.training.session import Session
+from orchestrator.training.skipped import note_skipped
 from orchestrator.training.step_metrics import step_metrics
+from orchestrator.training.summary import summary_of
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 from orchestrator.training.unfinished import warn_if_unfinished
 
@@ -32,6 +34,7 @@ def run_steps(session: Session) -> dict[str, Any]:
 
     Raises:
         StopRequested: Someone asked the run to stop; a checkpoint of its last finished step is written.
+        Diverged: Losses, gradients or weights are not finite.
         RunError: The method's assumption does not hold, or a checkpoint cannot be written.
         RayActorError, ObjectLostError: A rank died, or data died with its node. Rewind the session and call
             again.
@@ -51,6 +54,7 @@ def run_steps(session: Session) -> dict[str, Any]:
                 with clock("sync"):
                     session.publish(step)
             session.record(step, step_metrics(step, batch, scores, sums, clock.seconds))
+            note_skipped(session, sums, batch, scores, advantages)
             session.keep(batch, scores, advantages)
             if session.evaluation_is_due():
                 evaluate_held_out(session)
@@ -78,6 +82,6 @@ def _finish(session: Session) -> dict[str, Any]:
     if session.step == 0:
         session.save()
     trained = session.base if session.step == 0 else evaluate_held_out(session)
-    summary = session.summary(trained)
+    summary = summary_of(session, trained)
     session.tracker.log_summary(summary)
     return summary

@@ -35,6 +35,7 @@ from orchestrator.storage.remote import DamagedCopy, RemoteStorage, fetch_checkp
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
+from orchestrator.training.divergence import Diverged
 from orchestrator.training.preparation import PreparedRun, prepare
 from orchestrator.training.stopping import Stop, StopRequested
 
@@ -200,6 +201,7 @@ def _train_on_pools(
     from orchestrator.pools.training import Pools
     from orchestrator.training.live_metrics import LiveMetrics
     from orchestrator.training.session import Session
+    from orchestrator.training.summary import summary_of
 
     progress.say(
         "starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)"
@@ -215,7 +217,11 @@ def _train_on_pools(
         live = stack.enter_context(LiveMetrics(config, pools))
         session = Session(config, prepared, pools, tracker, progress, live, stop, context, checkpoints)
         session.rewind()
-        return _train_through_failures(session)
+        try:
+            return _train_through_failures(session)
+        except Diverged as error:
+            tracker.log_summary(summary_of(session, None) | {"status": "failed", "error": str(error)})
+            raise
 
 
 def _train_through_failures(session: "Session") -> dict[str, Any]:
@@ -331,7 +337,8 @@ def _finished_summary(config: RunConfig, checkpoints: Checkpoints) -> dict[str, 
     if _last_step(checkpoints) < config.run.steps or checkpoints.newest() is None or not path.exists():
         return None
     summary = read_summary(path, "steps")
-    return summary if summary["steps"] >= config.run.steps else None
+    finished = summary["steps"] >= config.run.steps and summary.get("status") != "failed"
+    return summary if finished else None
 
 
 def read_summary(path: Path, number: str) -> dict[str, Any]:

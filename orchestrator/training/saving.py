@@ -36,6 +36,11 @@ class Saver:
         """The run's newest whole checkpoint."""
         return self.checkpoints.newest()
 
+    def health(self) -> str | None:
+        """What makes the learner's weights unfit for a checkpoint, in words; None for healthy ones."""
+        problems = self.pools.on_all_ranks("health")
+        return next((str(problem) for problem in problems if problem is not None), None)
+
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint here and, where `run.remote` is set, there.
 

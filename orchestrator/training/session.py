@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
+from orchestrator.training.divergence import Diverged, diverged
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
 from orchestrator.training.saving import Saver, trunk_end
@@ -90,6 +92,8 @@ class Session:
         """The user knows that no sample of a step finished."""
         self.branched = False
         """The session starts at the end of a trunk."""
+        self.skipped_in_a_row = 0
+        """The newest steps whose updates were skipped."""
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
@@ -219,8 +223,17 @@ class Session:
         return self_reward_score(z_logprobs, reference, self.config.loss.beta_v).numpy()
 
     def learn(self, batch: TrainBatch) -> list[StepSums]:
-        """One policy update by all ranks: their sums."""
-        return self.pools.learn(batch)
+        """One policy update by all ranks: their sums.
+
+        Raises:
+            Diverged: It has made the weights useless; no engine gets them.
+        """
+        sums = self.pools.learn(batch)
+        if not sums[0].weights_finite:
+            raise self.diverged(
+                f"step {batch.step}: after the update the weights are not finite, or too large to be squared"
+            )
+        return sums
 
     def publish(self, step: int) -> None:
         """Bring every engine to the learner's weights, as version `step`."""
@@ -238,6 +251,11 @@ class Session:
         self.progress.step(step, metrics)
         self.live.step(step, metrics)
 
+    def diverged(self, problem: str, faults: Sequence[str] = ()) -> Diverged:
+        """The error that ends the run; see `diverged`."""
+        newest = self.saver.newest()
+        return diverged(problem, self.config, faults, newest[0] if newest else None)
+
     def keep(
         self,
         batch: Batch,
@@ -247,16 +265,18 @@ class Session:
         """Write the step's rollouts and checkpoint, where they are due."""
         run = self.config.run
         if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
-            path = self.config.folder / "rollouts" / f"step-{self.step:06d}.parquet"
-            try:
-                save_rollouts(path, batch, scores, advantages)
-            except ObjectLostError:
-                self.say(f"{path} is not written: a node died with its samples")
+            keep_rollouts(self, batch, scores, advantages)
         if (run.save_every and self.step % run.save_every == 0) or self.step == run.steps:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the last finished step."""
+        """Write a checkpoint of the last finished step.
+
+        Raises:
+            Diverged: Its weights are of no use.
+        """
+        if (problem := self.saver.health()) is not None:
+            raise self.diverged(f"step {self.step}: {problem}; no checkpoint is written")
         self.saver.save(
             TrainingState(
                 step=self.step,
@@ -281,22 +301,17 @@ class Session:
                 self.save()
             raise
 
-    def summary(self, trained: dict[str, float] | None) -> dict[str, Any]:
-        """The run's result, JSON-ready: figures of the initial and of the trained model."""
-        return {
-            "base": _json_figures(self.base),
-            "trained": _json_figures(trained),
-            "problems": len(self.prepared.eval) if self.prepared.eval else 0,
-            "samples_per_problem": self.config.evaluation.samples_per_problem,
-            "c_ref": self.c_ref,
-            "steps": self.step,
-            "seconds": round(self.seconds, 1),
-            "mlflow_run_id": self.tracker.run_id,
-        }
 
-
-def _json_figures(figures: dict[str, float] | None) -> dict[str, float | None] | None:
-    """JSON has no NaN: a figure that the samples do not define is null."""
-    if figures is None:
-        return None
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+def keep_rollouts(
+    session: Session,
+    batch: Batch,
+    scores: Float32[np.ndarray, "samples"] | None,
+    advantages: Float32[np.ndarray, "samples"],
+) -> Path:
+    """Write the step's rollouts as parquet; returns the file."""
+    path = session.config.folder / "rollouts" / f"step-{session.step:06d}.parquet"
+    try:
+        save_rollouts(path, batch, scores, advantages)
+    except ObjectLostError:
+        session.say(f"{path} is not written: a node died with its samples")
+    return path

@@ -67,8 +67,9 @@ def _loss_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
         "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
         "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / compared_tokens,
         "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
-        "policy/mismatch_max": max(rank.mismatch_max for rank in sums),
+        "policy/mismatch_max": float(np.max([rank.mismatch_max for rank in sums])),
         "policy/grad_norm": sums[0].grad_norm,
+        "learn/skipped_steps": float(sums[0].skipped),
         "policy/kl": sum(rank.kl for rank in sums),  # 0 without a reference model
     }
 
@@ -87,7 +88,7 @@ def _score_metrics(
         "self_reward/accuracy_wrong": agreement.accuracy_wrong,
         "self_reward/score_correct": _mean(scores[batch.scored & correct]),
         "self_reward/score_wrong": _mean(scores[batch.scored & ~correct]),
-        "self_reward/mismatch_max": max(rank.z_mismatch_max for rank in sums),
+        "self_reward/mismatch_max": float(np.max([rank.z_mismatch_max for rank in sums])),
     }
 
 

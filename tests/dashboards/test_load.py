@@ -75,7 +75,7 @@ def test_the_state_of_a_run_is_that_of_its_last_status(tmp_path, status, shown):
 
 
 def test_what_is_not_finite_is_no_point_of_a_curve(tmp_path):
-    largest = 1.7976931348623157e308  # what the journal writes for infinity
+    largest = 1.7976931348623157e308  # what an earlier version wrote for infinity
     write_journal(
         tmp_path,
         "r",
@@ -84,6 +84,7 @@ def test_what_is_not_finite_is_no_point_of_a_curve(tmp_path):
             2: {"loss/total": math.nan},
             3: {"loss/total": largest},
             4: {"loss/total": 0.25},
+            5: {"loss/total": math.inf},
         },
     )
     assert load_runs([tmp_path]).runs[0].training["loss/total"] == {1: 0.5, 4: 0.25}

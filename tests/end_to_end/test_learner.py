@@ -2,6 +2,8 @@
 self-reward, checkpoints.
 """
 
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +16,7 @@ import ray
 import torch
 from transformers import Qwen2ForCausalLM
 
+from actors.learning import LearnerRank
 from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
@@ -24,6 +27,9 @@ from orchestrator.pools.ranks import learner_settings, start_ranks
 from tests.settings import configure
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# Workers cannot import a module of the tests.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 Z_TOKEN, EOS, GROUPS, SAMPLES, C_REF = 3, 2, 3, 4, -6.0
 
@@ -44,7 +50,9 @@ def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: 
 
 
 @contextmanager
-def learner(config: RunConfig, z_token: int | None = Z_TOKEN) -> Iterator[list[Any]]:
+def learner(
+    config: RunConfig, z_token: int | None = Z_TOKEN, worker: type = LearnerRank
+) -> Iterator[list[Any]]:
     def spawn(cls: type, rank: int, *arguments: Any) -> Any:
         return (
             ray.remote(cls)
@@ -52,7 +60,7 @@ def learner(config: RunConfig, z_token: int | None = Z_TOKEN) -> Iterator[list[A
             .remote(*arguments)
         )
 
-    ranks = start_ranks(learner_settings(config, z_token), spawn)
+    ranks = start_ranks(learner_settings(config, z_token), spawn, worker=worker)
     yield ranks
     for rank in ranks:
         ray.kill(rank)
@@ -268,3 +276,90 @@ def test_learner_rank_reads_the_score_at_eos(models: dict[str, Path], groups: li
             assert value == pytest.approx(
                 model(tokens[None]).logits[0, -1].log_softmax(-1)[Z_TOKEN].item(), abs=1e-4
             )
+
+
+def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
+    models: dict[str, Path], groups: list[Trajectories], tmp_path: Path
+) -> None:
+    config = settings(models["untied"], ranks=2)
+    # The warm-up makes the rate 1e-2 in step 1, 1e10 in step 10^12, and 1e30 in step 10^32.
+    rising = {"lr": 1e30, "warmup_steps": 10**32}
+    config = config.model_copy(update={"learning": config.learning.model_copy(update=rising)})
+    good = batch_of(groups, 2, 64)
+
+    def with_first(values: np.ndarray, value: float) -> np.ndarray:
+        changed = values.copy()
+        changed[1] = value
+        return changed
+
+    def with_engine_logprob(value: float) -> TrainBatch:
+        broken = pack(
+            groups[0].prompt_ids.tolist(), [generated(groups[0], number) for number in range(SAMPLES)]
+        )
+        broken.logprobs[0] = value
+        return replace(good, groups=[ray.put(broken), *good.groups[1:]])
+
+    bad = {
+        "the loss": replace(good, advantages=with_first(good.advantages, math.nan)),
+        "the reference model's log-probs": replace(good, c_ref=with_first(good.c_ref, -math.inf)),
+        "the engine's log-probs": with_engine_logprob(-math.inf),
+    }
+    with learner(config, worker=PoisonedRank) as ranks:
+
+        def step(batch: TrainBatch) -> list[StepSums]:
+            return ray.get([rank.step.remote(batch) for rank in ranks])
+
+        step(good)
+        ray.get([rank.save.remote(str(tmp_path)) for rank in ranks])
+        for fault, batch in bad.items():
+            sums = step(batch)
+            assert {rank.skipped for rank in sums} == {1}, fault
+            assert {rank.faults for rank in sums} == {sums[0].faults}, "the ranks agree"
+            assert fault in sums[0].faults
+            assert sums[0].grad_norm == math.inf
+            assert sums[0].weights_finite
+        ray.get(ranks[1].poison.remote())
+        poisoned = step(good)
+        assert {rank.faults for rank in poisoned} == {("the gradients",)}, "the loss is finite"
+        assert math.isfinite(poisoned[1].total_loss)
+        after = step(good)
+        assert after[0].skipped == 0
+        assert ray.get([rank.health.remote() for rank in ranks]) == [None, None]
+        ray.get([rank.load.remote(str(tmp_path)) for rank in ranks])
+        never_skipped = step(good)
+        for found, expected in zip(after, never_skipped, strict=True):
+            assert (found.total_loss, found.grad_norm) == (expected.total_loss, expected.grad_norm)
+
+        # A rate of 1e10 leaves finite weights that are of no use, and one of 1e30 no finite norm.
+        assert step(replace(good, step=10**12))[0].weights_finite
+        problems = set(ray.get([rank.health.remote() for rank in ranks]))
+        assert problems == {"the weights give log-probs that are not finite"}
+        assert step(good)[0].faults[0] == "the policy's log-probs"
+        ray.get([rank.load.remote(str(tmp_path)) for rank in ranks])
+        assert not step(replace(good, step=10**32))[0].weights_finite
+        assert set(ray.get([rank.health.remote() for rank in ranks])) == {"the weights are not finite"}
+
+
+class PoisonedRank(LearnerRank):
+    """A real rank whose gradients can be made NaN: no data does that and leaves the loss finite."""
+
+    def poison(self) -> None:
+        """The next backward pass gives NaN."""
+        backward = self.learner.backward
+
+        def poisoned(loss: torch.Tensor, last: bool) -> None:
+            self.learner.backward = backward
+            backward(loss * math.nan, last)
+
+        self.learner.backward = poisoned
+
+
+def generated(group: Trajectories, number: int) -> Generated:
+    sample = group.sample(number)
+    return Generated(
+        sample.response_ids.tolist(),
+        sample.logprobs.tolist(),
+        bool(sample.finished),
+        float(sample.z_logprob),
+        (0, 0),
+    )

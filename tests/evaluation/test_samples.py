@@ -54,7 +54,17 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
     claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})  # nothing has been drawn yet
     SampleFile(tmp_path).append([sample()])
     claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}})
+    claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 3}}, "weights": {"a.safetensors": "1"}})
     with pytest.raises(
         ConfigError, match=r"sets.s.problems: 3 before, 4 now\n  sets.t.problems: None before, 1 now"
     ):
         claim_protocol(tmp_path, {"seed": 1, "sets": {"s": {"problems": 4}, "t": {"problems": 1}}})
+
+
+def test_samples_of_other_weights_under_the_same_path_are_refused(tmp_path):
+    (tmp_path / "samples.jsonl").write_text("")
+    claim = {"model": "m", "weights": {"model.safetensors": "1"}}
+    claim_protocol(tmp_path, claim)  # writes it: the folder has no protocol yet
+    claim_protocol(tmp_path, claim)
+    with pytest.raises(ConfigError, match=r"weights\.model\.safetensors: '1' before, '2' now"):
+        claim_protocol(tmp_path, {"model": "m", "weights": {"model.safetensors": "2"}})

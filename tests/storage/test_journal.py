@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import pytest
 
@@ -11,6 +10,7 @@ from orchestrator.storage import journal as journal_module
 from orchestrator.storage.journal import (
     EvaluationEvent,
     Journal,
+    NoteEvent,
     StartEvent,
     StatusEvent,
     StepEvent,
@@ -110,11 +110,28 @@ def test_the_opening_event_is_the_first_one(journal):
         _ = Journal(journal.folder).opening
 
 
-def test_infinity_is_the_largest_number_and_the_file_plain_json(journal):
-    journal.step(3, {"policy/grad_norm": math.inf, "loss/total": -math.inf})
+def test_what_is_not_finite_is_kept_as_it_is_in_plain_json(journal):
+    overflowed = {"policy/grad_norm": math.inf, "loss/total": -math.inf, "loss/policy": math.nan}
+    journal.step(3, overflowed | {"train/accuracy": math.nan})
     *_, last = journal.path.read_text().splitlines()
     values = json.loads(last, parse_constant=pytest.fail)["values"]
-    assert values == {"policy/grad_norm": sys.float_info.max, "loss/total": -sys.float_info.max}
+    assert values == {"policy/grad_norm": "inf", "loss/total": "-inf", "loss/policy": "nan"}
+    read = read_events(journal.folder)[-1].values
+    assert (read["policy/grad_norm"], read["loss/total"]) == (math.inf, -math.inf)
+    assert math.isnan(read["loss/policy"])
+
+
+@pytest.mark.parametrize("values", ['"a"', '{"loss/total": "much"}', '{"loss/total": [1]}', "null", "[1]"])
+def test_values_that_are_no_numbers_are_no_event(values):
+    with pytest.raises(ValueError, match=r"."):
+        from_json(f'{{"event": "step", "time": 1, "step": 2, "values": {values}}}')
+
+
+def test_a_note_reads_back(journal):
+    journal.note(2, "step 2: skipped")
+    note = read_events(journal.folder)[-1]
+    assert isinstance(note, NoteEvent)
+    assert (note.step, note.text) == (2, "step 2: skipped")
 
 
 def test_a_reopened_journal_knows_its_content(journal):

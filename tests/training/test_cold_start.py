@@ -42,6 +42,7 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.storage.files import claimed
 from orchestrator.storage.journal import StatusEvent, read_events
 from orchestrator.training.cold_start import STORAGE, fine_tune
+from orchestrator.training.divergence import Diverged
 
 CPU = torch.device("cpu")
 
@@ -367,3 +368,27 @@ def test_the_problems_for_voting_are_held_out_and_not_those_of_the_test(tmp_path
     }
     assert len(problems["voting"]) == 80
     assert not problems["voting"] & (problems["train"] | problems["test"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("lr", "steps", "message"), [
+    (1e30, 8, "3 steps in a row up to step 4 had no update, since the loss or the gradients are not finite"),
+    (1e30, 1, "after step 1 the weights are not finite; nothing is exported"),
+])  # fmt: skip
+def test_a_learning_rate_that_ruins_the_weights_ends_it_as_failed(
+    ray_cluster, tmp_path, model_folder, lr, steps, message
+):
+    write_data(tmp_path, seed=0, train=1, test=1, sft=40)
+    settings = config(
+        run={"dir": tmp_path / "runs", "steps": steps},
+        model={"path": str(model_folder)},
+        data={"train": str(tmp_path / "sft.jsonl"), "instruction": ""},
+        learning={"num_ranks": 2, "cpus_per_rank": 0.5, "batch_size": 8, "lr": lr},
+        self_reward={"token": SELF_REWARD},
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    )
+    with pytest.raises(Diverged, match=f"{message}.*The likely cause is learning.lr=1e\\+30"):
+        fine_tune(settings)
+    assert not (settings.folder / "export").exists()
+    events = read_events(settings.folder)
+    assert [event.status for event in events if isinstance(event, StatusEvent)] == ["FAILED"]

@@ -26,6 +26,7 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
     monkeypatch.setattr(loop, "evaluate_held_out", lambda session: done.append("evaluate"))
     monkeypatch.setattr(loop, "check_assumption", lambda session: done.append("check c_ref"))
     monkeypatch.setattr(loop, "is_evaluated", lambda session: evaluated)
+    monkeypatch.setattr(loop, "summary_of", lambda session, trained: {})
     session = SimpleNamespace(
         config=None,
         clock=None,
@@ -38,7 +39,6 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
         saved_when_stopped=nullcontext,
         evaluation_is_due=lambda: True,
         steps=list,
-        summary=lambda trained: {},
         tracker=SimpleNamespace(log_summary=lambda summary: None),
     )
     loop.run_steps(session)

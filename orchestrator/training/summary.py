@@ -1,0 +1,27 @@
+"""The result of a run, as `summary.json` holds it."""
+
+import math
+from typing import Any
+
+from orchestrator.training.session import Session
+
+
+def summary_of(session: Session, trained: dict[str, float] | None) -> dict[str, Any]:
+    """The run's result, JSON-ready: figures of the initial and of the trained model."""
+    return {
+        "base": _json_figures(session.base),
+        "trained": _json_figures(trained),
+        "problems": len(session.prepared.eval) if session.prepared.eval else 0,
+        "samples_per_problem": session.config.evaluation.samples_per_problem,
+        "c_ref": session.c_ref,
+        "steps": session.step,
+        "seconds": round(session.seconds, 1),
+        "mlflow_run_id": session.tracker.run_id,
+    }
+
+
+def _json_figures(figures: dict[str, float] | None) -> dict[str, float | None] | None:
+    """JSON has no NaN: a figure that the samples do not define is null."""
+    if figures is None:
+        return None
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
