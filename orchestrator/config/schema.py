@@ -327,7 +327,7 @@ ALLOWED = {
     "string_too_long": "text of at most {max_length} character(s)",
     "string_too_short": "text of at least {min_length} character(s)",
     "too_long": "a list of at most {max_length} value(s)",
-    "too_short": "a list of at least {min_length} value(s)",
+    "too_short": "at least {min_length} value(s) long",
     "tuple": "a list",
 }
 """What a value must be, by the type of pydantic's error, or by its first word: `int` of `int_parsing`.

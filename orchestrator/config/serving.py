@@ -165,8 +165,8 @@ def serve_config(models: Sequence[str], settings: Mapping[str, Any], overrides: 
                 f"--model {model}: there is another model {name!r} already; write --model OTHERNAME={path}"
             )
         named[name] = path
-    config = validate({"models": named, **settings}, ServeConfig, "laser serve")
-    return with_overrides(config, overrides, "laser serve")
+    config = validate({"models": named, **settings}, ServeConfig, "options")
+    return with_overrides(config, overrides, "options")
 
 
 def _name(model: str) -> str:

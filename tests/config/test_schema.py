@@ -499,3 +499,12 @@ def test_a_wrong_value_within_a_dictionary_is_named_without_the_members_of_union
         "Each of these values, combined with each value of the other grids.",
         f"{values}.uniformly: unknown key. Nearest known key: {values}.uniform",
     ]
+
+
+def test_an_empty_mapping_is_refused_as_too_short():
+    with pytest.raises(
+        ConfigError, match=r"space: must be at least 1 value\(s\) long, got \{\}\. The searched"
+    ):
+        validate({"name": "s", "base": "b.yaml", "space": {}}, SweepConfig, "sweep")
+    with pytest.raises(ConfigError, match=r"^options: 1 setting refused\n  port: must be a whole number"):
+        serve_config(["m"], {"port": "x"}, [])
