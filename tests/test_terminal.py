@@ -54,7 +54,7 @@ def test_the_summary_compares_base_and_trained_model(console):
     [
         ("http://host:5000", "curves    http://host:5000"),
         ("https://me:secret@host/ml", "curves    https://me:***@host/ml"),
-        ("postgresql://me:secret@host/db", "mlflow ui --backend-store-uri postgresql://me:***@host/db"),
+        ("postgresql://me:secret@host/db", "mlflow ui --backend-store-uri 'postgresql://me:***@host/db'"),
     ],
 )
 def test_curves_are_where_the_server_is_and_a_password_is_not_printed(console, uri, line):

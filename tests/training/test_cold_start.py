@@ -259,7 +259,7 @@ class TestCommand:
         ("override", "message"),
         [
             ("learning.batch_size=9", "learning.batch_size=9, but .* holds only 8 samples"),
-            ("learning.num_ranks=100000", "the cluster has room for"),
+            ("learning.num_ranks=9999", "the cluster has room for"),
             (
                 "learning.tokens_per_micro_batch=9",
                 "learning.tokens_per_micro_batch: 9 is less than the longest sample",
