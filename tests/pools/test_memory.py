@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, GptOssConfig, Qwen2Config
 
 from experiments.quickstart.task import write_untrained
 from orchestrator.cluster.machine import GIB
@@ -166,6 +166,14 @@ def test_activations_are_what_a_real_forward_pass_saves(untrained, checkpointing
         model.base_model(input_ids=torch.zeros(2, 64, dtype=torch.long), use_cache=False)
     real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert planned.total == pytest.approx(real, rel=0.08)
+
+
+def test_a_model_that_does_not_run_on_fake_tensors_gets_the_usual_estimate(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    GptOssConfig(**sizes, head_dim=8, vocab_size=64, num_local_experts=4).save_pretrained(tmp_path)
+    # transformers refuses sdpa for it. 17 hidden states of 32 x 2 bytes for each of 10 tokens.
+    kept = activations(str(tmp_path), "bfloat16", "sdpa", False, tokens=10)
+    assert kept == Activations(outside=0, layer=10 * 17 * 32 * 2, recomputed=0, layers=4)
 
 
 def test_model_size_reads_the_shape_without_weights(untrained, tmp_path):
