@@ -1,4 +1,4 @@
-"""Which answers to one problem are equal, by math-verify in a child process that a deadline can kill.
+"""Which answers to one problem are equal: `same`, in a child process that a deadline can kill.
 
 In: the texts of answers. Out: a class for each, by one rule for evaluations, training and the service.
 Imports no Ray.
@@ -11,8 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor
-from actors.math_check import equal_answers
 from orchestrator.algorithm.voting import answer_classes
+
+EQUALITY = "actors.answers.compare:same"
+"""The function that decides whether two answers are equal."""
+PLAIN_EQUALITY = "actors.math_check:equal_answers"
+"""The one that belongs to the verifier `math_verify_plain`."""
 
 _INTEGER = re.compile(r"([+-]?)0*([0-9]+)")
 
@@ -25,6 +29,7 @@ class AnswerComparer:
 
     Args:
         timeout_s: Seconds that a comparison may take.
+        equality: Import path of the function that compares.
         start: Starts the child process. After a failure, such as a machine too busy to start it in time, the
             next comparison tries again.
 
@@ -32,19 +37,24 @@ class AnswerComparer:
         counts: `comparisons` run, and those that ended in a `timeout` or an `error`.
     """
 
-    def __init__(self, timeout_s: float = 10.0, start: Callable[[], DeadlineExecutor] | None = None) -> None:
+    def __init__(
+        self,
+        timeout_s: float = 10.0,
+        equality: str = EQUALITY,
+        start: Callable[[], DeadlineExecutor] | None = None,
+    ) -> None:
         self.counts: Counter[str] = Counter()
-        self._start = start or partial(_start, timeout_s)
+        self._start = start or partial(_start, equality, timeout_s)
         self._child: DeadlineExecutor | None = None
         self._lock = threading.Lock()
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether math-verify takes one answer for the other.
+        """Whether the two answers are equal.
 
         Raises:
             DeadlineExceeded: The comparison took longer than `timeout_s`.
             ChildDied: The child process died during the comparison.
-            CallFailed: math-verify raised.
+            CallFailed: The comparison raised.
             ConfigError: The child process did not start.
         """
         with self._lock:
@@ -108,7 +118,7 @@ class AnswerPool:
     def _ask(self, pair: tuple[str, str]) -> bool:
         first, second = pair
         one, other = _INTEGER.fullmatch(first), _INTEGER.fullmatch(second)
-        if one and other:  # Most answers are integers, which need no math-verify.
+        if one and other:  # Most answers are integers, which need no child process.
             return one[2] == other[2] and (one[2] == "0" or (one[1] == "-") == (other[1] == "-"))
         if max(self._timeouts[first], self._timeouts[second]) >= _PATIENCE:
             return False
@@ -121,6 +131,5 @@ class AnswerPool:
         return False
 
 
-def _start(timeout_s: float) -> DeadlineExecutor:
-    function = f"{equal_answers.__module__}:{equal_answers.__name__}"
-    return DeadlineExecutor(function, timeout_s, warm_up=(r"\frac12", "0.5"))
+def _start(equality: str, timeout_s: float) -> DeadlineExecutor:
+    return DeadlineExecutor(equality, timeout_s, warm_up=(r"\frac{\sqrt{4}}{4}", r"\frac12"))

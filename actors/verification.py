@@ -12,20 +12,42 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from actors.boxes import boxed_answers, last_answer
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, load_function
-from actors.math_check import DEFAULT_VERIFIER, Verifier, boxed_answers, last_answer
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
-from actors.pooling import AnswerComparer, AnswerPool
+from actors.pooling import EQUALITY, PLAIN_EQUALITY, AnswerComparer, AnswerPool
+from orchestrator.errors import ConfigError
 from orchestrator.messages.verdicts import Status, Verdict
 
+Verifier = Callable[[str, str], Verdict]
+"""(response, reference) -> Verdict. It runs in a child process, which may be killed at any point."""
 
-def load_verifier(import_path: str) -> Verifier:
-    """The verifier at `package.module:function`.
+DEFAULT_VERIFIER = "math"
+PLAIN_VERIFIER = "actors.verification:verify_math"
+BUILT_IN = {"math": "actors.answers.verdict:verify_answer", "math_verify_plain": PLAIN_VERIFIER}
+"""The verifiers that have a name. They read only the boxes of a response."""
+
+
+def import_path_of(verifier: str) -> str:
+    """The import path of a verifier that is given by name or by import path."""
+    return BUILT_IN.get(verifier, verifier)
+
+
+def load_verifier(verifier: str) -> Verifier:
+    """The verifier with a name of `BUILT_IN`, or at `package.module:function`.
 
     Raises:
         ConfigError: It cannot be imported; the message says which part of the path is wrong.
     """
-    return load_function(import_path)
+    if ":" not in verifier and verifier not in BUILT_IN:
+        raise ConfigError(
+            f"no verifier is named '{verifier}': use {' or '.join(BUILT_IN)}, or package.module:function"
+        )
+    return load_function(import_path_of(verifier))
+
+
+WARM_UP = (r"\boxed{\frac{\sqrt{4}}{4}}", r"\frac12")
+"""A check that imports all that checks import."""
 
 
 class VerificationWorker:
@@ -34,7 +56,7 @@ class VerificationWorker:
     Several threads may call it, so that with `max_concurrency=2` it answers `ping` during a check.
 
     Args:
-        verifier: Import path of the check.
+        verifier: Name or import path of the check.
         timeout_s: Seconds that one check may take.
         cache_size: Verdicts that are kept, the least recently used ones dropped first.
 
@@ -45,12 +67,14 @@ class VerificationWorker:
     def __init__(
         self, verifier: str = DEFAULT_VERIFIER, timeout_s: float = 10.0, cache_size: int = 20_000
     ) -> None:
-        self._executor = DeadlineExecutor(verifier, timeout_s, warm_up=(r"\boxed{\frac12}", "0.5"))
-        self._comparer = AnswerComparer(timeout_s)
-        # verify_math reads only the boxes, so responses with the same boxes share a check. Another verifier
-        # may read the whole response.
+        path = import_path_of(verifier)
+        self._executor = DeadlineExecutor(path, timeout_s, warm_up=WARM_UP)
+        # A run that keeps the former verifier also keeps its votes.
+        self._comparer = AnswerComparer(timeout_s, PLAIN_EQUALITY if path == PLAIN_VERIFIER else EQUALITY)
+        # The built-in verifiers read only the boxes, so responses with the same boxes share a check. Another
+        # verifier may read the whole response.
         self._key: Callable[[str], Any] = (
-            (lambda text: tuple(boxed_answers(text))) if verifier == DEFAULT_VERIFIER else str
+            (lambda text: tuple(boxed_answers(text))) if path in BUILT_IN.values() else str
         )
         self._cache: OrderedDict[tuple[str, Any], Verdict] = OrderedDict()
         self._cache_size = cache_size

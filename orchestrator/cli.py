@@ -216,6 +216,14 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from orchestrator.planning.references import check_references, report_lines
+
+    found = check_references(options.data, options.problem_field, options.answer_field, options.split)
+    print("\n".join(report_lines(found)))
+    return 1 if found.unread else 0
+
+
 def _replay(options: argparse.Namespace) -> int:
     config = _run_config(options)
     from orchestrator.training.replay import replay
@@ -386,6 +394,13 @@ COMMANDS = (
                  help="size the pools by the times of this run's folder"),
         CONFIG,
         _overrides("settings that replace the file's"),
+    )),
+    Command("verify", _verify, "list the reference answers of a data set that the verifier cannot read", (
+        Argument("data", metavar="DATA",
+                 help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench"),
+        Argument("--problem-field", metavar="FIELD", default="problem", help="field of the problem"),
+        Argument("--answer-field", metavar="FIELD", default="answer", help="field of the reference (answer)"),
+        Argument("--split", metavar="SPLIT", default="train", help="split of a data set (train)"),
     )),
     Command("explain", _explain,
         "explain a setting or a section of settings: type, bounds, default, meaning", (

@@ -279,6 +279,7 @@ def _sample_rows(scores: Scores, rows: Int[np.ndarray, "chosen"], limit: int) ->
             "answer": None if text["answer"] is None else shortened(text["answer"], 300),
             "tokens": text["tokens"],
             "status": scores.status[row],
+            "detail": shortened(text["detail"] or "", 500),
             "finished": bool(scores.finished[row]),
             "score": float(scores.score[row]),
             "off": float(gap[row]),

@@ -672,7 +672,11 @@ function sampleRow(row) {
   cell("solution", text(row.solution), "solution");
   cell("reference", text(row.reference), "");
   cell("answer", text(row.answer === null ? "–" : row.answer), "");
-  cell("verdict", mark + row.status.replace("_", " ") + (row.finished ? "" : ", unfinished"), kind);
+  const verdict = document.createElement("div");
+  const why = document.createElement("small");
+  why.textContent = row.detail;
+  verdict.append(mark + row.status.replace("_", " ") + (row.finished ? "" : ", unfinished"), why);
+  cell("verdict", verdict, kind);
   number("score", row.score);
   number("off by", row.off);
   return line;

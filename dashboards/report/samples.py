@@ -45,9 +45,14 @@ class Scores:
         return self.verified & self.finished & ~np.isnan(self.score)
 
     def solutions(self, rows: Int[np.ndarray, "chosen"]) -> list[dict[str, Any]]:
-        """Problem, reference, response, answer and length in tokens of some rows."""
-        columns = ["problem", "reference", "response", "answer", "tokens"]
-        return pq.read_table(self.path, columns=columns).take(rows).to_pylist()
+        """Problem, reference, response, answer, length in tokens, and the verdict's explanation of some rows.
+
+        Files of earlier versions hold no explanation.
+        """
+        columns = ["problem", "reference", "response", "answer", "tokens", "detail"]
+        known = set(pq.read_schema(self.path).names)
+        table = pq.read_table(self.path, columns=[name for name in columns if name in known])
+        return [{"detail": "", **row} for row in table.take(rows).to_pylist()]
 
 
 def newest_scores(run: Run) -> Scores | None:

@@ -105,8 +105,9 @@ class VerificationConfig(Section):
     """CPUs that a worker reserves; fractions share a CPU."""
     resources: Annotated[CustomResources, Mark.MAY_CHANGE] = {}
     """Custom resources that a worker reserves."""
-    verifier: Text = "actors.verification:verify_math"
-    """Function that checks an answer, as `package.module:function`."""
+    verifier: Text = "math"
+    """What checks an answer: `math`, `math_verify_plain` (math-verify alone, the former default), or a
+    function as `package.module:function`. A run that resumes without naming one keeps its own."""
 
 
 class LearningConfig(Section):

@@ -62,7 +62,7 @@ def number_answers(samples: Iterable[Checked], wrong_classes: Iterable[int]) -> 
 def pool_answers(verifiers: Pool, problems: Sequence[Sequence[Checked]]) -> list[list[int]]:
     """The class of each answer to each problem, as `number_answers` numbers them.
 
-    Correct answers equal the reference. Wrong answers to one problem are compared by math-verify, in a
+    Correct answers equal the reference. Wrong answers to one problem are compared exactly, in a
     verifier of the pool; a comparison that times out or fails means "not equal".
 
     Raises:

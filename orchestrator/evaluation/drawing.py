@@ -124,7 +124,13 @@ def verify(
     checked = []
     for _, task, verdicts in finished(verifiers):
         checked += [
-            replace(sample, status=str(verdict.status), answer=verdict.answer, answer_class=None)
+            replace(
+                sample,
+                status=str(verdict.status),
+                answer=verdict.answer,
+                answer_class=None,
+                detail=verdict.detail,
+            )
             for sample, verdict in zip(task.context, verdicts, strict=True)
         ]
         advance(len(verdicts))
@@ -171,4 +177,5 @@ def _samples(
             answer_class=None,
             z_logprob=z_logprob,
             score=math.nan if score is None else score.of(z_logprob),
+            detail=verdict.detail,
         )

@@ -160,7 +160,7 @@ class EvalSession:
             pools.stop()
 
     def _start(self, engines: bool) -> EvalPools:
-        names = ["rollout (vLLM)"] * engines + ["verification (math-verify)"]
+        names = ["rollout (vLLM)"] * engines + [f"verification ({self.config.verification.verifier})"]
         self.progress.say(f"starting the pools: {', '.join(names)}")
         settings = self.prepared.engine_settings() if engines else None
         rollout = self.config.rollout if engines else None

@@ -48,6 +48,8 @@ class EvalSample:
     """log pi(z_c | x, y, EOS); NaN when unfinished or without a score."""
     score: float
     """NaN when unfinished or without a score."""
+    detail: str = ""
+    """Why it has its status: the verdict's explanation."""
 
     @property
     def has_vote(self) -> bool:

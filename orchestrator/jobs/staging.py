@@ -17,7 +17,8 @@ from orchestrator.cluster.bundles import bundles_for, bundles_without_learner
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
 from orchestrator.config.paths import checked_path, homes_elsewhere
-from orchestrator.config.schema import Section, dump_config
+from orchestrator.config.resume import dump_named
+from orchestrator.config.schema import Section
 from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
 from orchestrator.config.texts import read_yaml
 from orchestrator.config.training import RunConfig, TrackingConfig, load_config
@@ -138,7 +139,7 @@ def stage(job: Job, storage: str, folder: Path) -> None:
         for file in _files(source):
             _copy(file, folder / name / file.relative_to(source))
     (folder / LAUNCHER).write_text(LAUNCH)
-    (folder / CONFIG_FILE).write_text(dump_config(job.config))
+    (folder / CONFIG_FILE).write_text(dump_named(job.config))
     described = {
         "kind": job.kind,
         "name": job.name,

@@ -23,7 +23,7 @@ class Verdict:
     answer: str | None = None
     """The text inside the response's last complete box."""
     detail: str = ""
-    """Why it is not correct."""
+    """Why: how reference and answer were read and by which rule they are equal or not, or what failed."""
     seconds: float | None = field(default=None, compare=False)
     """Duration of its check, with the wait for the child process; None where it shares another's check."""
 

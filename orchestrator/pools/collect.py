@@ -213,6 +213,7 @@ def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) 
         "reference": [problem.answer for problem in problems],
         "status": [str(verdict.status) for verdict in batch.verdicts],
         "answer": [verdict.answer for verdict in batch.verdicts],
+        "detail": [verdict.detail for verdict in batch.verdicts],
         "score": np.full(len(batch.rewards), np.nan, np.float32) if scores is None else scores,
     }
 

@@ -7,7 +7,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
-from actors.math_check import only_answer
+from actors.boxes import only_answer
 from actors.pooling import AnswerComparer, AnswerPool
 from orchestrator.algorithm.adaptive import AdaptiveVote, StopRule
 from orchestrator.serving.requests import Vote

@@ -11,6 +11,7 @@ from ray.tune.error import TuneError
 
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import Resources, planned_nodes
+from orchestrator.config.resume import with_kept_verifier
 from orchestrator.config.schema import Mark, changed_settings, dump_config, flat_settings, has_mark
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
@@ -46,8 +47,11 @@ def sweep(config: SweepConfig, progress: SweepProgress | None = None) -> SweepOu
     """
     base = base_config(config)
     refuse_unusable_folder(base.run.dir / config.name, "run.dir or name")
-    prepared = prepare(base)
     plan = SweepPlan(config, base)
+    if _holds_trials(plan):
+        saved = (plan.folder / "base.yaml").read_bytes()
+        plan = SweepPlan(config, with_kept_verifier(base, saved))
+    prepared = prepare(plan.base)
     _refuse_other_settings(plan)
     if any(plan.folder.glob("t*s/*/checkpoints")):
         refuse_changed_sources(str(plan.folder), saved_sources(plan.folder) or {}, prepared.sources)
@@ -176,11 +180,15 @@ def _refuse_config(what: str, config: RunConfig, nodes: list[Resources]) -> None
         raise ConfigError(f"{what}: {error}") from error
 
 
+def _holds_trials(plan: SweepPlan) -> bool:
+    return (plan.folder / "base.yaml").exists() and any(plan.folder.glob("t*s/*/checkpoints"))
+
+
 def _refuse_other_settings(plan: SweepPlan) -> None:
     """Refuse a base that differs from the one in the sweep's folder: each saved trial would refuse it too."""
-    saved = plan.folder / "base.yaml"
-    if not saved.exists() or not any(plan.folder.glob("t*s/*/checkpoints")):
+    if not _holds_trials(plan):
         return
+    saved = plan.folder / "base.yaml"
     # Every trial takes these from the sweep or from its point, and never from the base.
     searched = {key for key, values in plan.sweep.space.items() if values.when is None}
     changed = [

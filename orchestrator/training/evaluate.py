@@ -123,6 +123,7 @@ def sampled_solutions(
         "reference": [batch.groups[number].problem.answer for number in numbers],
         "solution": [group_texts[0] for group_texts in texts],
         "verdict": [str(verdict.status) for verdict in verdicts],
+        "detail": [verdict.detail for verdict in verdicts],
         "score": [
             None if scores is None or np.isnan(scores[index]) else round(float(scores[index]), 4)
             for index in first

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from actors.verification import load_verifier
 from orchestrator.cluster.nodes import connect, planned_nodes
+from orchestrator.config.resume import saved_settings, with_kept_verifier
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
 from orchestrator.data.eos import turn_end_warning
@@ -73,9 +74,10 @@ def train(
         config.folder, config.run.keep_checkpoints, elsewhere=config.run.remote is not None
     )
     remote = RemoteStorage(config.run.remote, config.run.name) if config.run.remote else None
+    config = with_kept_verifier(config, saved_settings(config.folder))
     _refuse_other_settings(config)
     if remote is not None:
-        fetch_newer(config, checkpoints, remote)
+        config = fetch_newer(config, checkpoints, remote)
     finished = _finished_summary(config, checkpoints) is not None
     prepared = None if finished else _prepare(config, context, checkpoints)
     make_folder(config.folder, "run.dir or run.name")
@@ -203,9 +205,8 @@ def _train_on_pools(
     from orchestrator.training.session import Session
     from orchestrator.training.summary import summary_of
 
-    progress.say(
-        "starting the pools: rollout (vLLM), verification (math-verify), learning (DeepSpeed ZeRO-3)"
-    )
+    names = f"rollout (vLLM), verification ({config.verification.verifier}), learning (DeepSpeed ZeRO-3)"
+    progress.say(f"starting the pools: {names}")
     nodes = connect()
     stop = Stop(progress.say)
     with contextlib.ExitStack() as stack:
@@ -279,10 +280,10 @@ def _forget_other_attempt(config: RunConfig, sources: Sources) -> None:
     forget(config.folder)
 
 
-def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> None:
+def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStorage) -> RunConfig:
     """Fetch the newest checkpoint of `run.remote` if it is newer than the folder's.
 
-    The ranks fetch their own shards later.
+    The ranks fetch their own shards later. Returns the settings, with that run's verifier if they name none.
 
     Raises:
         ConfigError: It cannot be read or written, or holds a run with other settings.
@@ -291,8 +292,9 @@ def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStora
         remote.try_out()
         found = remote.newest()
         if found is None:
-            return
+            return config
         if (settings := remote.read("config.yaml")) is not None:
+            config = with_kept_verifier(config, settings)
             with tempfile.TemporaryDirectory() as folder:
                 saved = Path(folder) / "config.yaml"
                 saved.write_bytes(settings)
@@ -304,12 +306,13 @@ def fetch_newer(config: RunConfig, checkpoints: Checkpoints, remote: RemoteStora
                 try:
                     remote.fetch_records(config.folder)
                     fetch_checkpoint(checkpoints, remote, *found)
-                    return
+                    return config
                 except DamagedCopy as error:
                     checkpoints.notes.append(str(error))
                     found = remote.newest(before=found[0].step)
     except RunError as error:
         raise ConfigError(str(error)) from error
+    return config
 
 
 def _newest_here(checkpoints: Checkpoints) -> TrainingState | None:
@@ -369,10 +372,8 @@ def _refuse_other_rank_count(config: RunConfig, checkpoints: Checkpoints) -> Non
 
 def _refuse_other_settings(config: RunConfig) -> None:
     """Refuse a folder whose run has other settings: no configuration would describe what comes out."""
-    path = config.folder / "config.yaml"
-    if not path.exists() or not any((config.folder / kept).exists() for kept in ("checkpoints", "export")):
-        return
-    refuse_changed_settings(str(config.folder), path, config)
+    if saved_settings(config.folder) is not None:
+        refuse_changed_settings(str(config.folder), config.folder / "config.yaml", config)
 
 
 def refuse_changed_settings(place: str, saved: Path, config: Section) -> None:

@@ -41,6 +41,16 @@ def test_a_run_without_a_score_shows_its_solutions(run_folder):
     assert all(math.isnan(row["score"]) for row in data["samples"][0])
 
 
+def test_the_verdict_of_a_solution_explains_itself(run_folder):
+    row = {"status": "wrong", "score": 0.9, "finished": True}
+    write_samples(
+        run_folder, [row | {"detail": "reference: 2; answer: 3; not equal: different values"}], step=2
+    )
+    assert payload_of(run_folder)["samples"][0][0]["detail"].endswith("different values")
+    write_samples(run_folder, [row], step=3)  # as earlier versions wrote it
+    assert payload_of(run_folder)["samples"][0][0]["detail"] == ""
+
+
 def test_long_solutions_lose_their_middle(run_folder):
     row = {"status": "wrong", "score": 0.9, "finished": True, "response": "a" * 50_000 + "z"}
     write_samples(run_folder, [row], step=2)

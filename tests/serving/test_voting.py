@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from actors.deadline import DeadlineExecutor
-from actors.pooling import AnswerComparer
+from actors.pooling import PLAIN_EQUALITY, AnswerComparer
 from actors.verification import VerificationWorker
 from orchestrator.algorithm.voting import majority_vote, pooled_votes, vote_weights
 from orchestrator.messages.verdicts import Status
@@ -135,7 +135,7 @@ def test_a_vote_whose_client_left_compares_no_further():
             await task
 
     def start():
-        return Watched("actors.math_check:equal_answers", 1.0, warm_up=(r"\frac12", "0.5"))
+        return Watched(PLAIN_EQUALITY, 1.0, warm_up=(r"\frac12", "0.5"))
 
     with closing(AnswerComparer(start=start)) as comparer:
         asyncio.run(left(comparer))

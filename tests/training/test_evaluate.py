@@ -9,7 +9,7 @@ import ray
 from rich.console import Console
 
 from actors.pooling import AnswerComparer, AnswerPool
-from actors.verification import VerificationWorker
+from actors.verification import PLAIN_VERIFIER, VerificationWorker
 from orchestrator.data.problems import Problem
 from orchestrator.evaluation.answers import number_answers, pool_answers, wrong_answers
 from orchestrator.evaluation.figures import set_results
@@ -76,7 +76,7 @@ def batch():
 
 
 def figures_of(batch, scores):
-    """The recorded figures, with math-verify itself to compare wrong answers."""
+    """The recorded figures, with wrong answers compared in a real child process."""
     comparer = AnswerComparer()
     classes = [
         number_answers(one.verdicts, AnswerPool(comparer).classes(wrong_answers(one.verdicts)))
@@ -229,9 +229,9 @@ SCORED_RESPONSES = {
 
 @pytest.fixture
 def verifiers(ray_cluster):
-    """One real verification worker, which gives up on a check after two seconds."""
+    """One real verification worker, which gives up on a check after two seconds; math-verify can hang."""
     worker = ray.remote(VerificationWorker).options(num_cpus=0, max_concurrency=2)
-    pool = Pool("verification", lambda index: worker.remote(timeout_s=2.0), 1, capacity=2)
+    pool = Pool("verification", lambda index: worker.remote(PLAIN_VERIFIER, timeout_s=2.0), 1, capacity=2)
     pool.wait_ready(120)
     yield pool
     pool.stop()
@@ -285,6 +285,7 @@ def test_training_and_laser_eval_give_equal_figures_for_equal_samples(verifiers,
         )
     settings = {"samples": str(file.path), "folder": str(tmp_path / "again"), "dir": str(tmp_path)}
     settings |= {"verification.cpus": 0.5, "verification.timeout_s": 2.0}
+    settings |= {"verification.verifier": PLAIN_VERIFIER}
     results = evaluate(
         load_eval(None, settings, []), EvalProgress(Console(file=(tmp_path / "out").open("w")))
     )
