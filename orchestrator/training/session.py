@@ -94,6 +94,7 @@ class Session:
         """The session starts at the end of a trunk."""
         self.skipped_in_a_row = 0
         """The newest steps whose updates were skipped."""
+        self.checkpoint_due = False
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
@@ -266,7 +267,9 @@ class Session:
         run = self.config.run
         if run.save_rollouts_every and self.step % run.save_rollouts_every == 0:
             keep_rollouts(self, batch, scores, advantages)
-        if (run.save_every and self.step % run.save_every == 0) or self.step == run.steps:
+        # After a skipped update the weights are in doubt: a checkpoint waits for a step with an update.
+        self.checkpoint_due |= bool(run.save_every and self.step % run.save_every == 0)
+        if (self.checkpoint_due and not self.skipped_in_a_row) or self.step == run.steps:
             self.save()
 
     def save(self) -> None:
@@ -277,6 +280,7 @@ class Session:
         """
         if (problem := self.saver.health()) is not None:
             raise self.diverged(f"step {self.step}: {problem}; no checkpoint is written")
+        self.checkpoint_due = False
         self.saver.save(
             TrainingState(
                 step=self.step,
