@@ -137,9 +137,8 @@ def _rows(path: str, split: str) -> Iterator[tuple[int, Any]]:
     file = Path(path)
     if file.suffix not in FILE_SUFFIXES:
         if os.path.isfile(path):
-            raise DataError(
-                f"{path}: '{file.suffix}' files are not supported; convert it to .jsonl, .json or .parquet"
-            )
+            kind = f"'{file.suffix}' files are" if file.suffix else "a data file whose name has no ending is"
+            raise DataError(f"{path}: {kind} not supported; convert it to .jsonl, .json or .parquet")
         return enumerate(_data_set(path, split), 1)
     if not os.path.isfile(path):  # unlike Path's method it is False for a path that cannot be
         raise DataError(f"{path}: no such file (looked in {os.path.abspath(file.parent)})")

@@ -141,6 +141,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         load(tmp_path / "missing.jsonl")
     with pytest.raises(DataError, match=r"'\.csv' files are not supported; convert it"):
         load(write(tmp_path / "data.csv", "a"))
+    with pytest.raises(DataError, match=r"a data file whose name has no ending is not supported; convert it"):
+        load(write(tmp_path / "data", "a"))
     with pytest.raises(DataError, match="cannot be read as parquet"):
         load(write(tmp_path / "data.parquet", "no parquet"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"problem": "\xe9"}')
