@@ -2,6 +2,8 @@ r"""The answers of a response: what stands inside \boxed{...}."""
 
 import re
 
+from orchestrator.messages.verdicts import Status, Verdict
+
 # TeX allows space before the brace. \{, \} and \\ are characters, not braces. A doubled backslash before
 # `boxed` is a model's escaping, not a line break.
 _BOX_TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|\\\\(?!boxed)|(?P<open>\{)|(?P<close>\})")
@@ -38,3 +40,20 @@ def only_answer(response: str) -> str | None:
     r"""The answer of a response with exactly one \boxed{}, complete and not empty; None without a vote."""
     boxes = boxed_answers(response)
     return boxes[0] or None if len(boxes) == 1 else None
+
+
+def answer_to_check(response: str) -> str | Verdict:
+    r"""The answer of a response with exactly one \boxed{}, or the verdict on a response without.
+
+    No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end
+    counts.
+    """
+    boxes = boxed_answers(response)
+    answer = last_answer(boxes)
+    if answer is None:
+        return Verdict(Status.NO_ANSWER, None, r"no complete \boxed{}")
+    if len(boxes) > 1:
+        return Verdict(Status.FORMAT, answer, rf"{len(boxes)} times \boxed{{}} where one is asked for")
+    if not answer:
+        return Verdict(Status.NO_ANSWER, answer, r"the \boxed{} is empty")
+    return answer

@@ -10,24 +10,19 @@ import logging
 import re
 from typing import Any
 
-from actors.boxes import boxed_answers, last_answer
+from actors.boxes import answer_to_check
 from orchestrator.messages.verdicts import Status, Verdict
 
 
 def verify_math(response: str, reference: str) -> Verdict:
     r"""Check the only \boxed{} of a response against the reference, by math-verify: the paper's reward.
 
-    No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end
-    counts. A reference that math-verify cannot read is `error`, unless the answer is the same text.
+    `answer_to_check` judges the boxes. A reference that math-verify cannot read is `error`, unless the answer
+    is the same text.
     """
-    boxes = boxed_answers(response)
-    answer = last_answer(boxes)
-    if answer is None:
-        return Verdict(Status.NO_ANSWER, None, r"no complete \boxed{}")
-    if len(boxes) > 1:
-        return Verdict(Status.FORMAT, answer, rf"{len(boxes)} times \boxed{{}} where one is asked for")
-    if not answer:
-        return Verdict(Status.NO_ANSWER, answer, r"the \boxed{} is empty")
+    answer = answer_to_check(response)
+    if isinstance(answer, Verdict):
+        return answer
     try:
         return _compare(answer, reference)
     except Exception as error:
