@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config.engine import EngineConfig, EosTokens, refuse_parts_of_gpus
 from orchestrator.config.limits import MOST_SAMPLES
+from orchestrator.config.loss import LossConfig
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
     ActorCount,
@@ -71,8 +72,9 @@ class RolloutConfig(EngineConfig):
     """Problems of a training step."""
     temperature: float = 1.0
     """Sampling temperature of training; only 1 gives the policy's own log-probabilities."""
-    max_staleness: Annotated[int, Field(ge=0)] = 0
-    """Steps that the engines' weights may be older than the learner's; only 0 (on-policy) is supported."""
+    max_staleness: StepCount = 0
+    """k: engines sample up to k batches ahead of the learner, so a token's weights are at most k versions
+    older than those that learn from it. 0 is on-policy; with more, set `loss.importance_cap`."""
     sync_chunk_mib: Annotated[PositiveInt, Mark.MAY_CHANGE] = 256
     """Weights go to the engines in chunks of at most this size."""
     colocate: Annotated[bool, Mark.MAY_CHANGE, Mark.POOL_SIZE] = False
@@ -86,11 +88,14 @@ class RolloutConfig(EngineConfig):
                 "the sampled tokens' log-probabilities are not the policy's, and the policy gradient and "
                 "the self-reward would be wrong. evaluation.temperature sets the temperature of evaluations."
             )
-        if self.max_staleness != 0:
+        if self.max_staleness > 0 and self.colocate:
             raise ValueError(
-                f"rollout.max_staleness: is {self.max_staleness}, but this version supports only 0 "
-                "(on-policy)"
+                f"rollout.max_staleness: is {self.max_staleness}, but with rollout.colocate=true the engines "
+                "sleep while the ranks learn, so they cannot sample ahead: set it to 0, or give the engines "
+                "devices of their own (rollout.colocate=false)"
             )
+        if self.max_staleness > 0:
+            raise ValueError("rollout.max_staleness: this version supports only 0 (on-policy)")
         return self
 
 
@@ -158,37 +163,6 @@ class LearningConfig(Section):
                 "1 and bfloat16, or use sdpa"
             )
         return self
-
-
-class LossConfig(Section):
-    """LaSeR's loss and advantages; docs/method.md has the formulas."""
-
-    alpha: Annotated[float, Field(ge=0), Mark.AFTER_WARM_UP] = 0.1
-    """Weight of the self-reward loss; 0 leaves plain GRPO."""
-    beta_v: Annotated[PositiveFloat, Mark.AFTER_WARM_UP] = 0.1
-    """The self-reward's KL coefficient: score = beta_v * (log pi(z_c) - c_ref)."""
-    tau: Annotated[float, Field(ge=0, le=1), Mark.AFTER_WARM_UP] = 0.1
-    """Share of the self-rewarding advantage in the mix."""
-    filter_std: Annotated[float, Field(ge=0), Mark.AFTER_WARM_UP] = 0.1
-    """Groups whose scores have at most this standard deviation keep the verifier's advantages."""
-    c_ref: Literal["calibrate", "exact"] | Annotated[float, Field(lt=0)] = "calibrate"
-    """log pi_ref(z_c): a number, or the initial model's mean (calibrate), or a reference model's (exact)."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL penalty to the initial model; above 0 it needs a reference model."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL (Schulman's names)."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """PPO's lower clip of the probability ratio."""
-    clip_high: PositiveFloat = 0.2
-    """PPO's upper clip."""
-    dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    """Bound of the loss where the advantage is negative."""
-    importance_cap: PositiveFloat | None = None
-    """Cap of the importance weights that correct for engine-learner mismatch; null does not correct."""
-    reasoning_warmup_steps: StepCount = 0
-    """Steps of plain GRPO before the self-reward loss joins (w_r)."""
-    self_reward_warmup_steps: Annotated[StepCount, Mark.AFTER_WARM_UP] = 200
-    """Steps after those before the advantage mix joins (w_s)."""
 
 
 class SelfRewardConfig(Section):
@@ -287,6 +261,11 @@ class RunConfig(Section):
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
     @property
+    def batches_in_flight(self) -> int:
+        """Batches that are sampled or learned from at a time, at most."""
+        return 1 + self.rollout.max_staleness
+
+    @property
     def engine_dtype(self) -> str:
         return self.learning.dtype if self.rollout.dtype == "auto" else self.rollout.dtype
 
@@ -315,6 +294,11 @@ class RunConfig(Section):
                 f"rollout.prompts_per_step: {self.rollout.prompts_per_step} x rollout.samples_per_prompt="
                 f"{self.rollout.samples_per_prompt} makes {self.samples_per_step} samples a step; use at "
                 f"most {MOST_SAMPLES}"
+            )
+        if self.batches_in_flight * self.samples_per_step > MOST_SAMPLES:
+            raise ValueError(
+                f"rollout.max_staleness: {self.rollout.max_staleness} keeps {self.batches_in_flight} batches "
+                f"of {self.samples_per_step} samples; use at most {MOST_SAMPLES} samples in all"
             )
         longest = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         if longest > self.learning.tokens_per_micro_batch:

@@ -20,7 +20,8 @@ from orchestrator.algorithm.schedule import Schedule
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.machine import GIB, main_memory
 from orchestrator.cluster.nodes import local_nodes
-from orchestrator.config.training import LossConfig, RunConfig
+from orchestrator.config.loss import LossConfig
+from orchestrator.config.training import RunConfig
 from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.problems import FILE_SUFFIXES, load_problems
 from orchestrator.data.tokens import looks_local, tokens_of
@@ -30,6 +31,7 @@ from orchestrator.planning.hub import hub_answers, local_cache_only
 from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size_pools
+from orchestrator.planning.staleness import explain_staleness
 from orchestrator.pools.memory import MemoryPlan, ModelSize, model_size, plan_memory
 from orchestrator.training.preparation import prepare
 
@@ -78,6 +80,8 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
     if config.self_reward.token is not None:
         c_ref, c_ref_warnings = explain_c_ref(config.loss)
         warnings += c_ref_warnings
+    staleness, staleness_warnings = explain_staleness(config)
+    warnings += staleness_warnings
     if sizing is not None:
         warnings += sizing.warnings
 
@@ -103,6 +107,7 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
         batch=batch,
         phases=tuple(phases),
         c_ref=tuple(c_ref),
+        staleness=tuple(staleness),
         size=size,
         memory=memory,
         placement=tuple(plan_placement(config)),

@@ -70,6 +70,8 @@ class Report:
     """Empty for a run without steps."""
     c_ref: tuple[str, ...]
     """Lines of text about c_ref; empty where self-rewarding is off."""
+    staleness: tuple[str, ...]
+    """Lines of text about weights that lag behind; empty on-policy."""
     size: ModelSize | None
     """None, like `memory`, where the model is absent."""
     memory: MemoryPlan | None

@@ -34,6 +34,8 @@ def show(report: Report, console: Console) -> None:
     _section(console, "Schedule", phases if report.phases else NO_STEPS)
     if report.c_ref:
         _section(console, "c_ref, the log-probability of z_c in the initial model", *report.c_ref)
+    if report.staleness:
+        _section(console, f"Staleness {config.rollout.max_staleness}", *report.staleness)
     if report.size is not None and report.memory is not None:
         memory = _memory_table(report.memory, report.machine_memory, config)
         _section(console, f"Memory in GiB ({_size(report.size)})", memory)

@@ -17,6 +17,7 @@ from orchestrator.cli import main
 from orchestrator.config.training import RunConfig
 from orchestrator.planning.check import explain_c_ref, plan_batch, plan_placement, plan_schedule
 from orchestrator.planning.report import TrainingPhase
+from orchestrator.planning.staleness import explain_staleness
 from tests.settings import configure
 
 RECIPES = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -157,6 +158,27 @@ def test_calibration_says_what_will_be_refused():
     lines, _ = explain_c_ref(run_config(loss={"beta_v": 0.1}).loss)
     # -1 / beta_v; and the lower of -10 + log(0.05) = -12.996 and -1.3 / beta_v = -13.
     assert "if c_ref is -10 (-1 / beta_v) or more, and warned about above -13" in lines[1]
+
+
+def ahead(batches: int, **loss: object) -> RunConfig:
+    config = run_config(loss=loss)
+    rollout = config.rollout.model_copy(update={"max_staleness": batches})
+    return config.model_copy(update={"rollout": rollout})
+
+
+def test_staleness_says_how_far_ahead_engines_sample_and_what_it_stores():
+    assert explain_staleness(ahead(0)) == ([], [])
+    lines, warnings = explain_staleness(ahead(2, importance_cap=2.0))
+    assert warnings == []
+    assert "up to 2 batches ahead" in lines[0]
+    assert "at most 2 versions older" in lines[1]
+    # 3 batches of 4 x 2 samples of 50 tokens at 16 bytes: 19 kB.
+    assert "3 batches at a time take at most 0.00 GiB" in lines[2]
+
+
+def test_staleness_without_a_correction_is_warned_about():
+    _, (warning,) = explain_staleness(ahead(1))
+    assert "set loss.importance_cap" in warning
 
 
 def test_colocated_engines_reserve_nothing():
