@@ -107,9 +107,8 @@ class LearnerRank(RankFiles):
             self.settings.policy.lr * min(1.0, batch.step / warmup if warmup else 1.0)
         )
         groups = self._fetch_groups(batch.groups, batch.groups_of(self.rank))
-        several = len(batch.mini_batches) > 1
-        # Later mini-batches are clipped against the policy before the first one; a single one is on-policy.
-        old = [self._logprobs(mini, groups) if several else None for mini in batch.mini_batches]
+        # Later mini-batches are clipped against the policy before the first one, which itself is on-policy.
+        old = [None, *(self._logprobs(mini, groups) for mini in batch.mini_batches[1:])]
         sums = StepSums()
         for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
             faults = self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)

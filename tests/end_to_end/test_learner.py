@@ -190,6 +190,21 @@ def test_the_engine_is_compared_with_the_weights_it_had(
     assert sums.mismatch_kl == before.mismatch_kl > 0
 
 
+def test_the_first_mini_batch_needs_no_old_log_probs(
+    models: dict[str, Path], groups: list[Trajectories]
+) -> None:
+    """Its policy is still the one before the first update, so that the ratio is 1 either way."""
+    once = batch_of(groups, 1, 256)
+    twice = replace(once, mini_batches=once.mini_batches * 2)
+    found = []
+    for worker in (LearnerRank, AllOldLogProbsRank):
+        with learner(settings(models["untied"]), worker=worker) as (rank,):
+            sums = ray.get(rank.step.remote(twice))
+            found.append((sums.policy_loss, sums.total_loss, sums.grad_norm, sums.clipped_tokens))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0][3] > 0, "the second mini-batch is clipped against the old policy"
+
+
 def test_without_weight_the_self_reward_changes_no_bit(
     models: dict[str, Path], groups: list[Trajectories]
 ) -> None:
@@ -338,6 +353,16 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
         ray.get([rank.load.remote(str(tmp_path)) for rank in ranks])
         assert not step(replace(good, step=10**32))[0].weights_finite
         assert set(ray.get([rank.health.remote() for rank in ranks])) == {"the weights are not finite"}
+
+
+class AllOldLogProbsRank(LearnerRank):
+    """A real rank that computes the old policy's log-probs of the first mini-batch too."""
+
+    def _accumulate(
+        self, batch: Any, mini: Any, groups: Any, old_logprobs: Any, *others: Any, **more: Any
+    ) -> Any:
+        old_logprobs = old_logprobs or self._logprobs(mini, groups)
+        return super()._accumulate(batch, mini, groups, old_logprobs, *others, **more)
 
 
 class PoisonedRank(LearnerRank):
