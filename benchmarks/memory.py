@@ -79,7 +79,7 @@ def write_model(folder: Path, size: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     shape = SHAPES[size]
-    vocabulary, merges = _vocabulary(shape["vocab_size"] - UNUSED_ROWS)
+    vocabulary, merges = byte_pairs(shape["vocab_size"] - UNUSED_ROWS)
     Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
@@ -109,7 +109,7 @@ def write_model(folder: Path, size: str) -> None:
     model.save_pretrained(folder)
 
 
-def _vocabulary(tokens: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def byte_pairs(tokens: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A byte-pair vocabulary of so many tokens: bytes, then all pairs of bytes, then some triples."""
     from tokenizers.pre_tokenizers import ByteLevel
 

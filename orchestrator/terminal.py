@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -27,6 +28,8 @@ SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
 LOGGER = logging.getLogger("laser")
 PLAIN_LINES_EVERY = 10
+BAR_FROM = 10_000
+"""Fewer items are done before anyone would look for a bar."""
 STEP_RECORDS_VARIABLE = "LASER_STEP_RECORDS"
 """With this environment variable each step is printed as a record, a line of JSON for programs."""
 
@@ -175,6 +178,27 @@ class RunProgress(LivePanel):
         panel.add_row(self.bar)
         panel.add_row(figures)
         return panel
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[float], None]]:
+    """A bar for work that goes through many items, in a terminal; it is gone when the work is done.
+
+    Yields:
+        A function to call with the number of items that were done since its last call.
+    """
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=total < BAR_FROM or not sys.stderr.isatty(),
+    )
+    task = bar.add_task(title, total=total)
+    with bar:
+        yield lambda items: bar.advance(task, items)
 
 
 def program(name: str) -> str:

@@ -137,3 +137,18 @@ def test_a_job_prints_each_step_as_a_record(monkeypatch):
     assert [StepLine.from_record(line).step for line in lines] == [5, 6, 7], (
         "a line each, wider than the console"
     )
+
+
+@pytest.mark.parametrize(("items", "terminal"), [(10_000, True), (9_999, True), (10_000, False)])
+def test_a_bar_shows_many_items_in_a_terminal_alone(items, terminal, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress.progress_bar("rendering prompts", items) as advance:
+        advance(items - 1)
+        advance(1)
+    shown = items >= progress.BAR_FROM and terminal
+    assert ("rendering prompts" in stream.getvalue()) == shown
+    assert (f"{items}/{items}" in stream.getvalue()) == shown

@@ -5,7 +5,7 @@ In: `Problem`s and a tokenizer. Out: their prompts as token ids (`PromptSet`), a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -14,6 +14,10 @@ from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.problems import Problem
 from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.terminal import progress_bar
+
+RENDERED_TOGETHER = 1000
+"""Prompts of a batch: enough for all cores, few enough that their texts take little memory."""
 
 
 def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where: str) -> list[int]:
@@ -27,7 +31,7 @@ def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where:
     Raises:
         DataError: The text would become control tokens, or the chat template fails on it.
     """
-    content = f"{problem_text}\n{instruction}" if instruction else problem_text
+    content = _message(problem_text, instruction)
     refuse_lone_surrogates(content, where)
     try:
         return chat.chat([{"role": "user", "content": content}])
@@ -37,6 +41,26 @@ def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where:
         raise DataError(
             f"{where}: the model's chat template fails on it ({type(error).__name__}: {error})"
         ) from error
+
+
+def render_prompts(
+    chat: ChatEncoder, problems: Sequence[Problem], instruction: str
+) -> Iterator[list[list[int]]]:
+    """The prompts of all problems, as `render_prompt` gives them, batch by batch.
+
+    Raises:
+        DataError: As `render_prompt`, for the first problem that it refuses.
+    """
+    for start in range(0, len(problems), RENDERED_TOGETHER):
+        batch = problems[start : start + RENDERED_TOGETHER]
+        messages = [_message(problem.text, instruction) for problem in batch]
+        prompts: list[list[int]] = []
+        for problem, message, token_ids in zip(batch, messages, chat.questions(messages), strict=True):
+            if token_ids is None:
+                token_ids = render_prompt(chat, problem.text, instruction, problem.where)
+            refuse_lone_surrogates(message, problem.where)
+            prompts.append(token_ids)
+        yield prompts
 
 
 def encode_response(chat: ChatEncoder, text: str, where: str) -> list[int]:
@@ -78,13 +102,15 @@ class PromptSet:
         self.problems: list[Problem] = []
         # int32 arrays take a tenth of the memory of lists of Python ints.
         self._token_ids: list[np.ndarray] = []
-        shortest = math.inf
-        for problem in problems:
-            token_ids = render_prompt(chat, problem.text, instruction, problem.where)
-            shortest = min(shortest, len(token_ids))
-            if len(token_ids) <= max_prompt_tokens:
-                self.problems.append(problem)
-                self._token_ids.append(np.array(token_ids, dtype=np.int32))
+        shortest, rest = math.inf, iter(problems)
+        with progress_bar("rendering prompts", len(problems)) as advance:
+            for prompts in render_prompts(chat, problems, instruction):
+                for token_ids, problem in zip(prompts, rest, strict=False):
+                    shortest = min(shortest, len(token_ids))
+                    if len(token_ids) <= max_prompt_tokens:
+                        self.problems.append(problem)
+                        self._token_ids.append(np.array(token_ids, dtype=np.int32))
+                advance(len(prompts))
         self.dropped = len(problems) - len(self.problems)
         if not self.problems:
             raise DataError(
@@ -98,6 +124,10 @@ class PromptSet:
     def token_ids(self, index: int) -> list[int]:
         """The prompt of `problems[index]`."""
         return self._token_ids[index].tolist()
+
+
+def _message(problem_text: str, instruction: str) -> str:
+    return f"{problem_text}\n{instruction}" if instruction else problem_text
 
 
 class PromptOrderState(TypedDict):

@@ -11,8 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.problems import load_problems
-from orchestrator.data.prompts import PromptOrder, PromptSet, render_prompt
+from orchestrator.data.problems import Problem, load_problems
+from orchestrator.data.prompts import RENDERED_TOGETHER, PromptOrder, PromptSet, render_prompt
 from orchestrator.data.tokens import check_round_trip, check_template, resolve_token
 from orchestrator.errors import ConfigError, DataError
 
@@ -198,6 +198,35 @@ def test_a_problem_that_the_template_refuses_is_named(tokenizer, tmp_path):
     )
     with pytest.raises(DataError, match=r"line 2: 'problem': the model's chat template fails on it .*no"):
         PromptSet(ChatEncoder(tokenizer), problems, "", max_prompt_tokens=100)
+
+
+def made(*texts):
+    return [Problem(f"{line}", text, "1", None, line, "a.jsonl") for line, text in enumerate(texts, 1)]
+
+
+def test_prompts_of_several_batches_are_those_rendered_alone(tokenizer):
+    chat = ChatEncoder(tokenizer)
+    texts = [f"{n}+1=" + ("<eos>" if n % 700 == 0 else "") for n in range(2 * RENDERED_TOGETHER + 1)]
+    prompts = PromptSet(chat, made(*texts), "think", max_prompt_tokens=100)
+    assert [problem.text for problem in prompts.problems] == texts
+    for index in (*range(0, len(texts), 97), 700, 1400, len(texts) - 1):
+        alone = render_prompt(chat, texts[index], "think", "")
+        assert prompts.token_ids(index) == alone
+
+
+def test_the_first_bad_problem_of_a_batch_is_named(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].content == '7' %}{{ raise_exception('no') }}{% endif %}" + (
+        "<|user|>{{ messages[0].content[:3] }}"
+    )
+    chat = ChatEncoder(tokenizer)
+    fine = ["1"] * RENDERED_TOGETHER
+    for texts, message in (
+        ([*fine, "7", "abc\ud800"], "line 1001: 'problem': the model's chat template fails on it"),
+        ([*fine, "2", "abc\ud800", "7"], "line 1002: 'problem' holds the lone surrogate"),
+        ([*fine, "abc\ud800"], "line 1001: 'problem' holds the lone surrogate"),
+    ):
+        with pytest.raises(DataError, match=message):
+            PromptSet(chat, made(*texts), "", max_prompt_tokens=100)
 
 
 SIZES = st.integers(1, 30)
