@@ -142,6 +142,9 @@ class LearningConfig(Section):
     """Optimiser steps that are made from one batch."""
     tokens_per_micro_batch: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16384
     """Prompt and response tokens, padding included, in one forward and backward pass of a rank."""
+    skip_zero_gradients: Annotated[bool, Mark.MAY_CHANGE] = True
+    """Leave out samples whose every loss term has a gradient of 0. The learner's means over tokens, such as
+    the entropy, then cover the other samples; losses and updates stay the same."""
     gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
     """Recompute activations in the backward pass to save memory."""
     offload: Literal["none", "optimizer", "all"] = "none"

@@ -63,10 +63,10 @@ def _loss_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
     return {
         "loss/policy": sum(rank.policy_loss for rank in sums),
         "loss/total": sum(rank.total_loss for rank in sums),
-        "policy/clip_share": sum(rank.clipped_tokens for rank in sums) / tokens,
-        "policy/entropy": sum(rank.entropy for rank in sums) / tokens,
-        "policy/mismatch_kl": sum(rank.mismatch_kl for rank in sums) / compared_tokens,
-        "policy/mismatch_mean": sum(rank.mismatch_abs for rank in sums) / compared_tokens,
+        "policy/clip_share": _share(sum(rank.clipped_tokens for rank in sums), tokens),
+        "policy/entropy": _share(sum(rank.entropy for rank in sums), tokens),
+        "policy/mismatch_kl": _share(sum(rank.mismatch_kl for rank in sums), compared_tokens),
+        "policy/mismatch_mean": _share(sum(rank.mismatch_abs for rank in sums), compared_tokens),
         "policy/mismatch_max": float(np.max([rank.mismatch_max for rank in sums])),
         "policy/grad_norm": sums[0].grad_norm,
         "learn/skipped_steps": float(sums[0].skipped),
@@ -90,6 +90,11 @@ def _score_metrics(
         "self_reward/score_wrong": _mean(scores[batch.scored & ~correct]),
         "self_reward/mismatch_max": float(np.max([rank.z_mismatch_max for rank in sums])),
     }
+
+
+def _share(total: float, tokens: int) -> float:
+    """A mean over the learned tokens; NaN where the step had none."""
+    return total / tokens if tokens else math.nan
 
 
 def _mean(values: Float32[np.ndarray, "values"]) -> float:

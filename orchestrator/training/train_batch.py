@@ -5,7 +5,7 @@ In: one number a sample of each kind. Out: a `TrainBatch`. The loop and the repl
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int
 
 from orchestrator.algorithm.advantages import group_advantages, mix_self_rewards
 from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
@@ -47,20 +47,11 @@ def make_train_batch(
     """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
     settings = config.learning
     weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
+    alpha = self_reward_weight(config, step)
+    learned = np.ones(len(batch.rewards), bool)
+    if settings.skip_zero_gradients:
+        learned = has_policy_term(config, advantages) | ((weights > 0) & (alpha > 0))
     sizes = np.bincount(batch.group).tolist()
-    mini_batches = []
-    for samples in split_mini_batches(sizes, settings.mini_batches):
-        plan = plan_micro_batches(
-            batch.total_lengths[samples].tolist(), settings.num_ranks, settings.tokens_per_micro_batch
-        )
-        mini_batches.append(
-            MiniBatch(
-                plan=[[[samples[position] for position in micro] for micro in rank] for rank in plan],
-                total_tokens=int(batch.lengths[samples].sum()),
-                total_finished=int(batch.scored[samples].sum()),
-            )
-        )
-    self_rewarding = config.self_reward.token is not None and schedule(config).loss_term_active(step)
     return TrainBatch(
         step=step,
         groups=[group.trajectories for group in batch.groups],
@@ -69,6 +60,47 @@ def make_train_batch(
         rewards=batch.rewards,
         class_weights=weights.astype(np.float32),
         c_ref=c_ref,
-        mini_batches=mini_batches,
-        alpha=config.loss.alpha if self_rewarding else 0.0,
+        mini_batches=[
+            _mini_batch(config, batch, np.array(samples), learned, alpha)
+            for samples in split_mini_batches(sizes, settings.mini_batches)
+        ],
+        alpha=alpha,
+    )
+
+
+def self_reward_weight(config: RunConfig, step: int) -> float:
+    """The self-reward loss's weight in a step: 0 while the schedule leaves it out."""
+    self_rewarding = config.self_reward.token is not None and schedule(config).loss_term_active(step)
+    return config.loss.alpha if self_rewarding else 0.0
+
+
+def has_policy_term(
+    config: RunConfig, advantages: Float32[np.ndarray, "samples"]
+) -> Bool[np.ndarray, "samples"]:
+    """Samples whose policy loss or KL penalty may have a gradient other than 0."""
+    return (advantages != 0) | (config.loss.kl_coef > 0)
+
+
+def _mini_batch(
+    config: RunConfig,
+    batch: Batch,
+    samples: Int[np.ndarray, "mini_batch"],
+    learned: Bool[np.ndarray, "samples"],
+    alpha: float,
+) -> MiniBatch:
+    """The plan of a mini-batch's samples that are learned. Its tokens are those of all its samples.
+
+    Each rank makes one pass even where no sample is learned: AdamW's step with a gradient of 0 moves weights.
+    """
+    settings = config.learning
+    planned = samples[learned[samples]]
+    plan = plan_micro_batches(
+        batch.total_lengths[planned].tolist(), settings.num_ranks, settings.tokens_per_micro_batch
+    )
+    # Without weight the self-reward loss is a measure alone, a mean over what the learner reads.
+    scored = samples if alpha > 0 else planned
+    return MiniBatch(
+        plan=[[planned[micro].tolist() for micro in rank] or [[]] for rank in plan],
+        total_tokens=int(batch.lengths[samples].sum()),
+        total_finished=int(batch.scored[scored].sum()),
     )

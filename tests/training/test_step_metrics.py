@@ -58,6 +58,13 @@ def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):
     assert metrics_of(batch, ranks)["policy/mismatch_kl"] == pytest.approx(1.2 / 16)
 
 
+def test_a_step_that_learns_from_no_token_has_no_means_over_tokens(batch):
+    metrics = metrics_of(batch, [StepSums(seconds=1.0)])
+    for name in ("policy/entropy", "policy/clip_share", "policy/mismatch_kl", "policy/mismatch_mean"):
+        assert math.isnan(metrics[name])
+    assert metrics["throughput/tokens_per_s"] == 40 / 8
+
+
 def test_engine_and_learner_are_compared_token_by_token():
     sums = StepSums()
     sums.compare(torch.tensor([-1.0]), torch.tensor([-1.0 - math.log(1.5)]))

@@ -16,14 +16,18 @@ NAN = math.nan
 CORRECT, WRONG, TIMEOUT = Status.CORRECT, Status.WRONG, Status.TIMEOUT
 
 
-def configure(mini_batches=1, **loss):
+def configure(mini_batches=1, skip=True, **loss):
     """Steps of 2 x 4 samples; the self-reward loss joins at step 3, the advantage mix at step 6."""
     sizes = {"prompts_per_step": 2, "samples_per_prompt": 4, "max_prompt_tokens": 2, "max_response_tokens": 8}
     schedule = {"reasoning_warmup_steps": 2, "self_reward_warmup_steps": 3}
     return settings.configure(
         run={"steps": 9},
         rollout=sizes,
-        learning={"mini_batches": mini_batches, "tokens_per_micro_batch": 20},
+        learning={
+            "mini_batches": mini_batches,
+            "tokens_per_micro_batch": 20,
+            "skip_zero_gradients": skip,
+        },
         loss={"alpha": 0.5, "tau": 0.25, **schedule, **loss},
     )
 
@@ -76,18 +80,44 @@ def test_the_loss_term_joins_after_the_first_warm_up(batch, step, alpha):
 
 
 def test_class_weights_are_the_whole_batchs_and_counts_the_mini_batchs(batch):
-    made = make_train_batch(
-        configure(mini_batches=2), batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step=3
-    )
+    config = configure(mini_batches=2, skip=False)
+    made = make_train_batch(config, batch, np.zeros(8, np.float32), np.zeros(8, np.float32), step=3)
     # Six samples are finished and checked: three correct, three wrong. Truncated and unchecked ones weigh
     # nothing.
     np.testing.assert_allclose(made.class_weights, [1, 1, 0, 1, 1, 1, 1, 0])
     assert [(mini.total_tokens, mini.total_finished) for mini in made.mini_batches] == [(20, 3), (14, 3)]
-    dealt = [
+    assert dealt(made) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert made.groups == ["ref 0", "ref 1"]
+
+
+def dealt(made):
+    """The samples of each mini-batch."""
+    return [
         sorted(index for rank in mini.plan for micro in rank for index in micro) for mini in made.mini_batches
     ]
-    assert dealt == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert made.groups == ["ref 0", "ref 1"]
+
+
+@pytest.mark.parametrize(
+    ("step", "kl_coef", "learned", "finished"),
+    [
+        # Before the self-reward loss only advantages count, of which the second problem has none.
+        (2, 0.0, [[0, 1, 2, 3], []], [3, 0]),
+        # Then the finished and checked samples of the second problem count too, for their scores.
+        (3, 0.0, [[0, 1, 2, 3], [4, 5, 6]], [3, 3]),
+        (2, 0.1, [[0, 1, 2, 3], [4, 5, 6, 7]], [3, 3]),
+    ],
+)
+def test_a_sample_whose_every_term_has_gradient_0_is_not_learned_but_counts(
+    batch, step, kl_coef, learned, finished
+):
+    advantages = np.array([*GRPO[:4], 0, 0, 0, 0], np.float32)
+    config = configure(mini_batches=2, kl_coef=kl_coef)
+    made = make_train_batch(config, batch, advantages, np.zeros(8, np.float32), step)
+    assert dealt(made) == learned
+    assert [mini.total_tokens for mini in made.mini_batches] == [20, 14]
+    assert [mini.total_finished for mini in made.mini_batches] == finished
+    for mini in made.mini_batches:
+        assert all(mini.plan), "a rank without samples still takes its part in the optimiser step"
 
 
 def test_without_weights_the_learner_is_handed_the_same_batch_as_with_self_rewarding_switched_off(batch):
