@@ -119,6 +119,7 @@ def read_output(output: Any, settings: EngineSettings, room: int, last_token: in
         last_token: The token before a piece.
     """
     token_ids, logprobs = list(output.token_ids), list(output.logprobs.logprobs)
+    versions = _token_versions(output)
     z_logprob = math.nan
     if settings.z_token is not None and token_ids[-1:] == [settings.z_token]:
         token_ids.pop()
@@ -127,7 +128,17 @@ def read_output(output: Any, settings: EngineSettings, room: int, last_token: in
     # response's.
     token_ids, logprobs = token_ids[:room], logprobs[:room]
     finished = (token_ids[-1] if token_ids else last_token) in settings.eos_tokens
-    versions = [int(span.version) for span in output.weight_versions or () if span.version != "default"]
-    return Generated(
-        token_ids, logprobs, finished, z_logprob, (min(versions, default=-1), max(versions, default=-1))
-    )
+    return Generated(token_ids, logprobs, finished, z_logprob, versions[: len(token_ids)])
+
+
+def _token_versions(output: Any) -> list[int]:
+    """Version of the weights that sampled each token of a `CompletionOutput`; -1 where vLLM names none.
+
+    vLLM names them in a request's last output, for all its tokens: the output's own are the last of them.
+    """
+    versions: list[int] = []
+    for span in output.weight_versions or ():
+        version = -1 if span.version == "default" else int(span.version)
+        versions += [version] * (span.end - span.start)
+    count = len(output.token_ids)
+    return versions[len(versions) - count :] if len(versions) >= count else [-1] * count

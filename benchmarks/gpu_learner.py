@@ -292,7 +292,7 @@ def random_groups(
                 lengths=lengths.astype(np.int32),
                 finished=finished,
                 z_logprobs=np.where(finished, C_REF, np.nan).astype(np.float32),
-                versions=np.zeros((samples, 2), np.int32),
+                versions=np.zeros(lengths.sum(), np.int32),
             )
         )
     return made

@@ -41,8 +41,8 @@ class Trajectories:
     finished: Bool[np.ndarray, "samples"]
     z_logprobs: Float32[np.ndarray, "samples"]
     """log pi(z_c | x, y, EOS); NaN for an unfinished response and without self-rewarding."""
-    versions: Int32[np.ndarray, "samples 2"]
-    """Oldest and newest version of the weights that sampled each response; -1 without any."""
+    versions: Int32[np.ndarray, "tokens"]
+    """Version of the weights that sampled each token, -1 without any. That of EOS read z_c too."""
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -50,8 +50,7 @@ class Trajectories:
 
     def sample(self, index: int) -> Sample:
         """The solution with this number, without a copy."""
-        end = int(self.lengths[: index + 1].sum())
-        span = slice(end - int(self.lengths[index]), end)
+        span = self.span(index)
         return Sample(
             self.prompt_ids,
             self.response_ids[span],
@@ -60,9 +59,22 @@ class Trajectories:
             float(self.z_logprobs[index]),
         )
 
+    def span(self, index: int) -> slice:
+        """Where the tokens of the solution with this number lie in the arrays."""
+        end = int(self.lengths[: index + 1].sum())
+        return slice(end - int(self.lengths[index]), end)
+
     def summary(self) -> "GroupSummary":
         """The scalars of all samples, without tokens."""
-        return GroupSummary(len(self.prompt_ids), self.lengths, self.finished, self.z_logprobs, self.versions)
+        versions = [self.versions[self.span(index)] for index in range(len(self))]
+        extremes = [(of.min(), of.max()) if len(of) else (-1, -1) for of in versions]
+        return GroupSummary(
+            len(self.prompt_ids),
+            self.lengths,
+            self.finished,
+            self.z_logprobs,
+            np.array(extremes, np.int32).reshape(-1, 2),
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,7 @@ class GroupSummary:
     finished: Bool[np.ndarray, "samples"]
     z_logprobs: Float32[np.ndarray, "samples"]
     versions: Int32[np.ndarray, "samples 2"]
+    """Oldest and newest version of the weights that sampled each response; -1 without any."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class Generated:
     logprobs: Sequence[float]
     finished: bool
     z_logprob: float
-    versions: tuple[int, int]
+    versions: Sequence[int]
 
 
 def pack(prompt_ids: Sequence[int], samples: Sequence[Generated]) -> Trajectories:
@@ -96,7 +109,7 @@ def pack(prompt_ids: Sequence[int], samples: Sequence[Generated]) -> Trajectorie
         lengths=np.array([len(sample.response_ids) for sample in samples], np.int32),
         finished=np.array([sample.finished for sample in samples], bool),
         z_logprobs=np.array([sample.z_logprob for sample in samples], np.float32),
-        versions=np.array([sample.versions for sample in samples], np.int32).reshape(-1, 2),
+        versions=np.concatenate([np.asarray(sample.versions, np.int32) for sample in samples]),
     )
 
 
@@ -115,7 +128,7 @@ def to_table(groups: Sequence[Trajectories], columns: Mapping[str, Sequence[Any]
         "logprobs": [],
         "finished": [],
         "z_logprob": [],
-        "versions": [],
+        "token_versions": [],
     }
     for number, group in enumerate(groups):
         for index in range(len(group)):
@@ -126,18 +139,22 @@ def to_table(groups: Sequence[Trajectories], columns: Mapping[str, Sequence[Any]
             rows["logprobs"].append(sample.logprobs)
             rows["finished"].append(sample.finished)
             rows["z_logprob"].append(group.z_logprobs[index])
-            rows["versions"].append(group.versions[index])
+            rows["token_versions"].append(group.versions[group.span(index)])
     return pa.table({**rows, **columns})
 
 
 def read_groups(path: Path) -> tuple[list[Trajectories], "pa.Table"]:
-    """The groups of a rollout file that `to_table` made, and the whole table."""
+    """The groups of a rollout file that `to_table` made, and the whole table.
+
+    Files of earlier versions hold only the oldest and the newest version of each sample.
+    """
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     groups: dict[int, list[dict[str, Any]]] = {}
+    versions = "token_versions" if "token_versions" in table.column_names else "versions"
     for row in table.select(
-        ["group", "prompt_ids", "response_ids", "logprobs", "finished", "z_logprob", "versions"]
+        ["group", "prompt_ids", "response_ids", "logprobs", "finished", "z_logprob", versions]
     ).to_pylist():
         groups.setdefault(row["group"], []).append(row)
     return [_packed(rows) for rows in groups.values()], table
@@ -153,8 +170,14 @@ def _packed(rows: Sequence[Mapping[str, Any]]) -> Trajectories:
                 row["logprobs"],
                 row["finished"],
                 row["z_logprob"],
-                tuple(row["versions"]),
+                row["token_versions"] if "token_versions" in row else _each_token(row),
             )
             for row in rows
         ],
     )
+
+
+def _each_token(row: Mapping[str, Any]) -> list[int]:
+    """A version for each token, from the oldest and the newest: the last token alone gets the newest."""
+    oldest, newest = row["versions"]
+    return [oldest] * (len(row["response_ids"]) - 1) + [newest]

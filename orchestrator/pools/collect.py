@@ -83,7 +83,7 @@ class Batch:
     total_lengths: Int32[np.ndarray, "samples"]
     """Prompt and response tokens."""
     versions: Int32[np.ndarray, "samples"]
-    """Weight version of the sample's first token, which is its oldest."""
+    """The oldest weights that sampled one of the sample's tokens."""
 
     @property
     def scored(self) -> Bool[np.ndarray, "samples"]:

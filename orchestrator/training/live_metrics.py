@@ -136,6 +136,7 @@ METRICS = {
         ),
         LiveMetric("laser_pool_restarts_total", Counter, "Workers replaced after they died", ("pool",)),
         _gauge_of("laser_batch_staleness_steps", "rollout/staleness"),
+        _gauge_of("laser_batch_staleness_max_steps", "rollout/staleness_max"),
         _gauge_of("laser_weight_sync_seconds", "time/sync"),
         _gauge_of("laser_weight_sync_bytes", "sync/bytes"),
         LiveMetric("laser_check_seconds", Histogram, "Seconds of a check, by its status", ("status",)),

@@ -31,7 +31,10 @@ def step_metrics(
     learning_s = max(rank.seconds for rank in sums)
     return (
         _batch_metrics(batch)
-        | {"rollout/staleness": float((step - 1 - batch.versions).mean())}
+        | {
+            "rollout/staleness": float((step - 1 - batch.versions).mean()),
+            "rollout/staleness_max": float((step - 1 - batch.versions).max()),
+        }
         | _loss_metrics(sums, tokens)
         | {
             "time/rollout": seconds["rollout"],

@@ -125,17 +125,18 @@ def settings():
     )
 
 
-def output(token_ids, versions=("3",)):
-    """What vLLM returns: the n-th token has log-prob -n, and the versions' spans share the tokens."""
+def output(token_ids, *spans):
+    """What vLLM returns: the n-th token has log-prob -n; `spans` are versions with their first tokens."""
     logprobs = FlatLogprobs()
     for number, token in enumerate(token_ids, 1):
         logprobs.append_fast([token], [-float(number)], [1], [None])
-    spans = [WeightVersionSpan(version, start, start + 1) for start, version in enumerate(versions)]
-    return CompletionOutput(0, "", token_ids, None, logprobs, weight_versions=spans)
+    ends = [start for _, start in spans[1:]] + [len(token_ids)]
+    named = [WeightVersionSpan(name, start, end) for (name, start), end in zip(spans, ends, strict=False)]
+    return CompletionOutput(0, "", token_ids, None, logprobs, weight_versions=named or None)
 
 
-def read(token_ids, settings, **more):
-    sample = read_output(output(token_ids, **more), settings, settings.max_response_tokens)
+def read(token_ids, settings):
+    sample = read_output(output(token_ids), settings, settings.max_response_tokens)
     assert sample.logprobs == [-float(number) for number in range(1, len(sample.response_ids) + 1)]
     return sample.response_ids, sample.finished, sample.z_logprob
 
@@ -186,14 +187,24 @@ def test_without_self_rewarding_every_token_is_the_responses(settings, token_ids
 
 
 @pytest.mark.parametrize(
-    ("versions", "oldest_and_newest"),
+    ("spans", "versions"),
     [
-        (["3"], (3, 3)),
-        (["3", "4"], (3, 4)),
-        (["9", "10", "11"], (9, 11)),
-        (["default"], (-1, -1)),
-        ([], (-1, -1)),
+        ([("3", 0)], [3, 3, 3]),
+        ([("3", 0), ("4", 1)], [3, 4, 4]),
+        ([("9", 0), ("10", 1), ("11", 2)], [9, 10, 11]),
+        ([("default", 0), ("0", 2)], [-1, -1, 0]),
+        ([], [-1, -1, -1]),
     ],
 )
-def test_versions_are_the_oldest_and_newest_of_the_response(settings, versions, oldest_and_newest):
-    assert read_output(output([1, 2, EOS, Z], versions), settings, room=4).versions == oldest_and_newest
+def test_each_token_of_the_response_has_its_version(settings, spans, versions):
+    assert read_output(output([1, 2, EOS, Z], *spans), settings, room=4).versions == versions
+    assert read_output(output([1, 2, 3, 4, EOS], *spans), settings, room=3).versions == versions
+
+
+def test_the_last_piece_of_a_stream_has_the_last_versions(settings):
+    """vLLM names versions once, for all tokens of the request."""
+    whole = [WeightVersionSpan("6", 0, 2), WeightVersionSpan("7", 2, 5)]
+    last = output([EOS, Z])
+    last.weight_versions = whole
+    assert read_output(last, settings, room=4, last_token=1).versions == [7]
+    assert read_output(output([1, 2]), settings, room=4).versions == [-1, -1]

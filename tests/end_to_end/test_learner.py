@@ -77,7 +77,8 @@ def groups() -> list[Trajectories]:
             length, finished = int(rng.integers(3, 30)), number != 0
             tokens = rng.integers(10, 250, length).tolist() + ([EOS] if finished else [])
             logprobs = rng.uniform(-6, -4, len(tokens)).tolist()
-            samples.append(Generated(tokens, logprobs, finished, -5.0 if finished else float("nan"), (0, 0)))
+            z_logprob = -5.0 if finished else float("nan")
+            samples.append(Generated(tokens, logprobs, finished, z_logprob, [0] * len(tokens)))
         packed.append(pack(rng.integers(10, 250, int(rng.integers(4, 12))).tolist(), samples))
     return packed
 
@@ -386,5 +387,5 @@ def generated(group: Trajectories, number: int) -> Generated:
         sample.logprobs.tolist(),
         bool(sample.finished),
         float(sample.z_logprob),
-        (0, 0),
+        [0] * len(sample.response_ids),
     )

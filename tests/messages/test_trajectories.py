@@ -29,9 +29,9 @@ def group():
     return pack(
         [1, 2, 3],
         [
-            Generated([10, 11, 9], [-0.5, -1.5, -0.25], True, -20.0, (4, 4)),
-            Generated([12, 13, 14, 15], [-1.0, -2.0, -3.0, -4.0], False, NAN, (4, 5)),
-            Generated([9], [-6.0], True, -30.5, (5, 5)),
+            Generated([10, 11, 9], [-0.5, -1.5, -0.25], True, -20.0, [4, 4, 4]),
+            Generated([12, 13, 14, 15], [-1.0, -2.0, -3.0, -4.0], False, NAN, [4, 4, 5, 5]),
+            Generated([9], [-6.0], True, -30.5, [5]),
         ],
     )
 
@@ -43,7 +43,7 @@ def test_pack_lays_samples_back_to_back(group):
     assert group.lengths.tolist() == [3, 4, 1]
     assert group.finished.tolist() == [True, False, True]
     np.testing.assert_array_equal(group.z_logprobs, np.array([-20.0, NAN, -30.5], np.float32))
-    assert group.versions.tolist() == [[4, 4], [4, 5], [5, 5]]
+    assert group.versions.tolist() == [4, 4, 4, 4, 4, 5, 5, 5]
     assert len(group) == 3
 
 
@@ -66,10 +66,11 @@ def test_the_summary_holds_scalars_only(group):
         "prompt_tokens": 1, "lengths": 3, "finished": 3, "z_logprobs": 3, "versions": 6,
     }  # fmt: skip
     assert summary.lengths.tolist() == [3, 4, 1]
+    assert summary.versions.tolist() == [[4, 4], [4, 5], [5, 5]]
 
 
 def test_parquet_holds_a_row_a_sample_and_reads_back_to_the_same_groups(group, tmp_path):
-    other = pack([7], [Generated([8, 9], [-0.1, -0.2], True, -21.0, (0, 0))])
+    other = pack([7], [Generated([8, 9], [-0.1, -0.2], True, -21.0, [0, 0])])
     path = tmp_path / "rollouts.parquet"
     pq.write_table(
         to_table(
@@ -87,6 +88,15 @@ def test_parquet_holds_a_row_a_sample_and_reads_back_to_the_same_groups(group, t
     assert table.column("response_ids").to_pylist()[2] == [9]
 
 
+def test_a_file_of_an_earlier_version_holds_two_versions_a_sample(group, tmp_path):
+    table = to_table([group], {}).drop_columns("token_versions")
+    path = tmp_path / "rollouts.parquet"
+    pq.write_table(table.append_column("versions", [group.summary().versions.tolist()]), path)
+    (read,), _ = read_groups(path)
+    assert read.versions.tolist() == [4, 4, 4, 4, 4, 4, 5, 5]
+    np.testing.assert_array_equal(read.summary().versions, group.summary().versions)
+
+
 def test_a_column_of_the_wrong_length_is_refused(group):
     with pytest.raises(ValueError, match="score"):
         to_table([group], {"score": [0.9]})
@@ -98,11 +108,11 @@ logprob = st.floats(max_value=0, min_value=-1e4, width=32)
 
 @st.composite
 def generated(draw):
-    response = draw(st.lists(st.tuples(token, logprob), min_size=1, max_size=6))
+    response = draw(st.lists(st.tuples(token, logprob, st.integers(-1, 9)), min_size=1, max_size=6))
     finished = draw(st.booleans())
-    versions = draw(st.integers(0, 9)), draw(st.integers(0, 9))
     z_logprob = draw(logprob) if finished else NAN
-    return Generated([t for t, _ in response], [p for _, p in response], finished, z_logprob, versions)
+    tokens, logprobs, versions = zip(*response, strict=True)
+    return Generated(list(tokens), list(logprobs), finished, z_logprob, list(versions))
 
 
 @settings(max_examples=50, deadline=None)
@@ -121,6 +131,7 @@ def test_packing_and_parquet_lose_nothing(tmp_path_factory, groups):
             assert view.prompt_ids.tolist() == prompt
             assert view.response_ids.tolist() == sample.response_ids
             assert view.logprobs.tolist() == sample.logprobs
+            assert trajectories.versions[trajectories.span(index)].tolist() == sample.versions
             assert view.finished == sample.finished
     path = tmp_path_factory.mktemp("rollouts") / "step.parquet"
     pq.write_table(to_table(packed, {}), path)

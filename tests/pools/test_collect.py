@@ -24,7 +24,9 @@ CORRECT, WRONG, NO_ANSWER, TIMEOUT = Status.CORRECT, Status.WRONG, Status.NO_ANS
 def group(name, *samples):
     """`samples`: status, whether finished, and response tokens of each."""
     generated = [
-        Generated([7] * tokens, [-1.0] * tokens, finished, -5.0 if finished else np.nan, (2, 3))
+        Generated(
+            [7] * tokens, [-1.0] * tokens, finished, -5.0 if finished else np.nan, [2] * (tokens - 1) + [3]
+        )
         for _, finished, tokens in samples
     ]
     summary = pack([1, 1], generated).summary()
@@ -74,7 +76,7 @@ class Echo:
 
     def generate(self, request):
         seeds = range(request.seed, request.seed + request.num_samples)
-        samples = [Generated([seed], [-1.0], True, -float(seed), (0, 0)) for seed in seeds]
+        samples = [Generated([seed], [-1.0], True, -float(seed), [0]) for seed in seeds]
         packed = pack(request.prompt_ids, samples)
         return packed, [str(seed) for seed in seeds], packed.summary()
 

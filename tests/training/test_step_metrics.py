@@ -22,7 +22,7 @@ def batch():
         lengths=np.array([30, 10], np.int32),
         finished=np.array([True, True]),
         z_logprobs=np.full(2, -20.0, np.float32),
-        versions=np.zeros((2, 2), np.int32),
+        versions=np.array([[0, 2], [1, 1]], np.int32),
     )
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
     problem = Problem("a", "p", "1", None, 1)
@@ -44,8 +44,9 @@ def test_throughput_counts_the_whole_step(batch):
 
 
 def test_staleness_counts_from_the_weights_that_the_step_learns_from(batch):
-    """Step 3 updates version 2; the samples are of version 0."""
-    assert metrics_of(batch, [StepSums(tokens=40, compared_tokens=40, seconds=1.0)])["rollout/staleness"] == 2
+    """Step 3 updates version 2; the oldest tokens of the two samples are of version 0 and 1."""
+    metrics = metrics_of(batch, [StepSums(tokens=40, compared_tokens=40, seconds=1.0)])
+    assert (metrics["rollout/staleness"], metrics["rollout/staleness_max"]) == (1.5, 2)
 
 
 def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):

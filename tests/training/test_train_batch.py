@@ -46,7 +46,7 @@ def batch():
         for index, length in enumerate(lengths):
             finished = index != truncated
             samples.append(
-                Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, (0, 0))
+                Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, [0] * length)
             )
         packed = pack([1, 1], samples)
         problem, verdicts = Problem(str(number), "p", "1", None, 1), [Verdict(status) for status in statuses]

@@ -31,7 +31,9 @@ class OneProblem:
 
 def samples(*responses, eos):
     """A batch of one group of these responses."""
-    generated = [Generated(ids, [0.0] * len(ids), ids[-1] in eos, float("nan"), (0, 0)) for ids in responses]
+    generated = [
+        Generated(ids, [0.0] * len(ids), ids[-1] in eos, float("nan"), [0] * len(ids)) for ids in responses
+    ]
     group = SimpleNamespace(trajectories=ray.put(pack([1], generated)))
     return SimpleNamespace(
         groups=[group],
