@@ -188,6 +188,8 @@ MEASURES = (
     Measure("rollout/staleness_max", "largest staleness",
             "Age of the oldest weights that sampled a token of the step",
             "At most rollout.max_staleness", unit="steps"),
+    Measure("time/wait", "waiting for samples",
+            "Seconds of a step in which the ranks' next batch was not complete", better="lower", unit="s"),
     Measure("time/rollout", "generating", "Seconds of generation in a step", better="lower", unit="s",
             short="rollout", places=(Place.PANEL, Place.STEP_PARTS)),
     Measure("time/verify", "checking", "Seconds of checking in a step", better="lower", unit="s",

@@ -81,7 +81,7 @@ def test_a_step_has_the_metrics_of_the_table():
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
     problem = Problem("a", "p", "1", None, 1)
     batch = to_batch([CheckedGroup(problem, "trajectories", "texts", summary, verdicts)])
-    seconds = {"rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": 8.0}
+    seconds = {"wait": 2.5, "rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": 8.0}
     sums = [StepSums(tokens=40, compared_tokens=40, seconds=1.0)]
     plain = step_metrics(1, batch, None, sums, seconds)
     scored = step_metrics(1, batch, np.array([0.9, 0.1], np.float32), sums, seconds)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from orchestrator.messages.verdicts import Status
-from orchestrator.pools.pool import Pool, finished
+from orchestrator.pools.events import finished
+from orchestrator.pools.pool import Pool
 
 NO_VOTE = -1
 """In place of an answer's class, for a sample without a vote."""

@@ -19,7 +19,8 @@ from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Verdict
 from orchestrator.pools.evaluation import EvalPools
-from orchestrator.pools.pool import Pool, finished
+from orchestrator.pools.events import finished
+from orchestrator.pools.pool import Pool
 
 SAMPLES_PER_REQUEST = 8
 """Samples of a problem in one request; a killed process loses at most these of a problem."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.evaluation.samples import EvalSample
 from orchestrator.pools.evaluation import EvalPools
-from orchestrator.pools.pool import finished
+from orchestrator.pools.events import finished
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 In: the folder of a run that has trained a few steps (`config.yaml`, `metrics.jsonl`), and the configuration
 whose devices are to be split: its GPUs or, without GPUs, its CPUs. Out: a `Sizing`, which gives for each
-layout the seconds that a step would take. Generation and learning alternate, so a layout may also give all
-devices to both in turns. docs/cluster.md derives the formulas.
+layout the seconds that a step would take. At staleness 0 generation and learning alternate, so a layout may
+also give all devices to both in turns; with `rollout.max_staleness` above 0 they overlap. docs/cluster.md
+derives the formulas.
 """
 
 import math
@@ -36,10 +37,17 @@ class DeviceWork:
     rollout: float
     learning: float
     fixed: float
+    overlaps: bool = False
+    """Whether engines generate the next batch while ranks learn."""
 
-    def seconds(self, engine_devices: float, learner_devices: float) -> float:
-        """Seconds of a step, T = a / e + b / l + h. Both counts may be the same devices, used in turns."""
-        return self.rollout / engine_devices + self.learning / learner_devices + self.fixed
+    def seconds(self, engine_devices: float, learner_devices: float, in_turns: bool = False) -> float:
+        """Seconds of a step: T = a / e + b / l + h, or T = max(a / e, b / l) + h where they overlap.
+
+        Args:
+            in_turns: Whether both counts are the same devices, which cannot overlap.
+        """
+        phases = self.rollout / engine_devices, self.learning / learner_devices
+        return (max(phases) if self.overlaps and not in_turns else sum(phases)) + self.fixed
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Measured:
             rollout=self.rollout * self.config.rollout.num_engines * devices.engine,
             learning=self.learn * self.config.learning.num_ranks * devices.rank,
             fixed=self.fixed,
+            overlaps=self.config.rollout.max_staleness > 0,
         )
 
 
@@ -160,7 +169,8 @@ def measure_run(folder: Path) -> Measured:
             "first: "
             "laser train CONFIG run.steps=5 run.name=measure"
         )
-    fixed = median(step["time/step"] - step["time/rollout"] - step["time/learn"] for step in steps)
+    together = max if config.rollout.max_staleness > 0 else sum
+    fixed = median(step["time/step"] - together((step["time/rollout"], step["time/learn"])) for step in steps)
     return Measured(
         config=config,
         steps=len(steps),
@@ -249,7 +259,7 @@ def _layout(
         devices=max(engine_devices, learner_devices) if colocate else engine_devices + learner_devices,
         rollout_s=rollout_s,
         learn_s=work.learning / learner_devices,
-        step_s=work.seconds(engine_devices, learner_devices),
+        step_s=work.seconds(engine_devices, learner_devices, in_turns=colocate),
         without_handover=colocate and not before.rollout.colocate,
         verifiers=enough_verifiers(workers, measured.rollout, measured.verify, rollout_s),
     )

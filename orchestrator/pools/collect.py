@@ -5,7 +5,7 @@ trajectories and texts, and with length, score and verdict of every sample.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from orchestrator.data.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, to_table
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.pool import Pool, finished
+from orchestrator.pools.events import run_until
+from orchestrator.pools.pool import Pool, Task
 from orchestrator.storage.files import atomically
 
 
@@ -104,50 +105,88 @@ class Batch:
         return sum(verdict.status is status for verdict in self.verdicts)
 
 
-@dataclass(frozen=True)
-class CollectTimes:
-    """How long `collect` took, in seconds."""
-
-    rollout: float
-    """From the start until the last sample was generated. Most verification happens in this time."""
-    verify: float
-    """From there until the last verdict."""
-
-
-def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> tuple[Batch, CollectTimes]:
-    """Generate and verify groups; the batch has them in the same order.
+class Collection:
+    """Groups on their way through generation and verification, which `orchestrator.pools.events` drives.
 
     Each group is verified as soon as its last sample ends, while engines generate others. A group whose data
     is lost with a node is generated again.
 
+    Args:
+        rollouts: The engines.
+        verifiers: Check the answers.
+        groups: Submitted at once, in this order.
+
+    Attributes:
+        checked: The groups that are done, by number.
+        on_checked: Called with a group's number when it is done.
+        started: When the groups were submitted, by `time.perf_counter`.
+        last_generated: When the newest sample was generated.
+        last_checked: When the newest verdict came.
+    """
+
+    def __init__(self, rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> None:
+        self.rollouts = rollouts
+        self.verifiers = verifiers
+        self.groups = groups
+        self.checked: dict[int, CheckedGroup] = {}
+        self.on_checked: Callable[[int], None] | None = None
+        self.started = time.perf_counter()
+        self.last_generated = self.started
+        self.last_checked = self.started
+        for number in range(len(groups)):
+            self._generate(number)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every group is checked."""
+        return len(self.checked) == len(self.groups)
+
+    def batch(self) -> Batch:
+        """The groups of a complete collection, in the order of their submission."""
+        return to_batch([self.checked[number] for number in range(len(self.groups))])
+
+    def _generate(self, number: int) -> None:
+        self.rollouts.submit(
+            "generate",
+            self.groups[number].request,
+            num_returns=3,
+            context=number,
+            remake=partial(self._generate, number),
+            done=self._verify,
+        )
+
+    def _verify(self, task: Task, summary: GroupSummary) -> None:
+        self.last_generated = time.perf_counter()
+        number: int = task.context
+        trajectories, texts, _ = task.refs
+        group = GeneratedGroup(self.groups[number].problem, trajectories, texts, summary)
+        self.verifiers.submit(
+            "verify",
+            texts,
+            summary.finished.tolist(),
+            group.problem.answer,
+            context=(number, group),
+            remake=partial(self._generate, number),
+            done=self._keep,
+        )
+
+    def _keep(self, task: Task, verdicts: Sequence[Verdict]) -> None:
+        self.last_checked = time.perf_counter()
+        number, group = task.context
+        self.checked[number] = CheckedGroup(**vars(group), verdicts=verdicts)
+        if self.on_checked is not None:
+            self.on_checked(number)
+
+
+def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> Batch:
+    """Generate and verify groups; the batch has them in the same order.
+
     Raises:
         PoolError and Ray's errors: As `Pool.settle`.
     """
-    started = last_generated = time.perf_counter()
-    checked: dict[int, CheckedGroup] = {}
-
-    def generate(number: int) -> None:
-        again = partial(generate, number)
-        rollouts.submit("generate", groups[number].request, num_returns=3, context=number, remake=again)
-
-    def verify(number: int, group: GeneratedGroup) -> None:
-        arguments = group.texts, group.summary.finished.tolist(), group.problem.answer
-        again = partial(generate, number)
-        verifiers.submit("verify", *arguments, context=(number, group), remake=again)
-
-    for number in range(len(groups)):
-        generate(number)
-    for pool, task, value in finished(rollouts, verifiers):
-        if pool is rollouts:
-            last_generated = time.perf_counter()
-            trajectories, texts, _ = task.refs
-            number = task.context
-            verify(number, GeneratedGroup(groups[number].problem, trajectories, texts, value))
-        else:
-            number, group = task.context
-            checked[number] = CheckedGroup(**vars(group), verdicts=value)
-    times = CollectTimes(last_generated - started, time.perf_counter() - last_generated)
-    return to_batch([checked[number] for number in range(len(groups))]), times
+    collection = Collection(rollouts, verifiers, groups)
+    run_until(lambda: collection.is_complete, rollouts, verifiers)
+    return collection.batch()
 
 
 def to_batch(groups: Sequence[CheckedGroup]) -> Batch:

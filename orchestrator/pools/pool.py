@@ -1,13 +1,14 @@
 """A supervised pool of equal actors: it restarts workers, retries their tasks and limits the tasks of each.
 
-In: tasks, which are a method and its arguments. Out of `finished`: the tasks with their values, in the order
-in which they end. The pool replaces a worker that dies and gives its tasks to others. A replacement is STALE,
-and gets no task, until the pool's `refresh` has brought it up to date.
+In: tasks, which are a method and its arguments. Out: their values in the order in which tasks end, to each
+task's callback or from `orchestrator.pools.events.finished`. The pool replaces a worker that dies and gives
+its tasks to others. A replacement is STALE, and gets no task, until the pool's `refresh` has brought it up to
+date.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,9 +18,6 @@ from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from orchestrator.errors import PoolError
-
-CHECK_EVERY_S = 30.0
-"""How often a pool that waits checks that it still has a ready worker."""
 
 MAX_RESTARTS = 10
 """Workers that a pool replaces during a run; one more death ends the run."""
@@ -49,6 +47,8 @@ class Task:
     """The caller's own, to recognise the task by."""
     remake: Callable[[], None] | None = None
     """Submits tasks that make this task's input and result again, for when they were lost with a node."""
+    done: Callable[["Task", Any], None] | None = None
+    """Called with the task and its value when it ends; without it `finished` yields them."""
     refs: list[ObjectRef] = field(default_factory=list)
     """The call's values, once it runs; `finished` fetches the last one."""
     submitted: float = field(default_factory=time.monotonic)
@@ -126,9 +126,10 @@ class Pool:
         num_returns: int = 1,
         context: Any = None,
         remake: Callable[[], None] | None = None,
+        done: Callable[[Task, Any], None] | None = None,
     ) -> None:
         """Queue a call; it starts when a ready worker has room. See `Task`."""
-        self.queue.append(Task(method, arguments, num_returns, context, remake))
+        self.queue.append(Task(method, arguments, num_returns, context, remake, done))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Block until every worker is READY.
@@ -197,6 +198,12 @@ class Pool:
     def outstanding(self) -> bool:
         """Whether any task is queued or runs."""
         return bool(self.queue) or any(worker.tasks for worker in self.workers)
+
+    @property
+    def owes_values(self) -> bool:
+        """Whether any task without a callback is queued or runs: `finished` has to yield it."""
+        running = (task for worker in self.workers for task in worker.tasks.values())
+        return any(task.done is None for task in (*self.queue, *running))
 
     def watched(self) -> list[ObjectRef]:
         """Start the tasks that workers have room for. Returns the refs to wait for, which `settle` takes."""
@@ -320,19 +327,3 @@ class Pool:
 
     def _states(self) -> str:
         return ", ".join(f"{self.name} {worker.index}: {worker.state}" for worker in self.workers)
-
-
-def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
-    """Run the tasks of all pools: yields each with its pool and value when it ends, until no task is left.
-
-    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
-    """
-    while any(pool.outstanding for pool in pools):
-        pool_of = {ref: pool for pool in pools for ref in pool.watched()}
-        ready, _ = ray.wait(list(pool_of), num_returns=1, timeout=CHECK_EVERY_S)
-        for ref in ready:
-            if settled := pool_of[ref].settle(ref):
-                yield pool_of[ref], *settled
-        if not ready:
-            for pool in pools:
-                pool.check_alive()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.learning import LearnerRank
@@ -90,17 +91,26 @@ def start_ranks(
 
 
 def call_ranks(
-    ranks: Sequence[RankHandle], method: str, *arguments: Any, timeout_s: float | None = None
+    ranks: Sequence[RankHandle],
+    method: str,
+    *arguments: Any,
+    timeout_s: float | None = None,
+    meanwhile: Callable[[list[ObjectRef]], None] = lambda refs: None,
 ) -> list[Any]:
     """Call a collective of all ranks; returns what each returned, by rank.
+
+    Args:
+        meanwhile: Called with the refs of the calls; it may work until they are there.
 
     Raises:
         ray.exceptions.RayActorError: A rank died.
         ray.exceptions.RayTaskError: A rank failed, and all of them live.
         ray.exceptions.GetTimeoutError: They did not return within `timeout_s`.
     """
+    refs = [getattr(rank, method).remote(*arguments) for rank in ranks]
+    meanwhile(refs)
     try:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in ranks], timeout=timeout_s)
+        return ray.get(refs, timeout=timeout_s)
     except RayTaskError as error:
         # A rank fails in a collective when its peer has died. Report the death: the run can recover from it.
         name_actor(error, ranks, RANK)

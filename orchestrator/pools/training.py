@@ -17,6 +17,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import ModelTokens, absolute_path
 from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
+from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
 from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Pool
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks
@@ -130,9 +131,10 @@ class Pools:
 
     def on_all_ranks(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every rank and return each rank's value; with `colocate` the turn goes to the
-        ranks.
+        ranks. Engines and verifiers work on their tasks in the meantime.
 
         Raises:
+            PoolError: Engines or verifiers died too often.
             ray.exceptions.RayActorError: A rank died.
             ray.exceptions.RayTaskError: The method failed on a rank.
         """
@@ -140,7 +142,9 @@ class Pools:
             self._send_engines_to_sleep()
             call_ranks(self.learners, "take_device")
             self.engines_turn = False
-        return call_ranks(self.learners, method, *arguments)
+        if self.colocated:
+            return call_ranks(self.learners, method, *arguments)
+        return call_ranks(self.learners, method, *arguments, meanwhile=self._run_tasks)
 
     def restart_learners(self, error: RayError) -> None:
         """Replace all ranks after one has failed: each holds a part of one model, and is of no use without
@@ -158,8 +162,7 @@ class Pools:
             raise PoolError(
                 f"learner ranks failed {self.learner_restarts} times; the last error: {error}"
             ) from error
-        for pool in (self.rollouts, self.verifiers):
-            pool.abandon()
+        self.abandon_tasks()
         self.chunks = []  # rank 0 owned these objects; they are lost with it
         for rank in self.learners:
             ray.kill(rank)
@@ -173,6 +176,11 @@ class Pools:
         restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
         self.rollouts.restarts = restarts
         self.engines_turn = True
+
+    def abandon_tasks(self) -> None:
+        """Drop what engines and verifiers have to do."""
+        for pool in (self.rollouts, self.verifiers):
+            pool.abandon()
 
     @property
     def published_bytes(self) -> int:
@@ -232,6 +240,9 @@ class Pools:
         # to load them would then fail half-way and end.
         check_alive(self.learners[:1])
         return engine.load_weights.remote(self.version, self.chunks)
+
+    def _run_tasks(self, refs: list[ObjectRef]) -> None:
+        run_while(refs, self.rollouts, self.verifiers)
 
     def _release_learners(self) -> None:
         call_ranks(self.learners, "release_device")

@@ -9,6 +9,9 @@ One step (x is a problem, y a solution, r_v the verifier's reward, z_c a token t
     5. ranks minimise L_policy(A) + alpha * mean(w * (score - r_v)^2) over the finished solutions
     6. engines get the new weights
 
+With `rollout.max_staleness` k engines work on the next k batches meanwhile (`batches`), and get the new
+weights between two tokens. At k = 0 each batch is on-policy.
+
 GRPO is this loop without 2 and 3, and with alpha and tau 0. The authors' code differs in four points
 (docs/method.md): its mix reads the score at the next row's first token and not at z_c; an unfinished solution
 gets a positive self-advantage; the pad token must be EOS; a reference model runs in each step.
@@ -19,6 +22,7 @@ store.
 
 from typing import Any
 
+from orchestrator.training.batches import batches
 from orchestrator.training.calibration import check_assumption, measure_c_ref
 from orchestrator.training.evaluate import evaluate_held_out, is_evaluated
 from orchestrator.training.session import Session
@@ -42,17 +46,15 @@ def run_steps(session: Session) -> dict[str, Any]:
     config, clock = session.config, session.clock
     with session.saved_when_stopped():
         _start(session)
-        for step in session.steps():
-            with clock("step"):
-                prompts = session.next_prompts(step)
-                batch = session.collect(prompts)
-                warn_if_unfinished(session, batch)
-                reference = session.reference_logprobs(batch)
-                scores = session.scores(batch, reference)
-                advantages = estimate_advantages(config, batch, scores, step)
-                sums = session.learn(make_train_batch(config, batch, advantages, reference, step))
-                with clock("sync"):
-                    session.publish(step)
+        for step, batch in batches(session, ahead=config.rollout.max_staleness):
+            warn_if_unfinished(session, batch)
+            reference = session.reference_logprobs(batch)
+            scores = session.scores(batch, reference)
+            advantages = estimate_advantages(config, batch, scores, step)
+            sums = session.learn(make_train_batch(config, batch, advantages, reference, step))
+            with clock("sync"):
+                session.publish(step)
+            clock.stop("step")
             session.record(step, step_metrics(step, batch, scores, sums, clock.seconds))
             note_skipped(session, sums, batch, scores, advantages)
             session.keep(batch, scores, advantages)

@@ -22,10 +22,8 @@ from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import to_tree
-from orchestrator.data.prompts import PromptOrder
 from orchestrator.errors import RunError
 from orchestrator.messages.batches import StepSums, TrainBatch
-from orchestrator.messages.requests import GroupRequest
 from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
@@ -36,6 +34,7 @@ from orchestrator.training.divergence import Diverged, diverged
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
 from orchestrator.training.saving import Saver, trunk_end
+from orchestrator.training.step_problems import StepProblems
 from orchestrator.training.stopping import Stop, StopRequested
 
 T = TypeVar("T")
@@ -46,13 +45,22 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._started: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Time what runs here as `part`."""
-        started = time.perf_counter()
+        self.start(part)
         yield
-        self.seconds[part] = time.perf_counter() - started
+        self.stop(part)
+
+    def start(self, part: str) -> None:
+        """Begin to time `part`, until `stop`."""
+        self._started[part] = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """`part` has ended."""
+        self.seconds[part] = time.perf_counter() - self._started.pop(part)
 
 
 class Session:
@@ -81,9 +89,7 @@ class Session:
         self.has_score = config.self_reward.token is not None and not context.is_trunk
         self.saver = Saver(config, prepared.tokens, pools, checkpoints, self.has_score)
         self.clock = Clock()
-        self.order = PromptOrder(len(prepared.train), config.run.seed)
-        self.next_problems = self.order.state_dict()
-        """The order's state after the last finished step."""
+        self.problems = StepProblems(prepared.train, config)
         self.step = 0
         """The last finished step."""
         self.at_start = True
@@ -134,13 +140,11 @@ class Session:
             self.branched = True
             self.say(f"branching from {folder}")
         else:
-            self.order = PromptOrder(len(self.prepared.train), self.config.run.seed)
+            self.problems.restore(None)
             self.step, self.at_start, self.branched = 0, True, False
-            self.next_problems = self.order.state_dict()
 
     def _restore(self, state: TrainingState) -> None:
-        self.order.load_state_dict(state.prompt_order)  # type: ignore[arg-type]
-        self.next_problems = self.order.state_dict()
+        self.problems.restore(state.prompt_order)
         self.step, self.c_ref, self.base = state.step, state.c_ref, state.base
         self.seconds_before, self.started = state.seconds, time.monotonic()
         self.at_start = False
@@ -154,29 +158,13 @@ class Session:
         every = self.config.run.eval_every
         return every > 0 and self.step % every == 0 and 0 < self.step < self.config.run.steps
 
-    def next_prompts(self, step: int) -> list[Group]:
-        """The step's problems, as groups to generate.
-
-        Each sample has its own seed, a function of step and position. So a step has the same samples on any
-        engine and after any resume.
-        """
-        rollout, prompts = self.config.rollout, self.prepared.train
-        groups = []
-        for position, index in enumerate(self.order.next(rollout.prompts_per_step)):
-            number = (step * rollout.prompts_per_step + position) * rollout.samples_per_prompt
-            seed = (self.config.run.seed << 32) + number
-            request = GroupRequest(prompts.token_ids(index), rollout.samples_per_prompt, seed)
-            groups.append(Group(prompts.problems[index], request))
-        return groups
-
     def collect(self, groups: Sequence[Group]) -> Batch:
         """Sample and verify groups, and read each score's log pi(z_c) in the same generation.
 
         Raises:
             StopRequested: Someone asked the run to stop.
         """
-        batch, times = self.generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
-        self.clock.seconds |= {"rollout": times.rollout, "verify": times.verify}
+        batch = self.generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
         self.live.checked(batch.verdicts)
         return batch
 
@@ -242,7 +230,8 @@ class Session:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` is done: journal and MLflow, the terminal and the live metrics get its metrics."""
-        self.step, self.next_problems = step, self.order.state_dict()
+        self.step = step
+        self.problems.finish(step)
         metrics = {
             **metrics,
             "pool/restarts": float(self.pools.restarts),
@@ -285,7 +274,7 @@ class Session:
             TrainingState(
                 step=self.step,
                 num_ranks=self.config.learning.num_ranks,
-                prompt_order=dict(self.next_problems),
+                prompt_order=dict(self.problems.state),
                 c_ref=self.c_ref,
                 mlflow_run_id=self.tracker.run_id,
                 seconds=self.seconds,
@@ -300,6 +289,7 @@ class Session:
         try:
             yield
         except StopRequested:
+            self.pools.abandon_tasks()
             newest = self.saver.newest()
             if self.step > (newest[1].step if newest else 0):
                 self.save()

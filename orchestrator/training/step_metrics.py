@@ -25,7 +25,7 @@ def step_metrics(
         step: Counts from 1; the ranks learned from weights of version `step - 1`.
         scores: Self-reward of each sample, NaN where unfinished; None while the run has no score.
         sums: One a rank.
-        seconds: Of the step's parts: `rollout`, `verify`, `sync` and the whole `step`.
+        seconds: Of the step's parts: `wait`, `rollout`, `verify`, `sync` and the whole `step`.
     """
     tokens = sum(rank.tokens for rank in sums)
     learning_s = max(rank.seconds for rank in sums)
@@ -37,6 +37,7 @@ def step_metrics(
         }
         | _loss_metrics(sums, tokens)
         | {
+            "time/wait": seconds["wait"],
             "time/rollout": seconds["rollout"],
             "time/verify": seconds["verify"],
             "time/learn": learning_s,
@@ -44,11 +45,16 @@ def step_metrics(
             "time/step": seconds["step"],
             "throughput/samples_per_s": len(batch.rewards) / seconds["step"],
             "throughput/tokens_per_s": float(batch.lengths.sum()) / seconds["step"],
-            "throughput/rollout_tokens_per_s": float(batch.lengths.sum()) / seconds["rollout"],
+            "throughput/rollout_tokens_per_s": _rate(float(batch.lengths.sum()), seconds["rollout"]),
             "throughput/learning_tokens_per_s": tokens / learning_s,
         }
         | ({} if scores is None else _score_metrics(batch, scores, sums))
     )
+
+
+def _rate(amount: float, seconds: float) -> float:
+    """NaN where a batch was generated in the time of an older one, and so has no time of its own."""
+    return amount / seconds if seconds else math.nan
 
 
 def _batch_metrics(batch: Batch) -> dict[str, float]:

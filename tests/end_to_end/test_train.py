@@ -31,6 +31,7 @@ STEP_METRICS = {
     "policy/mismatch_kl",
     "policy/grad_norm",
     "time/step",
+    "time/wait",
     "time/rollout",
     "time/verify",
     "time/learn",

@@ -57,6 +57,14 @@ def test_the_shortest_step_is_where_the_formula_says():
     assert work.seconds(8, 8) == pytest.approx(55)  # taking turns, without the hand-over
 
 
+def test_where_phases_overlap_a_step_takes_as_long_as_the_longer_one():
+    # 360 / 7 = 51.4 and 40 / 1 = 40: the engines need 7 of 8 GPUs, where alternating phases need 6.
+    work = DeviceWork(rollout=360, learning=40, fixed=5, overlaps=True)
+    assert best_split(work, 8, ONE_GPU_EACH) == (7, 1)
+    assert work.seconds(7, 1) == pytest.approx(360 / 7 + 5)
+    assert work.seconds(8, 8, in_turns=True) == pytest.approx(55)
+
+
 def test_neighbours_of_the_best_split_are_slower():
     work = DeviceWork(rollout=200, learning=120, fixed=0)
     engines, ranks = best_split(work, 16, ONE_GPU_EACH)

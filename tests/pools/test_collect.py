@@ -111,14 +111,12 @@ def test_groups_come_back_complete_and_in_order(verifier):
 
     rollouts, verifiers = pool("rollout", Echo, 2), pool("verification", verifier, 1)
     try:
-        batch, times = collect(rollouts, verifiers, groups)
+        batch = collect(rollouts, verifiers, groups)
         assert [group.problem.id for group in batch.groups] == ["p0", "p1", "p2"]
         assert batch.rewards.tolist() == [1, 0, 1, 0, 1, 0]
         assert batch.z_logprobs.tolist() == [0, -1, -10, -11, -20, -21]
         assert ray.get([group.texts for group in batch.groups]) == [["0", "1"], ["10", "11"], ["20", "21"]]
         assert [len(group) for group in ray.get([group.trajectories for group in batch.groups])] == [2, 2, 2]
-        assert times.rollout > 0
-        assert times.verify >= 0
         assert verifiers.restarts == rollouts.restarts == 0
     finally:
         rollouts.stop()

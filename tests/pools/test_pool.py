@@ -14,8 +14,9 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
 from orchestrator.errors import PoolError
-from orchestrator.pools import pool as pool_module
-from orchestrator.pools.pool import Pool, WorkerState, finished
+from orchestrator.pools import events
+from orchestrator.pools.events import finished, run_until, run_while
+from orchestrator.pools.pool import Pool, WorkerState
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -330,10 +331,48 @@ def test_stats_count_queued_and_running_tasks_and_workers(make_pool):
 
 
 def test_a_pool_without_room_is_an_error_and_not_an_endless_wait(make_pool, monkeypatch):
-    monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(events, "CHECK_EVERY_S", 0.1)
     pool = make_pool(1, options={"resources": {"absent": 1}}, start_timeout_s=0.3)
     with pytest.raises(PoolError, match=r"did not start within 0.1 s \(test 0: starting\)"):
         pool.wait_ready(0.1)
     pool.submit("work", 1)
     with pytest.raises(PoolError, match=r"has had no ready worker for \d+ s \(test 0: starting\)"):
         values(pool)
+
+
+def test_tasks_with_a_callback_run_while_the_caller_waits_for_others(make_pool):
+    pool = make_pool(1)
+    called = []
+    for number in range(3):
+        pool.submit("work", number, done=lambda task, value: called.append(value[1]))
+    pool.submit("work", 3, 1.0)
+    assert [number for _, number in values(pool)] == [3]
+    assert sorted(called) == [0, 1, 2]
+    pool.submit("work", 4, done=lambda task, value: called.append(value[1]))
+    run_until(lambda: 4 in called, pool)
+    assert not pool.outstanding
+    with pytest.raises(RuntimeError, match="no task is left"):
+        run_until(lambda: 5 in called, pool)
+
+
+def test_tasks_run_while_other_calls_are_waited_for(make_pool):
+    pool, other = make_pool(1), make_pool(1)
+    other.wait_ready(60)
+    called = []
+    for number in range(4):
+        pool.submit("work", number, done=lambda task, value: called.append(value[1]))
+    slow = other.workers[0].actor.work.remote("slow", 1.0)
+    run_while([slow], pool)
+    assert ray.get(slow)[1] == "slow"
+    assert sorted(called) == [0, 1, 2, 3]
+
+
+def test_a_wait_ends_at_the_first_call_that_fails(make_pool, tmp_path):
+    """Its peers in a collective would wait for it."""
+    pool = make_pool(2)
+    pool.wait_ready(60)
+    peer = pool.workers[0].actor.work.remote("waits", 30.0)
+    failed = pool.workers[1].actor.fail.remote(str(tmp_path / "log"))
+    started = time.monotonic()
+    run_while([peer, failed], pool)
+    assert time.monotonic() - started < 20

@@ -19,7 +19,8 @@ from orchestrator.evaluation.show import EvalProgress
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
-from orchestrator.pools.pool import Pool, finished
+from orchestrator.pools.events import finished
+from orchestrator.pools.pool import Pool
 from orchestrator.training.evaluate import columns_of_batch, headline_of, held_out_figures, score_figure
 
 NAN = math.nan

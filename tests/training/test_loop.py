@@ -25,10 +25,11 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
     done: list[str] = []
     monkeypatch.setattr(loop, "evaluate_held_out", lambda session: done.append("evaluate"))
     monkeypatch.setattr(loop, "check_assumption", lambda session: done.append("check c_ref"))
+    monkeypatch.setattr(loop, "batches", lambda session, ahead: [])
     monkeypatch.setattr(loop, "is_evaluated", lambda session: evaluated)
     monkeypatch.setattr(loop, "summary_of", lambda session, trained: {})
     session = SimpleNamespace(
-        config=None,
+        config=SimpleNamespace(rollout=SimpleNamespace(max_staleness=0)),
         clock=None,
         step=2,
         at_start=False,
@@ -38,7 +39,6 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
         pools=SimpleNamespace(wait_ready=lambda: None),
         saved_when_stopped=nullcontext,
         evaluation_is_due=lambda: True,
-        steps=list,
         tracker=SimpleNamespace(log_summary=lambda summary: None),
     )
     loop.run_steps(session)

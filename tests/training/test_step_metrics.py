@@ -30,7 +30,7 @@ def batch():
 
 
 def metrics_of(batch, sums, step_s=8.0):
-    seconds = {"rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": step_s}
+    seconds = {"wait": 2.5, "rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": step_s}
     return step_metrics(3, batch, None, sums, seconds)
 
 
