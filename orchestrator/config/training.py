@@ -94,8 +94,6 @@ class RolloutConfig(EngineConfig):
                 "sleep while the ranks learn, so they cannot sample ahead: set it to 0, or give the engines "
                 "devices of their own (rollout.colocate=false)"
             )
-        if self.max_staleness > 0:
-            raise ValueError("rollout.max_staleness: this version supports only 0 (on-policy)")
         return self
 
 

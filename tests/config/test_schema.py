@@ -180,7 +180,6 @@ def test_missing_keys_are_named(tmp_path):
             "rollout.max_staleness: is 2, but with rollout.colocate=true the engines sleep",
             "set it to 0, or give the engines devices of their own",
         ),
-        (["rollout.max_staleness=1"], "rollout.max_staleness: this version supports only 0", "(on-policy)"),
         (
             ["rollout.prompts_per_step=2", "learning.mini_batches=3"],
             "learning.mini_batches: 3 is more than ",
