@@ -73,22 +73,10 @@ POOLS = {
 def write_model(folder: Path, size: str) -> None:
     """Write a random model in bfloat16, and a byte-pair tokenizer with as many tokens as Qwen2.5's has."""
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    from experiments.quickstart.task import CHAT_TEMPLATE
-
-    folder.mkdir(parents=True, exist_ok=True)
     shape = SHAPES[size]
-    vocabulary, merges = byte_pairs(shape["vocab_size"] - UNUSED_ROWS)
-    Qwen2Tokenizer(
-        vocab=vocabulary,
-        merges=merges,
-        unk_token=None,
-        eos_token=END,
-        pad_token=PAD,
-        extra_special_tokens=[START, Z_TOKEN],
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    vocabulary = write_tokenizer(folder, shape["vocab_size"] - UNUSED_ROWS)
     config = Qwen2Config(
         **shape,
         num_key_value_heads=2,
@@ -107,6 +95,26 @@ def write_model(folder: Path, size: str) -> None:
         do_sample=True, temperature=1.0, top_p=1.0, top_k=0, eos_token_id=config.eos_token_id
     )
     model.save_pretrained(folder)
+
+
+def write_tokenizer(folder: Path, tokens: int) -> dict[str, int]:
+    """Write a byte-pair tokenizer of so many tokens with a chat template; returns its vocabulary."""
+    from transformers import Qwen2Tokenizer
+
+    from experiments.quickstart.task import CHAT_TEMPLATE
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, merges = byte_pairs(tokens)
+    Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        unk_token=None,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=[START, Z_TOKEN],
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return vocabulary
 
 
 def byte_pairs(tokens: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

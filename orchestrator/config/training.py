@@ -75,7 +75,7 @@ class RolloutConfig(EngineConfig):
     max_staleness: StepCount = 0
     """k: engines sample up to k batches ahead of the learner, so a token's weights are at most k versions
     older than those that learn from it. 0 is on-policy; with more, set `loss.importance_cap`."""
-    sync_chunk_mib: Annotated[PositiveInt, Mark.MAY_CHANGE] = 256
+    sync_chunk_mib: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16
     """Weights go to the engines in chunks of at most this size."""
     colocate: Annotated[bool, Mark.MAY_CHANGE, Mark.POOL_SIZE] = False
     """Engines reserve nothing: they take turns with the learner on the GPUs, or the CPUs, of its ranks."""

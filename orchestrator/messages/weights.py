@@ -51,56 +51,89 @@ def pack_chunks(
 ) -> Iterator[WeightChunk]:
     """Cast parameters to `dtype` and pack them into chunks of at most `chunk_bytes`, or of one parameter.
 
+    A chunk is valid until the next one is asked for. All of them use the same memory, because memory that
+    comes fresh from the kernel takes longer than the copy.
+
     Args:
         parameters: Each is copied before the next one is asked for.
         tied: Further names of some parameters, each with the name under which it comes.
     """
-    chunk: _OpenChunk | None = None
+    further: dict[str, list[str]] = {}
+    for other, first in tied.items():
+        further.setdefault(first, []).append(other)
+    packer = _Packer(dtype, chunk_bytes, further)
     for name, parameter in parameters:
         size = parameter.numel() * dtype.itemsize
-        if chunk is not None and chunk.size + size > chunk_bytes:
-            yield chunk.close(tied)
-            chunk = None
-        if chunk is None:
-            chunk = _OpenChunk(max(size, chunk_bytes), dtype, parameter.device)
-        chunk.add(name, parameter)
-    if chunk is not None:
-        yield chunk.close(tied)
+        if packer.names and packer.size + size > chunk_bytes:
+            yield packer.close()
+        if size >= chunk_bytes and _is_ready(parameter, dtype):
+            data = parameter.detach().view(-1).view(torch.uint8)
+            yield _chunk([name], [tuple(parameter.shape)], dtype, data, further)
+        else:
+            packer.add(name, parameter)
+    if packer.names:
+        yield packer.close()
 
 
-class _OpenChunk:
-    """A chunk that still takes parameters.
+def _is_ready(parameter: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a parameter's own memory is what a chunk of it alone would hold."""
+    return parameter.dtype is dtype and parameter.is_contiguous() and not parameter.is_cuda
+
+
+class _Packer:
+    """Memory that one chunk after another is packed in.
 
     Args:
-        capacity: Bytes that it can take. On a CPU only those that are written take memory.
+        capacity: Bytes that it takes, or one larger parameter. On a CPU only those that are written take
+            memory.
     """
 
-    def __init__(self, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, capacity: int, further: Mapping[str, list[str]]) -> None:
         self.dtype = dtype
+        self.capacity = capacity
+        self.further = further
         self.names: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
-        self.data = torch.empty(capacity, dtype=torch.uint8, device=device)
+        self.data: torch.Tensor | None = None
+        self.host: torch.Tensor | None = None
+        """Page-locked, for chunks that come from a GPU: a copy to ordinary memory takes several times as
+        long."""
         self.size = 0
 
     def add(self, name: str, parameter: torch.Tensor) -> None:
         end = self.size + parameter.numel() * self.dtype.itemsize
+        if self.data is None or end > len(self.data):  # only the first of a chunk's parameters can be larger
+            self.data = self.host = None
+            self.data = torch.empty(max(end, self.capacity), dtype=torch.uint8, device=parameter.device)
         room = self.data[self.size : end].view(self.dtype)
         room.view(parameter.shape).copy_(parameter.detach())
         self.names.append(name)
         self.shapes.append(tuple(parameter.shape))
         self.size = end
 
-    def close(self, tied: Mapping[str, str]) -> WeightChunk:
-        further = {name: [other for other, first in tied.items() if first == name] for name in self.names}
-        return WeightChunk(
-            self.names,
-            self.shapes,
-            str(self.dtype).removeprefix("torch."),
-            _on_host(self.data[: self.size]).numpy(),
-            {name: others for name, others in further.items() if others},
-        )
+    def close(self) -> WeightChunk:
+        """The chunk that is packed; the next parameter begins another one in its place."""
+        assert self.data is not None
+        data = self._on_host(self.data[: self.size])
+        chunk = _chunk(self.names, self.shapes, self.dtype, data, self.further)
+        self.names, self.shapes, self.size = [], [], 0
+        return chunk
+
+    def _on_host(self, data: torch.Tensor) -> torch.Tensor:
+        if not data.is_cuda:
+            return data
+        if self.host is None or len(self.host) < len(data):
+            self.host = None
+            self.host = torch.empty(len(data), dtype=torch.uint8, pin_memory=True)
+        return self.host[: len(data)].copy_(data)
 
 
-def _on_host(data: torch.Tensor) -> torch.Tensor:
-    """In CPU memory, page-locked when it comes from a GPU: an ordinary copy takes several times as long."""
-    return torch.empty_like(data, device="cpu", pin_memory=True).copy_(data) if data.is_cuda else data
+def _chunk(
+    names: list[str],
+    shapes: list[tuple[int, ...]],
+    dtype: torch.dtype,
+    data: torch.Tensor,
+    further: Mapping[str, list[str]],
+) -> WeightChunk:
+    tied = {name: further[name] for name in names if name in further}
+    return WeightChunk(names, shapes, str(dtype).removeprefix("torch."), data.numpy(), tied)

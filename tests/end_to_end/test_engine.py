@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def load(
 def chunks_of(model: Qwen2ForCausalLM) -> list[WeightChunk]:
     """The model's parameters as the learner sends them: a tied head once, under two names."""
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.config.tie_word_embeddings else {}
-    return list(pack_chunks(model.named_parameters(), torch.float32, chunk_bytes=50_000, tied=tied))
+    chunks = pack_chunks(model.named_parameters(), torch.float32, chunk_bytes=50_000, tied=tied)
+    return [replace(chunk, data=chunk.data.copy()) for chunk in chunks]
 
 
 @torch.no_grad()
