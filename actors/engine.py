@@ -125,6 +125,8 @@ class Engine:
     async def load_weights(self, version: int, chunks: Iterable[WeightChunk]) -> int:
         """Replace the weights between two decode steps; running requests continue with the new ones.
 
+        A response that has ended gets its score before, from the weights that ended it.
+
         Returns:
             `version`.
 
@@ -215,12 +217,16 @@ class Engine:
                 del self._sinks[output.request_id]
 
     def _load_weights(self, version: int, chunks: Iterable[WeightChunk], wakes: bool = False) -> None:
+        from actors.due_scores import read_due_scores
+
         remaining, on_gpu = iter(chunks), self.settings.on_gpu
         chunk = next(remaining, None)  # a lost chunk raises here, before anything has changed
         try:
             if wakes and on_gpu:
                 # The KV-cache comes last: the copies of the chunks need room beside the weights.
                 self.engine.wake_up(["weights"])
+            for output in read_due_scores(self.engine):
+                self._collect(output)
             self.engine.collective_rpc("start_weight_update")
             while chunk is not None:
                 self.engine.collective_rpc("update_weights", args=(vars(chunk),))

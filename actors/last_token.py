@@ -5,6 +5,7 @@ Then the last sampled token of a finished response is z_c. vLLM takes raw log-pr
 processor, so that of z_c is log pi(z_c | x, y, EOS). The score costs one decode step a sample.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,12 @@ def sampling_extra_args(z_token: int, eos_tokens: list[int], response_given: boo
         response_given: Whether the prompt holds the response and its EOS, so that only z_c is left to sample.
     """
     return {"self_reward_token": z_token, "eos_token_ids": eos_tokens, "response_given": response_given}
+
+
+def awaits_score(params: SamplingParams, output_ids: Sequence[int]) -> bool:
+    """Whether a request has sampled its EOS, so that its next token is z_c."""
+    extra = params.extra_args or {}
+    return bool("self_reward_token" in extra and output_ids and output_ids[-1] in extra["eos_token_ids"])
 
 
 def _request_state(
