@@ -326,6 +326,7 @@ def _loss_inputs(
         total_tokens=mini.total_tokens,
         total_finished=mini.total_finished,
         behaviour_logprobs=rows.behaviour_logprobs,
+        sample=rows.sample,
     )
     if not scored:
         return inputs

@@ -5,18 +5,15 @@ loss, divided by the counts of the whole mini-batch. The sum over micro-batches 
 mini-batch, however the mini-batch is split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from orchestrator.algorithm.policy import (
-    KLEstimator,
-    kl_terms,
-    policy_loss_terms,
-    truncated_importance_weights,
-)
+from orchestrator.algorithm.importance import ImportanceSettings, ImportanceWeights, importance_weights
+from orchestrator.algorithm.policy import KLEstimator, kl_terms, policy_loss_terms
 from orchestrator.algorithm.self_reward import self_reward_loss_terms, self_reward_score
 
 
@@ -37,8 +34,8 @@ class LossSettings:
     """PPO's upper limit of the ratio is `1 + clip_high`."""
     dual_clip: float = 3.0
     """Limit of the ratio where the advantage is negative."""
-    tis_cap: float | None = None
-    """Cap of the importance weights that correct for `behaviour_logprobs`; None makes no correction."""
+    importance: ImportanceSettings = field(default_factory=ImportanceSettings)
+    """How the policy loss is corrected for `behaviour_logprobs`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +53,8 @@ class LossInputs:
     """Of the policy before the batch's first optimiser step; None in that step: they equal `logprobs`."""
     behaviour_logprobs: Float[Tensor, "tokens"] | None = None
     """From the rollout engine that sampled the tokens."""
+    sample: Int[Tensor, "tokens"] | None = None
+    """Number of each token's sample, ascending; importance weights of sequences need it."""
     ref_logprobs: Float[Tensor, "tokens"] | None = None
     """Of the reference model."""
     z_logprobs: Float[Tensor, "samples"] | None = None
@@ -66,6 +65,16 @@ class LossInputs:
     """The verifier's, 0 or 1."""
     weights: Float[Tensor, "samples"] | None = None
     """Class weights over the whole rollout batch (`class_weights`); 0 for unfinished samples."""
+
+
+class ImportanceCounts(NamedTuple):
+    """Sums over the tokens of a micro-batch."""
+
+    truncated: Int[Tensor, ""]
+    masked: Int[Tensor, ""]
+    weights: Float[Tensor, ""]
+    squares: Float[Tensor, ""]
+    """Of the weights' squares: with `weights` they give the effective sample size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +89,7 @@ class LossOutputs:
     kl: Float[Tensor, ""]
     """KL to the reference model, a mean over tokens, not yet times `kl_coef`; 0 without `ref_logprobs`."""
     clipped_tokens: Int[Tensor, ""]
+    importance: ImportanceCounts
     scores: Float[Tensor, "samples"] | None
     """Unclipped self-reward scores, NaN where unfinished; None without `z_logprobs`."""
 
@@ -101,7 +111,7 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
             f"total_tokens is {inputs.total_tokens} with {tokens} tokens in this micro-batch alone: "
             "give the count of the whole mini-batch, summed over micro-batches and ranks"
         )
-    policy, clipped_tokens = _policy(inputs, settings)
+    policy, clipped_tokens, importance = _policy(inputs, settings)
     total = policy
 
     kl = torch.zeros_like(policy)
@@ -133,28 +143,43 @@ def laser_loss(inputs: LossInputs, settings: LossSettings) -> LossOutputs:
         self_reward=self_reward.detach(),
         kl=kl.detach(),
         clipped_tokens=clipped_tokens,
+        importance=importance,
         scores=scores,
     )
 
 
-def _policy(inputs: LossInputs, settings: LossSettings) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The policy loss, and the number of clipped tokens."""
+def _policy(
+    inputs: LossInputs, settings: LossSettings
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""], ImportanceCounts]:
+    """The policy loss, the number of clipped tokens, and the sums of the importance weights.
+
+    A token that weighs 0 still counts in the mean: else the others would weigh more.
+    """
     logprobs = inputs.logprobs
     old_logprobs = logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
     terms = policy_loss_terms(
         logprobs, old_logprobs, inputs.advantages, settings.clip_low, settings.clip_high, settings.dual_clip
     )
     token_losses = terms.loss
-    if settings.tis_cap is not None:
+    nowhere = torch.zeros_like(terms.clipped)
+    importance = ImportanceWeights(torch.ones_like(old_logprobs), nowhere, nowhere)
+    if settings.importance.corrects:
         if inputs.behaviour_logprobs is None:
             raise ValueError(
-                "tis_cap is set, but behaviour_logprobs are missing: pass the rollout engine's, "
-                "or set tis_cap to None"
+                "an importance cap or bounds are set, but behaviour_logprobs are missing: pass the rollout "
+                "engine's, or set neither"
             )
-        token_losses = token_losses * truncated_importance_weights(
-            old_logprobs, inputs.behaviour_logprobs, settings.tis_cap
+        importance = importance_weights(
+            old_logprobs, inputs.behaviour_logprobs, inputs.sample, settings.importance
         )
-    return token_losses.sum() / inputs.total_tokens, terms.clipped.sum()
+        token_losses = token_losses * importance.weights
+    counts = ImportanceCounts(
+        importance.truncated.sum(),
+        importance.masked.sum(),
+        importance.weights.sum(),
+        importance.weights.square().sum(),
+    )
+    return token_losses.sum() / inputs.total_tokens, terms.clipped.sum(), counts
 
 
 def _self_reward(inputs: LossInputs, beta_v: float) -> tuple[Float[Tensor, ""], Float[Tensor, "samples"]]:

@@ -1,4 +1,4 @@
-"""Terms of the policy loss, one value a token: clipped surrogate, KL estimators and importance weights."""
+"""Terms of the policy loss, one value a token: clipped surrogate and KL estimators."""
 
 from typing import Literal, NamedTuple
 
@@ -70,14 +70,3 @@ def kl_terms(
         case "k3":
             return log_ratio.expm1() - log_ratio
     raise ValueError(f"the KL estimator is {estimator!r}; choose k1, k2 or k3")
-
-
-def truncated_importance_weights(
-    old_logprobs: Float[Tensor, "tokens"], behaviour_logprobs: Float[Tensor, "tokens"], cap: float
-) -> Float[Tensor, "tokens"]:
-    """Weight of each token in the policy loss, without gradient: `min(pi_old / pi_behaviour, cap)`.
-
-    It corrects for the difference between the learner and the rollout engine that sampled the token.
-    Source: truncated importance sampling, IMPALA (arXiv 1802.01561), section 4.1.
-    """
-    return (old_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)

@@ -31,7 +31,13 @@ class LossConfig(Section):
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
     """Bound of the loss where the advantage is negative."""
     importance_cap: PositiveFloat | None = None
-    """Cap of the importance weights that correct for engine-learner mismatch; null does not correct."""
+    """Tokens are weighed by the ratio learner / engine of their probability, at most this; null weighs all
+    the same. It corrects for older weights, and for the engine's rounding."""
+    importance_bounds: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(gt=1)]] | None = None
+    """Tokens whose ratio is below the first number or above the second are left out of the policy loss."""
+    importance_level: Literal["token", "sequence", "geometric"] = "token"
+    """The ratio: each token's own (token), or for all tokens of a sample their product (sequence) or
+    geometric mean (geometric)."""
     reasoning_warmup_steps: StepCount = 0
     """Steps of plain GRPO before the self-reward loss joins (w_r)."""
     self_reward_warmup_steps: Annotated[StepCount, Mark.AFTER_WARM_UP] = 200

@@ -121,10 +121,16 @@ class StepSums:
     kl: float = 0.0
     tokens: int = 0
     clipped_tokens: int = 0
+    truncated_tokens: int = 0
+    masked_tokens: int = 0
+    importance: float = 0.0
+    """Sum over tokens of their importance weights."""
+    importance_squares: float = 0.0
+    """Sum of those weights' squares."""
     entropy: float = 0.0
     """Sum over tokens."""
     compared_tokens: int = 0
-    """Tokens of the first mini-batch, in which engine and learner have the same weights."""
+    """Tokens of the first mini-batch, in which engine and learner have the same weights at staleness 0."""
     mismatch_kl: float = 0.0
     """Sum over the compared tokens of k3 estimates of KL(engine || learner)."""
     mismatch_abs: float = 0.0
@@ -149,6 +155,10 @@ class StepSums:
         self.total_loss += outputs.total.item() / mini_batches
         self.kl += outputs.kl.item() / mini_batches
         self.clipped_tokens += int(outputs.clipped_tokens)
+        self.truncated_tokens += int(outputs.importance.truncated)
+        self.masked_tokens += int(outputs.importance.masked)
+        self.importance += outputs.importance.weights.item()
+        self.importance_squares += outputs.importance.squares.item()
         self.entropy += entropy.sum().item()
         self.tokens += len(entropy)
 

@@ -22,11 +22,12 @@ def explain_staleness(config: RunConfig) -> tuple[list[str], list[str]]:
         f"{_batches(config.batches_in_flight)} at a time take at most {stored:,.2f} GiB of the object store, "
         "with samples of the greatest length",
     ]
-    if loss.importance_cap is not None:
+    if loss.importance_cap is not None or loss.importance_bounds is not None:
         return lines, []
     return lines, [
         f"rollout.max_staleness={ahead} without a correction: tokens of older weights count as if the "
-        "learner had sampled them; set loss.importance_cap, such as loss.importance_cap=2"
+        "learner had sampled them; set loss.importance_cap, such as loss.importance_cap=2, or "
+        "loss.importance_bounds"
     ]
 
 

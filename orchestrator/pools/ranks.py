@@ -8,6 +8,7 @@ from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.learning import LearnerRank
+from orchestrator.algorithm.importance import ImportanceSettings
 from orchestrator.algorithm.loss import LossSettings
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
@@ -58,7 +59,7 @@ def learner_settings(
             clip_low=loss.clip_low,
             clip_high=loss.clip_high,
             dual_clip=loss.dual_clip,
-            tis_cap=loss.importance_cap,
+            importance=ImportanceSettings(loss.importance_level, loss.importance_cap, loss.importance_bounds),
         ),
         z_token=z_token,
         needs_reference=config.needs_reference,

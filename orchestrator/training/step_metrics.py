@@ -36,6 +36,7 @@ def step_metrics(
             "rollout/staleness_max": float((step - 1 - batch.versions).max()),
         }
         | _loss_metrics(sums, tokens)
+        | _importance_metrics(sums, tokens)
         | {
             "time/wait": seconds["wait"],
             "time/rollout": seconds["rollout"],
@@ -64,6 +65,17 @@ def _batch_metrics(batch: Batch) -> dict[str, float]:
         "train/finished_share": float(batch.finished.mean()),
         "verify/timeouts": float(batch.count(Status.TIMEOUT)),
         "verify/errors": float(batch.count(Status.ERROR)),
+    }
+
+
+def _importance_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
+    weights, squares = sum(rank.importance for rank in sums), sum(rank.importance_squares for rank in sums)
+    return {
+        "policy/importance_truncated": _share(sum(rank.truncated_tokens for rank in sums), tokens),
+        "policy/importance_masked": _share(sum(rank.masked_tokens for rank in sums), tokens),
+        "policy/importance_mean": _share(weights, tokens),
+        # With every weight 0 no token is left.
+        "policy/importance_ess": _share(weights**2 / squares if squares else 0.0, tokens),
     }
 
 

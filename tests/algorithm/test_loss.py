@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.algorithm.importance import ImportanceSettings
 from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.algorithm.token_logprobs import token_logprobs
 
 GRPO = LossSettings(alpha=0.0, beta_v=0.1, kl_coef=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
-ALL_TERMS = replace(GRPO, alpha=0.1, kl_coef=0.05, tis_cap=1.1)
+ALL_TERMS = replace(GRPO, alpha=0.1, kl_coef=0.05, importance=ImportanceSettings(cap=1.1))
 HIDDEN, VOCAB, Z_C = 4, 9, 8
 
 
@@ -79,6 +80,7 @@ def loss_of(batch, samples, loss_settings, *, on_policy=False, with_z=True):
         total_finished=int(batch.finished.sum()),
         old_logprobs=None if on_policy else batch.old[tokens],
         behaviour_logprobs=batch.behaviour[tokens],
+        sample=torch.arange(len(samples)).repeat_interleave(torch.tensor(batch.lengths)[samples]),
         ref_logprobs=batch.reference[tokens],
     )
     if with_z:
@@ -119,7 +121,10 @@ def test_all_terms_by_hand():
         behaviour_logprobs=torch.tensor([-1.0 - math.log(1.5), -2.0 - math.log(4.0)]).double(),
         ref_logprobs=torch.tensor([-1.0, -2.0 - math.log(2.0)]).double(),
     )
-    outputs = laser_loss(inputs, replace(GRPO, alpha=0.1, kl_coef=0.5, kl_estimator="k1", tis_cap=2.0))
+    importance = ImportanceSettings(cap=2.0)
+    outputs = laser_loss(
+        inputs, replace(GRPO, alpha=0.1, kl_coef=0.5, kl_estimator="k1", importance=importance)
+    )
     # Ratio 1.5 is clipped to 1.2 (weight 1); the second token's weight pi_old / pi_behaviour = 4 is cut to 2.
     policy = (-1.2 + 2 * 0.5) / 4
     kl = math.log(2.0) / 4
@@ -162,6 +167,15 @@ def test_absent_old_logprobs_are_the_current_ones():
     assert torch.equal(gradient(given_, batch), gradient(absent, batch))
 
 
+@pytest.mark.parametrize(
+    "importance",
+    [
+        ImportanceSettings(cap=1.1),
+        ImportanceSettings("sequence", cap=1.5, bounds=(0.2, 4.0)),
+        ImportanceSettings("geometric", bounds=(0.9, 1.1)),
+    ],
+    ids=lambda importance: importance.level,
+)
 @pytest.mark.parametrize("on_policy", [False, True])
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12),
@@ -171,16 +185,20 @@ def test_absent_old_logprobs_are_the_current_ones():
 )
 @settings(max_examples=40, deadline=None)
 def test_loss_and_gradient_do_not_depend_on_micro_batches_and_ranks(
-    on_policy, lengths, num_ranks, budget, seed
+    on_policy, importance, lengths, num_ranks, budget, seed
 ):
-    batch = make_batch(lengths, seed)
-    whole = loss_of(batch, range(len(lengths)), ALL_TERMS, on_policy=on_policy)
+    batch, all_terms = make_batch(lengths, seed), replace(ALL_TERMS, importance=importance)
+    whole = loss_of(batch, range(len(lengths)), all_terms, on_policy=on_policy)
     plan = plan_micro_batches(lengths, num_ranks, budget)
-    parts = [loss_of(batch, micro, ALL_TERMS, on_policy=on_policy) for rank in plan for micro in rank]
+    parts = [loss_of(batch, micro, all_terms, on_policy=on_policy) for rank in plan for micro in rank]
     for name in ("total", "policy", "self_reward", "kl", "clipped_tokens"):
         torch.testing.assert_close(
             sum(getattr(part, name) for part in parts), getattr(whole, name), rtol=1e-12, atol=1e-12
         )
+    for counts, of_all in zip(
+        zip(*(part.importance for part in parts), strict=True), whole.importance, strict=True
+    ):
+        torch.testing.assert_close(sum(counts), of_all, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         sum(gradient(part, batch) for part in parts), gradient(whole, batch), rtol=1e-12, atol=1e-12
     )
@@ -263,6 +281,30 @@ def test_kl_without_a_coefficient_is_measured_and_not_trained_on():
     assert torch.equal(measured.total, plain.total)
 
 
+def test_masked_tokens_leave_the_policy_loss_alone_and_stay_in_the_mean():
+    """The first token's ratio is 4, out of bounds. KL and self-reward loss keep both tokens' samples."""
+    behaviour = torch.tensor([-1.0 - math.log(4.0), -2.0]).double()
+    inputs = micro_batch(behaviour_logprobs=behaviour, ref_logprobs=torch.tensor([-2.0, -2.0]).double())
+    masking = replace(GRPO, alpha=0.1, kl_coef=0.5, kl_estimator="k2")
+    outputs = laser_loss(inputs, replace(masking, importance=ImportanceSettings(bounds=(0.5, 2.0))))
+    plain = laser_loss(inputs, masking)
+    assert outputs.policy.item() == pytest.approx(0.5 / 4)
+    assert (outputs.kl, outputs.self_reward) == (plain.kl, plain.self_reward)
+    assert [float(count) for count in outputs.importance] == [0, 1, 1, 1]
+    (gradient_,) = torch.autograd.grad(outputs.total, inputs.logprobs)
+    # The KL alone moves the first token: 0.5 * (log pi - log pi_ref) / 4.
+    assert gradient_.tolist() == pytest.approx([0.5 * 1.0 / 4, 0.5 / 4])
+
+
+def test_neutral_importance_settings_change_no_bit():
+    batch = make_batch([5, 3, 8])
+    without = loss_of(batch, range(3), replace(ALL_TERMS, importance=ImportanceSettings()))
+    wide = ImportanceSettings("sequence", bounds=(0.0, math.inf))
+    kept = loss_of(batch, range(3), replace(ALL_TERMS, importance=wide))
+    assert torch.equal(without.total, kept.total)
+    assert [float(count) for count in without.importance] == [0, 0, 16, 16]
+
+
 def test_behaviour_logprobs_without_a_cap_are_not_trained_on():
     behaviour = torch.tensor([-3.0, -0.5]).double()
     given_, plain = (
@@ -276,7 +318,7 @@ def test_behaviour_logprobs_without_a_cap_are_not_trained_on():
     [
         ({"z_logprobs": None}, {"alpha": 0.1}, "z_logprobs are missing"),
         ({"weights": None}, {"alpha": 0.1}, "without c_ref, rewards or weights"),
-        ({}, {"tis_cap": 2.0}, "behaviour_logprobs are missing"),
+        ({}, {"importance": ImportanceSettings(cap=2.0)}, "behaviour_logprobs are missing"),
         ({"total_tokens": 1}, {}, "total_tokens is 1 with 2 tokens"),
         (
             {"total_tokens": 0, "logprobs": torch.zeros(0), "advantages": torch.zeros(0)},

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from orchestrator.algorithm.policy import kl_terms, policy_loss_terms, truncated_importance_weights
+from orchestrator.algorithm.policy import kl_terms, policy_loss_terms
 
 
 def surrogate(ratio, advantage, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
@@ -99,10 +99,3 @@ def test_expected_gradient_of_k2_is_that_of_the_kl_and_of_k1_is_nothing(estimato
 def test_unknown_kl_estimator_is_refused():
     with pytest.raises(ValueError, match="'k4'; choose k1, k2 or k3"):
         kl_terms(torch.zeros(1), torch.zeros(1), "k4")
-
-
-def test_importance_weights_are_truncated_from_above_only_and_constant():
-    old = torch.tensor([math.log(0.5), math.log(1.5), math.log(9.0), 500.0], requires_grad=True)
-    weights = truncated_importance_weights(old, torch.zeros(4), cap=2.0)
-    torch.testing.assert_close(weights, torch.tensor([0.5, 1.5, 2.0, 2.0]))
-    assert not weights.requires_grad

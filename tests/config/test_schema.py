@@ -143,6 +143,12 @@ def test_a_bad_value_is_refused_with_its_key_and_the_values_that_are_allowed(ref
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("bounds", ["[1.5, 2]", "[0.5, 0.9]", "[-1, 2]", "[2]"])
+def test_importance_bounds_hold_the_ratio_of_a_fresh_token(refusal, load, bounds):
+    assert refusal(f"loss.importance_bounds={bounds}").startswith("loss.importance_bounds")
+    assert load("loss.importance_bounds=[0, 5]").loss.importance_bounds == (0, 5)
+
+
 @pytest.mark.parametrize(
     ("value", "rule"),
     [("1", "below 0"), ("guess", "a number"), ("null", "a number")],

@@ -177,6 +177,7 @@ def test_staleness_says_how_far_ahead_engines_sample_and_what_it_stores():
 
 
 def test_staleness_without_a_correction_is_warned_about():
+    assert explain_staleness(ahead(1, importance_bounds=[0.5, 2]))[1] == []
     _, (warning,) = explain_staleness(ahead(1))
     assert "set loss.importance_cap" in warning
 

@@ -49,6 +49,21 @@ def test_staleness_counts_from_the_weights_that_the_step_learns_from(batch):
     assert (metrics["rollout/staleness"], metrics["rollout/staleness_max"]) == (1.5, 2)
 
 
+def test_importance_weights_have_shares_a_mean_and_an_effective_share(batch):
+    """Of 40 tokens 20 weigh 1, 10 weigh 2 and were cut, and 10 are masked."""
+    ranks = [
+        StepSums(tokens=20, importance=20.0, importance_squares=20.0, seconds=1.0),
+        StepSums(tokens=20, importance=20.0, importance_squares=40.0, seconds=1.0),
+    ]
+    ranks[1].truncated_tokens = ranks[1].masked_tokens = 10
+    metrics = metrics_of(batch, ranks)
+    assert metrics["policy/importance_truncated"] == 0.25
+    assert metrics["policy/importance_masked"] == 0.25
+    assert metrics["policy/importance_mean"] == 1.0
+    assert metrics["policy/importance_ess"] == pytest.approx(40**2 / 60 / 40)
+    assert metrics_of(batch, [StepSums(tokens=5, seconds=1.0)])["policy/importance_ess"] == 0
+
+
 def test_the_engine_learner_kl_is_a_mean_over_the_compared_tokens(batch):
     ranks = [
         StepSums(tokens=30, compared_tokens=10, mismatch_kl=0.4),
