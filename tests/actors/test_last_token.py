@@ -10,7 +10,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from actors.last_token import LastTokenProcessor, sampling_extra_args
+from actors.last_token import LastTokenProcessor, awaits_score, sampling_extra_args
 from actors.sampling import read_output
 from orchestrator.messages.requests import EngineSettings
 
@@ -109,6 +109,20 @@ def test_requests_keep_their_rows_when_the_batch_is_compacted(processor):
     assert allowed(processor) == [EVERY, AFTER_EOS, EVERY]
     update(processor, added=[(1, SamplingParams(), [])])  # another request takes over the row
     assert allowed(processor) == [EVERY, EVERY, EVERY]
+
+
+@pytest.mark.parametrize(
+    ("params", "output_ids", "due"),
+    [
+        (scored(), [], False),
+        (scored(), [EOS, 1], False),
+        (scored(), [1, OTHER_EOS], True),
+        (scored(), [1, EOS, Z], False),
+        (SamplingParams(), [1, EOS], False),
+    ],
+)
+def test_a_score_is_awaited_right_after_eos(params, output_ids, due):
+    assert awaits_score(params, output_ids) is due
 
 
 def test_it_takes_part_in_greedy_decoding(processor):
