@@ -98,6 +98,7 @@ def run_settings(
             "dtype": dtype,
             "lr": LEARNING_RATE,
             "tokens_per_micro_batch": 4096,
+            "skip_zero_gradients": False,
         },
         "loss": {"alpha": alpha, "tau": 0.1 if scored else 0.0, "self_reward_warmup_steps": 0}
         | ({"c_ref": -11.0} if scored else {}),
