@@ -6,8 +6,8 @@ r"""The learner alone on CPU: one rank's optimiser step on the work of `benchmar
 Each way is the real `LearnerRank` without the object store, in a process of its own, with the default
 settings but for what the way changes. The processes take turns, one step each, so that a busy machine slows
 all of them alike. Printed are the medians of the seconds of a step, of the core-seconds that it used, which a
-busy machine changes less, and of the rounds' ratios to the first way; and how far its log-probs and gradients
-are from the first way's.
+busy machine changes less, and of the rounds' ratios to the first way; and how far its gradients are from the
+first way's.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Way:
 
     meaning: str
     dtype: str = "float32"
-    tokens: int = 4096
+    tokens: int = work.MICRO_BATCH_TOKENS
     """Of a micro-batch, padding included."""
     threads: int = 1
     attention: str = "sdpa"
@@ -47,20 +47,23 @@ class Way:
     compiled: bool = False
     plain: bool = False
     """Without DeepSpeed: transformers and autograd, and no optimiser step."""
+    shared: bool = False
+    """The prompt of a group's samples is computed once; only without DeepSpeed."""
 
 
 PERSISTENT = {"zero_optimization": {"stage3_param_persistence_threshold": 10**9}}
 WAYS: dict[str, Way] = {
-    "default": Way("float32, 4096 tokens a micro-batch, 1 thread"),
+    "default": Way(f"float32, {work.MICRO_BATCH_TOKENS} tokens a micro-batch, 1 thread"),
     "plain": Way("the same model without DeepSpeed: forward and backward pass alone", plain=True),
     "bfloat16": Way("learning.dtype: bfloat16", dtype="bfloat16"),
     "threads2": Way("2 threads in the rank", threads=2),
     "tokens1024": Way("1024 tokens a micro-batch", tokens=1024),
-    "tokens2048": Way("2048 tokens a micro-batch", tokens=2048),
+    "tokens4096": Way("4096 tokens a micro-batch", tokens=4096),
     "tokens8192": Way("8192 tokens a micro-batch", tokens=8192),
     "tokens16384": Way("16384 tokens a micro-batch", tokens=16384),
     "eager": Way("learning.attention: eager", attention="eager"),
     "persistent": Way("no parameter is freed after its use", deepspeed=PERSISTENT),
+    "shared": Way("plain, and the prompt of a group's samples once", plain=True, shared=True),
     "compiled": Way("torch.compile of each layer", compiled=True),
     "products16": Way(
         "float32, but oneDNN's products in bfloat16",
@@ -123,7 +126,7 @@ def made_batch(groups: Sequence[Any], tokens: int) -> Any:
 
 
 class PlainLearner:
-    """transformers' model with the project's head, without DeepSpeed."""
+    """transformers' model with the project's head, without DeepSpeed: forward and backward passes alone."""
 
     def __init__(self, way: Way, model: Path) -> None:
         import torch
@@ -131,24 +134,103 @@ class PlainLearner:
 
         from actors.zero3 import LogProbModel
 
-        self.torch = torch
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, way.dtype), attn_implementation=way.attention
+        self.way = way
+        self.model = LogProbModel(
+            AutoModelForCausalLM.from_pretrained(
+                model, dtype=getattr(torch, way.dtype), attn_implementation=way.attention
+            )
         )
-        self.model = LogProbModel(loaded)
 
     def step(self, batch: Any) -> None:
-        """Forward and backward passes."""
+        """Add up the gradients of a batch."""
+        self.model.zero_grad()
+        (self._shared if self.way.shared else self._separate)(batch)
+
+    def gradients(self, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The gradients of a batch, by parameter, and 0 in place of its loss."""
+        self.step(batch)
+        named = self.model.model.named_parameters()
+        return 0.0, {name: weight.grad.float().numpy().copy() for name, weight in named}
+
+    def _separate(self, batch: Any) -> None:
+        """As the learner does it: each row is a prompt and a response."""
+        import torch
+
         from actors.rows import rollout_rows
 
-        self.model.zero_grad()
         samples = [group.sample(index) for group in batch.groups for index in range(len(group))]
         for micro in batch.mini_batches[0].plan[0]:
-            rows = rollout_rows([samples[index] for index in micro], None, 0, self.torch.device("cpu"))
+            rows = rollout_rows([samples[index] for index in micro], None, 0, torch.device("cpu"))
             logprobs, _ = self.model(rows.input_ids, rows.read, rows.targets)
-            (
-                logprobs[rows.is_token] * self.torch.from_numpy(batch.advantages[micro])[rows.sample]
-            ).sum().backward()
+            advantages = torch.from_numpy(batch.advantages[micro])[rows.sample]
+            self._backward(batch, logprobs[rows.is_token], advantages)
+
+    def _shared(self, batch: Any) -> None:
+        """A forward pass of the prompts; micro-batches of responses, which see the prompts' keys and values
+        and add up those gradients; then the prompts' backward pass."""
+        import torch
+        from transformers import DynamicCache
+
+        prompts = [torch.from_numpy(group.prompt_ids.astype(np.int64)) for group in batch.groups]
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+        found = self.model.model.base_model(input_ids=ids, use_cache=True, past_key_values=DynamicCache())
+        last = found.last_hidden_state[torch.arange(len(prompts)), lengths - 1]
+        of_prompts = [
+            last,
+            *(part for layer in found.past_key_values.layers for part in (layer.keys, layer.values)),
+        ]
+        leaves = [tensor.detach().requires_grad_() for tensor in of_prompts]
+        samples = [group.sample(index) for group in batch.groups for index in range(len(group))]
+        for micro in self._response_batches(samples):
+            group = torch.tensor([index // batch.samples_per_group for index in micro])
+            responses = [torch.from_numpy(samples[index].response_ids.astype(np.int64)) for index in micro]
+            hidden = self._responses(responses, group, lengths, leaves)
+            targets = [response[0] for response in responses], [response[1:] for response in responses]
+            logprobs, _ = self.model.model.get_output_embeddings()(
+                torch.cat([leaves[0][group], hidden]), torch.cat([torch.stack(targets[0]), *targets[1]])
+            )
+            advantages = torch.from_numpy(batch.advantages[micro])
+            rest = torch.tensor([len(response) - 1 for response in responses])
+            of_tokens = torch.cat([advantages, torch.repeat_interleave(advantages, rest)])
+            self._backward(batch, logprobs, of_tokens)
+        torch.autograd.backward(of_prompts, [leaf.grad for leaf in leaves])
+
+    def _responses(self, responses: Any, group: Any, lengths: Any, leaves: Any) -> Any:
+        """Hidden states of the responses' tokens but the last, response after response."""
+        import torch
+        from transformers import DynamicCache
+
+        ids = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)
+        rows, width = ids.shape
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(leaves[1::2], leaves[2::2], strict=True)):
+            cache.update(keys[group], values[group], layer)
+        longest = leaves[1].shape[2]
+        prompt = torch.arange(longest) < lengths[group, None]
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        mask = torch.cat(
+            [prompt[:, None].expand(rows, width, longest), causal.expand(rows, width, width)], dim=2
+        )
+        hidden = self.model.model.base_model(
+            input_ids=ids,
+            past_key_values=cache,
+            position_ids=lengths[group, None] + torch.arange(width),
+            attention_mask=mask[:, None],
+        ).last_hidden_state
+        return hidden[
+            torch.arange(width) < torch.tensor([len(response) - 1 for response in responses])[:, None]
+        ]
+
+    def _response_batches(self, samples: Sequence[Any]) -> list[list[int]]:
+        """Samples by length of the response, in micro-batches of the way's tokens."""
+        from orchestrator.algorithm.micro_batches import plan_micro_batches
+
+        return plan_micro_batches([len(sample.response_ids) for sample in samples], 1, self.way.tokens)[0]
+
+    @staticmethod
+    def _backward(batch: Any, logprobs: Any, advantages: Any) -> None:
+        (-(logprobs * advantages).sum() / batch.mini_batches[0].total_tokens).backward()
 
 
 def _rank(way: Way, model: Path) -> Any:
@@ -205,18 +287,17 @@ def _serve(way: Way, model: Path, turn: Connection) -> None:
         for layer in layers:
             layer.compile(dynamic=True)
     batch = made_batch(made_groups(), way.tokens)
-    errors = {} if way.plain else _figures(learner, batch)
-    turn.send(errors)
+    turn.send(_gradients(learner, batch))
     while turn.recv():
         started, used = time.perf_counter(), time.process_time()
         learner.step(batch)
         turn.send((time.perf_counter() - started, time.process_time() - used))
 
 
-def _figures(rank: Any, batch: Any) -> dict[str, Any]:
-    """Loss and gradients before the first step."""
-    sums, gradients = rank.gradients(batch)
-    return {"loss": sums.policy_loss, "gradients": gradients, "entropy": sums.entropy / sums.tokens}
+def _gradients(learner: Any, batch: Any) -> dict[str, np.ndarray]:
+    """Before the first step. Compiled modules have another name, without which they are the same."""
+    _, gradients = learner.gradients(batch)
+    return {name.replace("_orig_mod.", ""): gradient for name, gradient in gradients.items()}
 
 
 def measure(ways: dict[str, Way], rounds: int, model: Path) -> list[dict[str, Any]]:
@@ -225,13 +306,13 @@ def measure(ways: dict[str, Way], rounds: int, model: Path) -> list[dict[str, An
     spawn = multiprocessing.get_context("spawn")
     turns: dict[str, Connection] = {}
     processes = []
-    figures: dict[str, dict[str, Any]] = {}
+    gradients: dict[str, dict[str, np.ndarray]] = {}
     for name in names:
         ours, theirs = spawn.Pipe()
         processes.append(spawn.Process(target=_serve, args=(ways[name], model, theirs), daemon=True))
         processes[-1].start()
         turns[name] = ours
-        figures[name] = _answer(ours, SETUP_S, name)
+        gradients[name] = _answer(ours, SETUP_S, name)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     used: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
@@ -253,8 +334,7 @@ def measure(ways: dict[str, Way], rounds: int, model: Path) -> list[dict[str, An
             "core_s": statistics.median(used[name]),
             "ratio": _median_ratio(seconds[name], seconds[first]),
             "core_ratio": _median_ratio(used[name], used[first]),
-            "loss_error": _loss_error(figures[name], figures[first]),
-            "gradient_error": _gradient_error(figures[name], figures[first]),
+            "gradient_error": _distance(gradients[name], gradients[first]),
         }
         for name in names
     ]
@@ -270,20 +350,10 @@ def _median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
-def _loss_error(one: dict[str, Any], first: dict[str, Any]) -> float | None:
-    return abs(one["loss"] - first["loss"]) if one and first else None
-
-
-def _gradient_error(one: dict[str, Any], first: dict[str, Any]) -> float | None:
+def _distance(one: dict[str, np.ndarray], first: dict[str, np.ndarray]) -> float:
     """||difference|| / ||gradient||, over all parameters together."""
-    if not one or not first:
-        return None
-    names = list(first["gradients"])
-    apart = sum(
-        float(np.square(one["gradients"][name].astype(np.float64) - first["gradients"][name]).sum())
-        for name in names
-    )
-    whole = sum(float(np.square(first["gradients"][name].astype(np.float64)).sum()) for name in names)
+    apart = sum(float(np.square(one[name].astype(np.float64) - first[name]).sum()) for name in first)
+    whole = sum(float(np.square(first[name].astype(np.float64)).sum()) for name in first)
     return (apart / whole) ** 0.5
 
 
@@ -305,13 +375,12 @@ def main() -> None:
         model = work.make_work(Path(folder)) / "model"
         ways = {name: replace(WAYS[name], plain=options.plain or WAYS[name].plain) for name in options.ways}
         rows = measure(ways, options.rounds, model)
-    print("| way | step s | core-seconds | step ratio | core ratio | loss error | gradient error |")
-    print("|---|---|---|---|---|---|---|")
+    print("| way | step s | core-seconds | step ratio | core ratio | gradient error |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
-        errors = ["-" if row[key] is None else f"{row[key]:.1e}" for key in ("loss_error", "gradient_error")]
         print(
             f"| {row['way']}: {row['meaning']} | {row['step_s']:.2f} | {row['core_s']:.2f} "
-            f"| {row['ratio']:.2f} | {row['core_ratio']:.2f} | {' | '.join(errors)} |"
+            f"| {row['ratio']:.2f} | {row['core_ratio']:.2f} | {row['gradient_error']:.1e} |"
         )
     line = json.dumps({"benchmark": "learner", "rounds": options.rounds, "ways": rows})
     print(line)

@@ -7,9 +7,9 @@ The work: 16 problems x 8 samples, up to 64 prompt and 128 new tokens, temperatu
 KL penalty, math-verify's reward, one optimiser step a batch, nothing saved (`benchmarks.work`). `ours` is
 `laser train` with all its pools, without the savings that skip samples. A contender may have additions:
 
-    ours[+stale1][+stream][+laser][+colocate]     trl-vllm[+correction][+weights16]      trl-hf
+    ours[+stale1][+laser][+colocate][+KEY=VALUE]     trl-vllm[+correction][+weights16]     trl-hf
 
-`stale1`: rollout.max_staleness=1. `stream`: learning.stream=true. `laser`: the self-reward and its loss.
+`stale1`: rollout.max_staleness=1. `laser`: the self-reward and its loss. KEY=VALUE: any setting of a run.
 `correction`: TRL's importance weights, its default, which take one more forward pass. `weights16`: TRL with
 bfloat16 weights; its own bfloat16 keeps float32 weights. Odd rounds run the contenders in the order given,
 even rounds in reverse. The figures of two contenders in the same round make a pair; the last table has the
@@ -19,6 +19,7 @@ medians of the pairs' ratios to the rival, the fastest of TRL's contenders.
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -45,10 +46,12 @@ PARTS = ("rollout", "learn", "sync", "verify")
 ADDITIONS: dict[str, dict[str, Any]] = {
     "stale1": {"rollout.max_staleness": 1},
     "stale2": {"rollout.max_staleness": 2},
-    "stream": {"learning.stream": True},
     "laser": {},
     "colocate": {"rollout.colocate": True},
 }
+CONTENDER = re.compile(
+    rf"ours(\+({'|'.join(ADDITIONS)}|[\w.]+=[^+]+))*|trl-vllm(\+correction|\+weights16)*|trl-hf(\+weights16)*"
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ def run_ours(contender: str, options: Options, folder: Path) -> Measured:
     )
     configuration = folder / "run.yaml"
     configuration.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    added = [f"{key}={json.dumps(value)}" for name in additions for key, value in ADDITIONS[name].items()]
+    added = [addition for addition in additions if "=" in addition]
+    for name in additions:
+        added += [f"{key}={json.dumps(value)}" for key, value in ADDITIONS.get(name, {}).items()]
     command = [sys.executable, "-m", "orchestrator.cli", "train", str(configuration), *added]
     started = time.time()
     observer = _observed([*command, *options.overrides], folder / "log", options)
@@ -335,6 +340,9 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=cache / "trl", help="folder of TRL's environment")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the last line to this file")
     arguments = parser.parse_args()
+    for contender in arguments.run:
+        if not CONTENDER.fullmatch(contender):
+            parser.error(f"--run: {contender} is no contender")
     needs_trl = arguments.setup or any(name.startswith("trl") for name in arguments.run)
     python = environment(arguments.environment) if needs_trl else Path()
     if arguments.setup:

@@ -18,12 +18,15 @@ from torch import Tensor
 
 QUICKSTART = Path(__file__).parents[1] / "experiments/quickstart"
 Z_TOKEN = "<|self_reward|>"
+WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+"""Sizes of the base model that are doubled."""
 END_LOGIT = 0.15
 """Factor of the last layer's row of the token that ends a response."""
 PROMPTS, SAMPLES = 16, 8
 """Problems of a step, and samples of each."""
 PROMPT_TOKENS, RESPONSE_TOKENS = 64, 128
 LEARNING_RATE = 1e-5
+MICRO_BATCH_TOKENS = 2048
 
 
 def make_work(folder: Path) -> Path:
@@ -42,10 +45,7 @@ def _write_model(folder: Path) -> None:
     shutil.copytree(base, folder, dirs_exist_ok=True)
     small = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = small.config
-    wide = {
-        key: 2 * getattr(config, key)
-        for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    }
+    wide = {key: 2 * getattr(config, key) for key in WIDTHS}
     large = Qwen2ForCausalLM(Qwen2Config(**(config.to_dict() | wide)))
     large.load_state_dict({name: widened(name, weight) for name, weight in small.state_dict().items()})
     end = AutoTokenizer.from_pretrained(base).eos_token_id
@@ -97,7 +97,7 @@ def run_settings(
             "cpus_per_rank": 0.25,
             "dtype": dtype,
             "lr": LEARNING_RATE,
-            "tokens_per_micro_batch": 4096,
+            "tokens_per_micro_batch": MICRO_BATCH_TOKENS,
             "skip_zero_gradients": False,
         },
         "loss": {"alpha": alpha, "tau": 0.1 if scored else 0.0, "self_reward_warmup_steps": 0}

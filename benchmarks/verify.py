@@ -1,0 +1,207 @@
+r"""Checks a second and core of the verification pool's worker, beside bare math-verify.
+
+    python -m benchmarks.verify [--checks 1500] [--rounds 3] [--json FILE]
+
+The answers are those of the verifiers' tests, in groups of 8 responses to one problem. `bare` calls
+math-verify in a new process, without a deadline. The worker is the real one, without Ray: with a child
+process, a deadline, its cache and the rule of boxes. `distinct`: every answer once. `repeats`: each group
+holds 2 different answers, as a model's samples do. `hanging`: one answer in 100 never ends, so the worker
+kills its child after a second; bare math-verify has no answer to that. Bare and worker take turns. Core-
+seconds count the worker's children; the waits for a hanging answer cost none of another core's time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from actors.math_check import verify_math
+from actors.verification import WARM_UP, VerificationWorker
+from orchestrator.messages.verdicts import Status, Verdict
+
+CORPUS = Path(__file__).parents[1] / "tests/actors/answers/answers.jsonl"
+GROUP = 8
+TIMEOUT_S = 1.0
+HANGING = "hangs"
+HANGING_EVERY = 100
+PATIENT_S = 10.0
+"""Deadline of the checks that are to end."""
+
+Group = tuple[list[str], str]
+"""Responses to one problem, and its reference."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Checks of one way."""
+
+    way: str
+    answers: str
+    checks: int
+    seconds: float
+    core_seconds: float
+    timeouts: int
+
+
+def may_hang(response: str, reference: str) -> Verdict:
+    """The verifier of `hanging`: math-verify, and for a marked response a loop without end."""
+    while HANGING in response:
+        pass
+    return verify_math(response, reference)
+
+
+def make_groups(checks: int, different: int, hanging: bool) -> list[Group]:
+    """Groups from the corpus: each answer stands in for a response, against its own reference.
+
+    Args:
+        checks: Responses in all.
+        different: Answers of a group that differ.
+        hanging: Whether one response in `HANGING_EVERY` hangs.
+    """
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    made: list[Group] = []
+    count = 0
+    while count < checks:
+        row = rows[len(made) % len(rows)]
+        # A number at the end keeps the texts of a group apart without another kind of answer.
+        answers = [
+            row["answer"] + (f"+{count + place % different}" if place % different else "")
+            for place in range(GROUP)
+        ]
+        responses = [rf"Therefore \boxed{{{answer}}}" for answer in answers]
+        if hanging and count % HANGING_EVERY < GROUP:
+            responses[0] = rf"\boxed{{{HANGING}}}"
+        made.append((responses, row["reference"]))
+        count += GROUP
+    return made
+
+
+def bare(answers: str, groups: Sequence[Group]) -> Speed:
+    """math-verify alone, in a new process: it and sympy remember what they have read before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        seconds, core_seconds = process.submit(_bare, groups).result()
+    checks = sum(len(responses) for responses, _ in groups)
+    return Speed("bare math-verify", answers, checks, seconds, core_seconds, timeouts=0)
+
+
+def _bare(groups: Sequence[Group]) -> tuple[float, float]:
+    """Seconds and core-seconds of the checks, without the imports."""
+    import math_verify
+
+    verify_math(*WARM_UP)
+    started, used = time.perf_counter(), time.process_time()
+    for responses, reference in groups:
+        gold = math_verify.parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
+        for response in responses:
+            math_verify.verify(gold, math_verify.parse(response, parsing_timeout=None), timeout_seconds=None)
+    return time.perf_counter() - started, time.process_time() - used
+
+
+def through_worker(worker: VerificationWorker, groups: Sequence[Group]) -> Iterator[Status]:
+    """The worker: a status for each response."""
+    for responses, reference in groups:
+        for verdict in worker.verify(responses, [True] * len(responses), reference):
+            yield verdict.status
+
+
+def timed(way: str, answers: str, check: Callable[[], Iterator[Status]]) -> Speed:
+    """Seconds of a way, and core-seconds of this process and its children."""
+    used, started = _core_seconds(), time.perf_counter()
+    statuses = list(check())
+    seconds = time.perf_counter() - started
+    timeouts = sum(status is Status.TIMEOUT for status in statuses)
+    return Speed(way, answers, len(statuses), seconds, _core_seconds() - used, timeouts)
+
+
+def _core_seconds() -> float:
+    process = psutil.Process()
+    own = process.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def measure(checks: int, rounds: int) -> list[Speed]:
+    """All ways in turns; a new worker each time, so that no round finds another's cache."""
+    cases = {"distinct": (GROUP, False), "repeats": (2, False), "hanging": (GROUP, True)}
+    found = []
+    for _ in range(rounds):
+        for answers, (different, hanging) in cases.items():
+            groups = make_groups(checks, different, hanging)
+            if not hanging:
+                found.append(bare(answers, groups))
+            verifiers = {"worker, math_verify_plain": "math_verify_plain", "worker, math": "math"}
+            if hanging:
+                verifiers = {"worker, math_verify_plain": "benchmarks.verify:may_hang"}
+            for way, verifier in verifiers.items():
+                worker = VerificationWorker(verifier, TIMEOUT_S if hanging else PATIENT_S)
+                try:
+                    found.append(
+                        timed(way, answers, lambda w=worker, groups=groups: through_worker(w, groups))
+                    )
+                finally:
+                    worker.close()
+    return found
+
+
+def summary(speeds: Sequence[Speed]) -> list[dict[str, Any]]:
+    """Medians of each way and kind of answers."""
+    rows = []
+    for way, answers in dict.fromkeys((speed.way, speed.answers) for speed in speeds):
+        own = [speed for speed in speeds if (speed.way, speed.answers) == (way, answers)]
+        rows.append(
+            {
+                "way": way,
+                "answers": answers,
+                "checks_per_s": statistics.median(one.checks / one.seconds for one in own),
+                "checks_per_core_s": statistics.median(one.checks / one.core_seconds for one in own),
+                "timeouts": own[0].timeouts,
+                "checks": own[0].checks,
+            }
+        )
+    plain = {row["answers"]: row["checks_per_core_s"] for row in rows if row["way"].startswith("bare")}
+    for row in rows:
+        beside = plain.get(row["answers"])
+        row["ratio_to_bare"] = row["checks_per_core_s"] / beside if beside else None
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checks", type=int, default=1500, help="responses of each way")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures to this file")
+    options = parser.parse_args()
+    rows = summary(measure(options.checks, options.rounds))
+    print("| way | answers | checks/s | checks/core-second | ratio to bare | timeouts |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        ratio = "-" if row["ratio_to_bare"] is None else f"{row['ratio_to_bare']:.2f}"
+        print(
+            f"| {row['way']} | {row['answers']} | {row['checks_per_s']:.0f} | {row['checks_per_core_s']:.0f} "
+            f"| {ratio} | {row['timeouts']} of {row['checks']} |"
+        )
+    line = json.dumps({"benchmark": "verify", "rounds": options.rounds, "ways": rows})
+    print(line)
+    if options.json is not None:
+        with options.json.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
