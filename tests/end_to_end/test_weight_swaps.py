@@ -6,6 +6,7 @@ cache, and one forward pass of each tells the log-prob of every token under eith
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +105,17 @@ def worker(models: dict[str, Path], z_token: int) -> Iterator[ray.actor.ActorHan
     ray.kill(actor)
 
 
+def chunks_of(model: Qwen2ForCausalLM) -> list[WeightChunk]:
+    """All weights, each chunk copied before the next one is packed in its memory."""
+    packed = pack_chunks(model.named_parameters(), torch.float32, 2**20, {})
+    return [replace(chunk, data=chunk.data.copy()) for chunk in packed]
+
+
 def generate(
     worker: ray.actor.ActorHandle, prompt: list[int], turns: Sequence[Qwen2ForCausalLM], every: int = 1
 ) -> list[Trajectories]:
     """Groups sampled while the weights take turns."""
-    chunks = [list(pack_chunks(model.named_parameters(), torch.float32, 2**20, {})) for model in turns]
-    ray.get(worker.take_turns.remote(chunks, every))
+    ray.get(worker.take_turns.remote([chunks_of(model) for model in turns], every))
     requests = [GroupRequest(prompt, num_samples=SAMPLES, seed=1000 * number) for number in range(GROUPS)]
     groups = [result[0] for result in ray.get([worker.generate.remote(one) for one in requests])]
     ray.get(worker.take_turns.remote([], 1))
