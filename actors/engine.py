@@ -14,18 +14,22 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from actors.host_memory import return_free_memory
 from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
+from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
 from orchestrator.messages.weights import WeightChunk
 from orchestrator.storage.files import without_patterns
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+Returned = TypeVar("Returned")
 
 
 class Engine:
@@ -49,7 +53,7 @@ class Engine:
         self._sinks: dict[str, Sink] = {}
         """By request id; only the decoding thread touches it."""
         self._numbers = itertools.count()
-        self._commands: queue.SimpleQueue[tuple[Callable[[], None], concurrent.futures.Future]] = (
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], concurrent.futures.Future]] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._decode, name="decode", daemon=True).start()
@@ -122,29 +126,27 @@ class Engine:
         """Sequences in the engine, running and waiting."""
         return self.engine.get_num_unfinished_requests()
 
-    async def load_weights(self, version: int, chunks: Iterable[WeightChunk]) -> int:
+    async def load_weights(self, version: int, chunks: Iterable[WeightChunk]) -> Span:
         """Replace the weights between two decode steps; running requests continue with the new ones.
 
         A response that has ended gets its score before, from the weights that ended it.
 
         Returns:
-            `version`.
+            The time between the two steps.
 
         Raises:
             Exception: The first chunk could not be read. The engine is as it was; a later failure ends the
                 process.
         """
-        await self._between_steps(lambda: self._load_weights(version, chunks))
-        return version
+        return await self._between_steps(lambda: self._load_weights(version, chunks))
 
     async def sleep(self) -> None:
         """Drop running requests and free the GPU's memory, weights too. A CPU engine only stops decoding."""
         await self._between_steps(self._sleep)
 
-    async def wake(self, version: int, chunks: Iterable[WeightChunk]) -> int:
-        """Reserve the memory again and load weights; returns `version`. An awake engine only loads them."""
-        await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
-        return version
+    async def wake(self, version: int, chunks: Iterable[WeightChunk]) -> Span:
+        """Reserve the memory again and load weights. An awake engine only loads them."""
+        return await self._between_steps(lambda: self._load_weights(version, chunks, wakes=True))
 
     async def _pieces(
         self, prompt_ids: Sequence[int], params: "SamplingParams", room: int, last_token: int
@@ -170,11 +172,11 @@ class Engine:
         """A new request id."""
         return str(next(self._numbers))
 
-    async def _between_steps(self, action: Callable[[], None]) -> None:
-        """Run `action` on the decoding thread, which alone uses the engine; raises what `action` raises."""
+    async def _between_steps(self, action: Callable[[], Returned]) -> Returned:
+        """Run `action` on the decoding thread, which alone uses the engine; returns and raises as it does."""
         done: concurrent.futures.Future = concurrent.futures.Future()
         self._commands.put((action, done))
-        await asyncio.wrap_future(done)
+        return await asyncio.wrap_future(done)
 
     def _decode(self) -> None:
         while True:
@@ -194,11 +196,11 @@ class Engine:
             if not done.set_running_or_notify_cancel():
                 continue
             try:
-                action()
+                value = action()
             except Exception as error:  # the caller's, who waits for `done`
                 done.set_exception(error)
             else:
-                done.set_result(None)
+                done.set_result(value)
 
     def _add(self, name: str, prompt_ids: Sequence[int], params: "SamplingParams", sink: Sink) -> None:
         self._sinks[name] = sink
@@ -216,9 +218,10 @@ class Engine:
             if output.finished:
                 del self._sinks[output.request_id]
 
-    def _load_weights(self, version: int, chunks: Iterable[WeightChunk], wakes: bool = False) -> None:
+    def _load_weights(self, version: int, chunks: Iterable[WeightChunk], wakes: bool = False) -> Span:
         from actors.due_scores import read_due_scores
 
+        started = time.time()
         remaining, on_gpu = iter(chunks), self.settings.on_gpu
         chunk = next(remaining, None)  # a lost chunk raises here, before anything has changed
         try:
@@ -241,6 +244,7 @@ class Engine:
                 raise RuntimeError("vLLM kept cached prefixes of older weights")
             if wakes:
                 self.engine.wake_up(["kv_cache"] if on_gpu else ["scheduling"])
+            return Span("swap weights", started, time.time(), {"version": version})
         except Exception:
             # Its weights may be a mix of two versions, and vLLM refuses to start another update.
             _end_process(f"the engine failed in the middle of its update to weights of version {version}")

@@ -1,12 +1,15 @@
 """An engine of the rollout pool: `actors.engine.Engine` as a Ray actor that loads weights by ObjectRef."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.engine import Engine
 from orchestrator.messages.requests import EngineSettings, GroupRequest
+from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
 
 
@@ -18,14 +21,16 @@ class RolloutWorker:
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:
         """Sample a group; trajectories and texts stay in the object store, the summary is for the driver."""
-        return await self.engine.generate(request)
+        started = time.time()
+        trajectories, texts, summary = await self.engine.generate(request)
+        return trajectories, texts, replace(summary, generated=Span("generate", started, time.time()))
 
     async def score(self, token_ids: Sequence[int]) -> float:
         """Natural log pi(z_c | token_ids), which end in an EOS token."""
         return await self.engine.score(token_ids)
 
-    async def load_weights(self, version: int, chunk_refs: Sequence[Any]) -> int:
-        """Replace the weights; returns `version`.
+    async def load_weights(self, version: int, chunk_refs: Sequence[Any]) -> Span:
+        """Replace the weights; returns the time in which the engine could not decode.
 
         Args:
             chunk_refs: ObjectRefs to `WeightChunk`s. Each is mapped from the object store just before it is
@@ -37,7 +42,7 @@ class RolloutWorker:
         """Drop running requests and free the GPU's memory."""
         await self.engine.sleep()
 
-    async def wake(self, version: int, chunk_refs: Sequence[Any]) -> int:
+    async def wake(self, version: int, chunk_refs: Sequence[Any]) -> Span:
         """As `load_weights`, for an engine that was asleep."""
         return await self.engine.wake(version, (ray.get(ref) for ref in chunk_refs))
 

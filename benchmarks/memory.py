@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,11 @@ POOLS = {
 """Of a process's title; its children belong to the same pool."""
 
 
-def write_model(folder: Path, size: str) -> None:
-    """Write a random model in bfloat16, and a byte-pair tokenizer with as many tokens as Qwen2.5's has."""
+def write_model(folder: Path, shape: Mapping[str, int]) -> None:
+    """Write a random model in bfloat16 with a byte-pair tokenizer; its answers have random lengths."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    shape = SHAPES[size]
     vocabulary = write_tokenizer(folder, shape["vocab_size"] - UNUSED_ROWS)
     config = Qwen2Config(
         **shape,
@@ -362,7 +361,7 @@ def main() -> None:
     parser.add_argument("--make", nargs=2, metavar=("SIZE", "FOLDER"), help="only write a model")
     options = parser.parse_args()
     if options.make:
-        write_model(Path(options.make[1]), options.make[0])
+        write_model(Path(options.make[1]), SHAPES[options.make[0]])
         return
     for size in options.size:
         result = measure(size, options.folder, options.overrides)

@@ -216,6 +216,9 @@ class RunSection(Section):
     """Steps between rollouts that are kept as parquet; 0 keeps none."""
     keep_checkpoints: Annotated[PositiveInt, Mark.MAY_CHANGE] = 2
     """Checkpoints that are kept, the newest ones; a service or an evaluation keeps the one that it uses."""
+    trace: Annotated[bool, Mark.MAY_CHANGE] = False
+    """Writes `trace.json` to the run's folder, which Perfetto (ui.perfetto.dev) opens: when each engine,
+    verifier and rank worked on what."""
     remote: Annotated[Text | None, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = None
     """URL of a folder for what any node needs to resume the run: s3://bucket/runs, gs://...,
     file:///mnt/runs. The nodes then need no shared `dir`. Each node's environment holds the credentials."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from orchestrator.algorithm.loss import LossOutputs, LossSettings
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
 from orchestrator.algorithm.policy import kl_terms
+from orchestrator.messages.spans import SpanList
 
 FAULTS = (
     "the policy's log-probs",
@@ -141,6 +142,8 @@ class StepSums:
     grad_norm: float = 0.0
     """Of the last optimiser step, before clipping; the same on every rank."""
     seconds: float = 0.0
+    spans: SpanList = field(default_factory=SpanList)
+    """The step and its micro-batches' passes, for the run's trace."""
     skipped: int = 0
     """Optimiser steps that were not taken; the same on every rank."""
     faults: tuple[str, ...] = ()

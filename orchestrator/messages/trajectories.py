@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from orchestrator.messages.spans import Span
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -87,6 +89,8 @@ class GroupSummary:
     z_logprobs: Float32[np.ndarray, "samples"]
     versions: Int32[np.ndarray, "samples 2"]
     """Oldest and newest version of the weights that sampled each response; -1 without any."""
+    generated: Span | None = None
+    """When the engine worked on the group."""
 
 
 @dataclass(frozen=True)

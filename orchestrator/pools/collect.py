@@ -5,10 +5,11 @@ trajectories and texts, and with length, score and verdict of every sample.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,7 @@ class Collection:
         rollouts: The engines.
         verifiers: Check the answers.
         groups: Submitted at once, in this order.
+        labels: What the groups are for, such as their step, in the run's trace.
 
     Attributes:
         checked: The groups that are done, by number.
@@ -124,10 +126,17 @@ class Collection:
         last_checked: When the newest verdict came.
     """
 
-    def __init__(self, rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> None:
+    def __init__(
+        self,
+        rollouts: Pool,
+        verifiers: Pool,
+        groups: Sequence[Group],
+        labels: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.rollouts = rollouts
         self.verifiers = verifiers
         self.groups = groups
+        self.labels = labels
         self.checked: dict[int, CheckedGroup] = {}
         self.on_checked: Callable[[int], None] | None = None
         self.started = time.perf_counter()
@@ -153,6 +162,7 @@ class Collection:
             context=number,
             remake=partial(self._generate, number),
             done=self._verify,
+            labels=self._labels(number),
         )
 
     def _verify(self, task: Task, summary: GroupSummary) -> None:
@@ -168,7 +178,11 @@ class Collection:
             context=(number, group),
             remake=partial(self._generate, number),
             done=self._keep,
+            labels=self._labels(number),
         )
+
+    def _labels(self, number: int) -> Mapping[str, Any]:
+        return {**self.labels, "group": number, "problem": self.groups[number].problem.id}
 
     def _keep(self, task: Task, verdicts: Sequence[Verdict]) -> None:
         self.last_checked = time.perf_counter()

@@ -5,8 +5,12 @@ wait runs all tasks of its pools, so batches that are generated ahead advance wh
 evaluation, for verdicts or for the ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import ray
 from ray import ObjectRef
@@ -17,6 +21,42 @@ from orchestrator.pools.pool import Pool, Task
 CHECK_EVERY_S = 30.0
 """How often a wait checks that each pool still has a ready worker."""
 
+_arrival = threading.Condition()
+"""Told whenever a ref of any inbox is there."""
+
+
+class _Inbox:
+    """Refs that are waited for, and those of them that are there.
+
+    Ray tells of each ref once. To ask for the first of all refs, as `ray.wait` does, costs as much as there
+    are refs: with hundreds of engines, more than the driver has.
+    """
+
+    def __init__(self) -> None:
+        self.watched: set[ObjectRef] = set()
+        self.arrived: deque[ObjectRef] = deque()
+
+    def watch(self, refs: Iterable[ObjectRef]) -> None:
+        """Wait for these, too; those that are waited for already stay as they are."""
+        for ref in refs:
+            if ref not in self.watched:
+                self.watched.add(ref)
+                ref.future().add_done_callback(partial(self._arrive, ref))
+
+    def take(self) -> ObjectRef:
+        """The ref that came first."""
+        ref = self.arrived.popleft()
+        self.watched.discard(ref)
+        return ref
+
+    def _arrive(self, ref: ObjectRef, value: Any) -> None:
+        with _arrival:  # in a thread of Ray's
+            self.arrived.append(ref)
+            _arrival.notify_all()
+
+
+_inboxes: WeakKeyDictionary[Pool, _Inbox] = WeakKeyDictionary()
+
 
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     """Run the tasks of all pools: yields each without a callback when it ends, until none of these is left.
@@ -24,7 +64,7 @@ def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
     """
     while any(pool.owes_values for pool in pools):
-        yield from _wait(pools)[0]
+        yield from _wait(pools)
 
 
 def run_until(done: Callable[[], bool], *pools: Pool) -> None:
@@ -46,36 +86,38 @@ def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
     Raises:
         PoolError and Ray's errors: As `Pool.settle` and `Pool.check_alive`. An error of `refs` is not raised.
     """
-    missing = list(refs)
-    while missing:
-        _, ready = _wait(pools, missing)
-        try:
-            ray.get(ready)
-        except RayError:
-            return  # the other calls may wait for the failed one for ever
-        missing = [ref for ref in missing if ref not in ready]
+    calls = _Inbox()
+    calls.watch(refs)
+    while calls.watched:
+        _wait(pools, calls)
+        while calls.arrived:
+            try:
+                ray.get(calls.take())
+            except RayError:
+                return  # the other calls may wait for the failed one for ever
 
 
-def _wait(
-    pools: Sequence[Pool], refs: Sequence[ObjectRef] = ()
-) -> tuple[list[tuple[Pool, Task, Any]], list[ObjectRef]]:
-    """Wait for one end of a task or a call, or for a worker's change of state.
+def _wait(pools: Sequence[Pool], calls: _Inbox | None = None) -> list[tuple[Pool, Task, Any]]:
+    """Wait until a task has ended, a worker has changed its state, or one of `calls` is there.
 
     Returns:
-        The tasks without callback that ended, and those of `refs` that are there.
+        The task without callback that has ended, if one has.
     """
-    pool_of = {ref: pool for pool in pools for ref in pool.watched()}
-    ready, _ = ray.wait([*refs, *pool_of], num_returns=1, timeout=CHECK_EVERY_S)
-    ended = []
-    for ref in ready:
-        if ref in pool_of and (settled := pool_of[ref].settle(ref)):
-            task, value = settled
-            if task.done is None:
-                ended.append((pool_of[ref], task, value))
-            else:
+    inboxes = {pool: _inboxes.setdefault(pool, _Inbox()) for pool in pools}
+    for pool, inbox in inboxes.items():
+        inbox.watch(pool.watched())
+    watched = [*inboxes.values(), *([] if calls is None else [calls])]
+    with _arrival:
+        is_there = _arrival.wait_for(lambda: any(inbox.arrived for inbox in watched), timeout=CHECK_EVERY_S)
+    for pool, inbox in inboxes.items():
+        while inbox.arrived:
+            if settled := pool.settle(inbox.take()):
+                task, value = settled
+                if task.done is None:
+                    return [(pool, task, value)]
                 task.done(task, value)
-    if not ready:
+    if not is_there:
         for pool in pools:
             if pool.outstanding:
                 pool.check_alive()
-    return ended, [ref for ref in ready if ref not in pool_of]
+    return []

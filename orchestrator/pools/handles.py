@@ -11,6 +11,7 @@ from ray import ObjectRef
 
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.messages.requests import GroupRequest
+from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
 from orchestrator.messages.verdicts import Verdict
 
@@ -42,13 +43,13 @@ class EngineHandle(WorkerHandle, Protocol):
     def score(self) -> RemoteMethod[[Sequence[int]], float]: ...
 
     @property
-    def load_weights(self) -> RemoteMethod[[int, list[ObjectRef]], int]: ...
+    def load_weights(self) -> RemoteMethod[[int, list[ObjectRef]], Span]: ...
 
     @property
     def sleep(self) -> RemoteMethod[[], None]: ...
 
     @property
-    def wake(self) -> RemoteMethod[[int, list[ObjectRef]], int]: ...
+    def wake(self) -> RemoteMethod[[int, list[ObjectRef]], Span]: ...
 
 
 class VerifierHandle(WorkerHandle, Protocol):

@@ -8,9 +8,10 @@ date.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -49,9 +50,22 @@ class Task:
     """Submits tasks that make this task's input and result again, for when they were lost with a node."""
     done: Callable[["Task", Any], None] | None = None
     """Called with the task and its value when it ends; without it `finished` yields them."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What the task is on, for the run's trace."""
     refs: list[ObjectRef] = field(default_factory=list)
     """The call's values, once it runs; `finished` fetches the last one."""
     submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    """When a worker got it, by `time.time`."""
+
+
+Observer = Callable[[str, int, Task | None, Any], None]
+"""Called when a worker has returned a value: the pool's name, the worker's index, its task (None for a
+broadcast or a refresh), and the value."""
+
+
+def ignore(pool: str, worker: int, task: Task | None, value: Any) -> None:
+    """The observer of a pool that none looks at."""
 
 
 @dataclass(eq=False)
@@ -117,6 +131,9 @@ class Pool:
         self.restarts = 0
         self.broadcasts = 0
         self.queue: deque[Task] = deque()
+        self.observer: Observer = ignore
+        self._new_refs: list[ObjectRef] = []
+        """What `watched` has not returned yet."""
         self.workers = [self._start(index, is_replacement=False) for index in range(size)]
 
     def submit(
@@ -127,9 +144,10 @@ class Pool:
         context: Any = None,
         remake: Callable[[], None] | None = None,
         done: Callable[[Task, Any], None] | None = None,
+        labels: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Queue a call; it starts when a ready worker has room. See `Task`."""
-        self.queue.append(Task(method, arguments, num_returns, context, remake, done))
+        self.queue.append(Task(method, arguments, num_returns, context, remake, done, labels))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Block until every worker is READY.
@@ -146,7 +164,7 @@ class Pool:
             ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise PoolError(
-                    f"the {self.name} pool did not start within {timeout_s:g} s ({self._states()})"
+                    f"the {self.name} pool did not start within {timeout_s:g} s ({_states(self)})"
                 )
             self.settle(ready[0])
 
@@ -170,6 +188,7 @@ class Pool:
         for worker, ref in calls:
             try:
                 values.append(ray.get(ref))
+                self.observer(self.name, worker.index, None, values[-1])
             # A call that failed because another actor died raises an error of both types RayTaskError and
             # RayActorError. It says nothing about this worker, so it is caught here, before RayActorError.
             except (RayTaskError, ObjectLostError) as error:
@@ -182,17 +201,7 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """The pool's numbers now. Safe to call from another thread."""
-        submitted = [
-            task.submitted for task in list(self.queue)
-        ]  # a copy, because the queue changes meanwhile
-        states = [worker.state for worker in self.workers]
-        return PoolStats(
-            queued=len(submitted),
-            oldest_queued_s=time.monotonic() - min(submitted) if submitted else 0.0,
-            in_flight=sum(len(worker.tasks) for worker in self.workers),
-            workers={state: states.count(state) for state in WorkerState},
-            restarts=self.restarts,
-        )
+        return _stats(self)
 
     @property
     def outstanding(self) -> bool:
@@ -205,15 +214,20 @@ class Pool:
         running = (task for worker in self.workers for task in worker.tasks.values())
         return any(task.done is None for task in (*self.queue, *running))
 
-    def watched(self) -> list[ObjectRef]:
-        """Start the tasks that workers have room for. Returns the refs to wait for, which `settle` takes."""
-        ready = [worker for worker in self.workers if worker.state is WorkerState.READY]
+    def start_tasks(self) -> None:
+        """Give the queued tasks to workers, as far as these have room."""
+        ready = [worker for worker in self.workers if self.queue and worker.state is WorkerState.READY]
         while self.queue and ready:
             worker = min(ready, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= self.capacity:
                 break
             self._run(worker, self.queue.popleft())
-        return self._transitions() + [ref for worker in self.workers for ref in worker.tasks]
+
+    def watched(self) -> list[ObjectRef]:
+        """Start tasks. Returns the refs to wait for, which `settle` takes: each once, to one waiter."""
+        self.start_tasks()
+        new, self._new_refs = self._new_refs, []
+        return new
 
     def settle(self, ref: ObjectRef) -> tuple[Task, Any] | None:
         """Record that a ref has ended: returns its task and value, or None when only a worker's state
@@ -226,20 +240,25 @@ class Pool:
             ray.exceptions.RayTaskError: The task itself failed. A retry would fail too.
             ray.exceptions.RayActorError: Raised by `refresh`: the owner of its data has died.
         """
-        worker = next(worker for worker in self.workers if ref in worker.tasks or worker.waiting_for == ref)
+        worker = next((each for each in self.workers if ref in each.tasks or each.waiting_for == ref), None)
+        if worker is None:
+            return None  # of a task that was dropped, or of a worker that was replaced
         try:
             value = ray.get(ref)
         except ObjectLostError as error:
             self._settle_lost(worker, ref, error)
             return None
         except RayTaskError:  # before RayActorError, as in `broadcast`
-            worker.tasks.pop(ref, None)
+            if worker.tasks.pop(ref, None) is None:
+                self._watch(ref)  # the worker still waits for it
             raise
         except RayActorError as error:
             self._replace(worker, error)
             return None
-        if ref in worker.tasks:
-            return worker.tasks.pop(ref), value
+        task = worker.tasks.pop(ref, None)
+        self.observer(self.name, worker.index, task, value)
+        if task is not None:
+            return task, value
         self._advance(worker)
         return None
 
@@ -255,7 +274,7 @@ class Pool:
             worker.state is WorkerState.READY for worker in self.workers
         ):
             raise PoolError(
-                f"the {self.name} pool has had no ready worker for {waited:.0f} s ({self._states()})"
+                f"the {self.name} pool has had no ready worker for {waited:.0f} s ({_states(self)})"
             )
 
     def abandon(self) -> None:
@@ -272,7 +291,12 @@ class Pool:
 
     def _start(self, index: int, is_replacement: bool) -> _Worker:
         actor = self.spawn(index)
-        return _Worker(index, actor, is_replacement, waiting_for=actor.ping.remote())
+        return _Worker(index, actor, is_replacement, waiting_for=self._watch(actor.ping.remote()))
+
+    def _watch(self, ref: ObjectRef) -> ObjectRef:
+        """Have `watched` return this ref."""
+        self._new_refs.append(ref)
+        return ref
 
     def _transitions(self) -> list[ObjectRef]:
         """The refs that workers wait for to become STALE or READY."""
@@ -287,16 +311,21 @@ class Pool:
             worker.state, worker.waiting_for = WorkerState.READY, None
             return
         broadcasts = self.broadcasts
-        ref = self.refresh(worker.actor)  # when this raises, the worker's state stays as it is
+        try:
+            ref = self.refresh(worker.actor)
+        except Exception:
+            self._watch(worker.waiting_for)  # its state stays as it is
+            raise
         worker.refreshed_after = broadcasts
-        worker.waiting_for = ref
+        worker.waiting_for = None if ref is None else self._watch(ref)
         worker.state = WorkerState.READY if ref is None else WorkerState.STALE
 
     def _settle_lost(self, worker: _Worker, ref: ObjectRef, error: ObjectLostError) -> None:
         """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
         task = worker.tasks.pop(ref, None)
         if task is None:
-            worker.state, worker.waiting_for = WorkerState.STARTING, worker.actor.ping.remote()
+            worker.state = WorkerState.STARTING
+            worker.waiting_for = self._watch(worker.actor.ping.remote())
             raise error
         if task.remake is None:
             raise PoolError(
@@ -308,22 +337,42 @@ class Pool:
         call = getattr(worker.actor, task.method).options(num_returns=task.num_returns)
         refs = call.remote(*task.arguments)
         task.refs = [refs] if task.num_returns == 1 else list(refs)
+        task.started = time.time()
         worker.tasks[task.refs[-1]] = task
+        self._watch(task.refs[-1])
 
     def _replace(self, worker: _Worker, error: RayActorError) -> None:
         """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
-        if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
-            # The first start failed, so every other worker would fail too.
-            raise PoolError(f"{self.name} worker {worker.index} cannot be started: {error}") from error
-        self.restarts += 1
-        if self.restarts > self.max_restarts:
-            raise PoolError(
-                f"workers of the {self.name} pool died {self.restarts} times (limit {self.max_restarts}); "
-                f"the last error: {error}"
-            ) from error
+        _count_restart(self, worker, error)
         self.queue.extendleft(reversed(worker.tasks.values()))
         ray.kill(worker.actor)
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
 
-    def _states(self) -> str:
-        return ", ".join(f"{self.name} {worker.index}: {worker.state}" for worker in self.workers)
+
+def _states(pool: Pool) -> str:
+    return ", ".join(f"{pool.name} {worker.index}: {worker.state}" for worker in pool.workers)
+
+
+def _stats(pool: Pool) -> PoolStats:
+    submitted = [task.submitted for task in list(pool.queue)]  # a copy, because the queue changes meanwhile
+    states = [worker.state for worker in pool.workers]
+    return PoolStats(
+        queued=len(submitted),
+        oldest_queued_s=time.monotonic() - min(submitted) if submitted else 0.0,
+        in_flight=sum(len(worker.tasks) for worker in pool.workers),
+        workers={state: states.count(state) for state in WorkerState},
+        restarts=pool.restarts,
+    )
+
+
+def _count_restart(pool: Pool, worker: _Worker, error: RayActorError) -> None:
+    """Count a worker that died, and raise where its death ends the run."""
+    if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
+        # The first start failed, so every other worker would fail too.
+        raise PoolError(f"{pool.name} worker {worker.index} cannot be started: {error}") from error
+    pool.restarts += 1
+    if pool.restarts > pool.max_restarts:
+        raise PoolError(
+            f"workers of the {pool.name} pool died {pool.restarts} times (limit {pool.max_restarts}); "
+            f"the last error: {error}"
+        ) from error

@@ -19,7 +19,7 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
-from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Pool
+from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Observer, Pool, ignore
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks
 from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
 
@@ -80,6 +80,7 @@ class Pools:
         self.engines_turn = True
         """Whether the engines may generate; always true without `colocate`."""
         self.learner_restarts = 0
+        self.observer: Observer = ignore
         self.rollouts: Pool
         self.verifiers: Pool
         self.learners: list[RankHandle]
@@ -89,6 +90,10 @@ class Pools:
         except BaseException:
             self.stop()
             raise
+
+    def observe(self, observer: Observer) -> None:
+        """Have engines and verifiers tell `observer` of each value that they return."""
+        self.observer = self.rollouts.observer = self.verifiers.observer = observer
 
     def wait_ready(self) -> None:
         """Block until all engines and verifiers can work.
@@ -221,7 +226,9 @@ class Pools:
             ) from error
 
     def _start_engines(self) -> Pool:
-        return rollout_pool(self._start_engine, self.config.rollout.num_engines, self._bring_up_to_date)
+        pool = rollout_pool(self._start_engine, self.config.rollout.num_engines, self._bring_up_to_date)
+        pool.observer = self.observer
+        return pool
 
     def _start_engine(self, index: int) -> EngineHandle:
         if not self.colocated:

@@ -32,7 +32,8 @@ def batches(session: Session, ahead: int) -> Iterator[tuple[int, Batch]]:
     def complete_next() -> None:
         nonlocal next_step
         while next_step <= min(step + ahead, last_step):
-            given.append(Collection(rollouts, verifiers, session.problems.draw(next_step)))
+            groups = session.problems.draw(next_step)
+            given.append(Collection(rollouts, verifiers, groups, {"step": next_step}))
             next_step += 1
         run_until(lambda: given[0].is_complete, rollouts, verifiers)
 

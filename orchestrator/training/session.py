@@ -24,6 +24,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import to_tree
 from orchestrator.errors import RunError
 from orchestrator.messages.batches import StepSums, TrainBatch
+from orchestrator.messages.spans import Span
 from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
@@ -33,6 +34,7 @@ from orchestrator.training.context import RunContext
 from orchestrator.training.divergence import Diverged, diverged
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
+from orchestrator.training.run_trace import RunTrace
 from orchestrator.training.saving import Saver, trunk_end
 from orchestrator.training.step_problems import StepProblems
 from orchestrator.training.stopping import Stop, StopRequested
@@ -43,8 +45,9 @@ T = TypeVar("T")
 class Clock:
     """Seconds that the parts of a step take, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, trace: RunTrace | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.trace = trace
         self._started: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -61,6 +64,9 @@ class Clock:
     def stop(self, part: str) -> None:
         """`part` has ended."""
         self.seconds[part] = time.perf_counter() - self._started.pop(part)
+        if self.trace is not None:
+            ended = time.time()
+            self.trace.driver(Span(part, ended - self.seconds[part], ended))
 
 
 class Session:
@@ -88,7 +94,10 @@ class Session:
         self.context = context
         self.has_score = config.self_reward.token is not None and not context.is_trunk
         self.saver = Saver(config, prepared.tokens, pools, checkpoints, self.has_score)
-        self.clock = Clock()
+        self.trace = RunTrace(config.folder) if config.run.trace else None
+        if self.trace is not None:
+            pools.observe(self.trace.returned)
+        self.clock = Clock(self.trace)
         self.problems = StepProblems(prepared.train, config)
         self.step = 0
         """The last finished step."""
@@ -217,7 +226,10 @@ class Session:
         Raises:
             Diverged: It has made the weights useless; no engine gets them.
         """
-        sums = self.pools.learn(batch)
+        with self.clock("learn"):
+            sums = self.pools.learn(batch)
+        if self.trace is not None:
+            self.trace.learned(batch.step, sums)
         if not sums[0].weights_finite:
             raise self.diverged(
                 f"step {batch.step}: after the update the weights are not finite, or too large to be squared"
@@ -270,18 +282,18 @@ class Session:
         if (problem := self.saver.health()) is not None:
             raise self.diverged(f"step {self.step}: {problem}; no checkpoint is written")
         self.checkpoint_due = False
-        self.saver.save(
-            TrainingState(
-                step=self.step,
-                num_ranks=self.config.learning.num_ranks,
-                prompt_order=dict(self.problems.state),
-                c_ref=self.c_ref,
-                mlflow_run_id=self.tracker.run_id,
-                seconds=self.seconds,
-                base=self.base,
-                sources=to_tree(self.prepared.sources),
-            )
+        state = TrainingState(
+            step=self.step,
+            num_ranks=self.config.learning.num_ranks,
+            prompt_order=dict(self.problems.state),
+            c_ref=self.c_ref,
+            mlflow_run_id=self.tracker.run_id,
+            seconds=self.seconds,
+            base=self.base,
+            sources=to_tree(self.prepared.sources),
         )
+        with self.clock("save"):
+            self.saver.save(state)
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:

@@ -320,7 +320,7 @@ def test_stats_count_queued_and_running_tasks_and_workers(make_pool):
     for _ in range(5):
         pool.submit("work", 1, 0.2)
     time.sleep(0.1)
-    pool.watched()  # starts tasks
+    pool.start_tasks()
     stats = pool.stats()
     assert (stats.queued, stats.in_flight, stats.restarts) == (3, 2, 0)
     assert 0.1 <= stats.oldest_queued_s < 1.0
