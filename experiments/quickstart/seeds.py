@@ -1,7 +1,11 @@
 """The quick-start over several seeds: the median and range of each figure, as a Markdown table.
 
-In: a number of seeds. Out: the table on standard output. Each seed is a separate run, which resumes if it
-was begun before, and is not trained again if it was finished.
+In: a number of seeds and, for another table, settings and a name for its runs:
+
+    python -m experiments.quickstart.seeds --name ahead rollout.max_staleness=1 loss.importance_cap=2
+
+Out: the table on standard output. Each seed is a separate run, which resumes if it was begun before, and is
+not trained again if it was finished.
 """
 
 import argparse
@@ -24,13 +28,19 @@ def spread(summaries: list[dict[str, Any]], model: str, figure: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.quickstart.seeds", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.quickstart.seeds",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", default="experiments/quickstart.yaml")
+    parser.add_argument("--name", default="quickstart-seed", help="runs are called NAME-0, NAME-1 ...")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     summaries = []
     for seed in range(arguments.seeds):
-        overrides = [f"run.seed={seed}", f"run.name=quickstart-seed-{seed}"]
+        overrides = [*arguments.overrides, f"run.seed={seed}", f"run.name={arguments.name}-{seed}"]
         summaries.append(train(load_config(arguments.config, overrides, RunConfig)).summary)
     first = summaries[0]
     size = f"{first['problems']} problems x {first['samples_per_problem']} samples, {first['steps']} steps"

@@ -43,10 +43,12 @@ def config(task: Path, tmp_path: Path) -> Path:
         "data": {"train": str(task / "train.jsonl"), "instruction": ""},
         "rollout": {
             "samples_per_prompt": 4, "prompts_per_step": 4, "max_prompt_tokens": 80,
-            "max_response_tokens": 40, "cpus": 0.5, "engine_args": {"enforce_eager": True},
+            "max_response_tokens": 40, "cpus": 0.5, "max_staleness": 1,
+            "engine_args": {"enforce_eager": True},
         },
         "verification": {"cpus": 0.25},
         "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 1024},
+        "loss": {"importance_cap": 2.0},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 50},
     }  # fmt: skip
     path = tmp_path / "tiny.yaml"
@@ -70,6 +72,10 @@ def test_a_killed_run_whose_folder_is_lost_resumes_from_the_url(
     assert "continuing from" in resumed.stdout
     steps = [event.step for event in read_events(folder) if isinstance(event, StepEvent)]
     assert steps == [1, 2, 3, 4]
+    ages = [
+        event.values["rollout/staleness_max"] for event in read_events(folder) if isinstance(event, StepEvent)
+    ]
+    assert max(ages) == 1, "the engines sample one batch ahead"
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["steps"], summary["c_ref"]) == (4, killed_at["c_ref"])
     assert summary["mlflow_run_id"] == killed_at["mlflow_run_id"]
