@@ -40,7 +40,9 @@ class Way:
     dtype: str = "float32"
     tokens: int = work.MICRO_BATCH_TOKENS
     """Of a micro-batch, padding included."""
+    ranks: int = 1
     threads: int = 1
+    """Of each rank."""
     attention: str = "sdpa"
     deepspeed: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,9 @@ WAYS: dict[str, Way] = {
     "default": Way(f"float32, {work.MICRO_BATCH_TOKENS} tokens a micro-batch, 1 thread"),
     "plain": Way("the same model without DeepSpeed: forward and backward pass alone", plain=True),
     "bfloat16": Way("learning.dtype: bfloat16", dtype="bfloat16"),
-    "threads2": Way("2 threads in the rank", threads=2),
+    "threads2": Way("one rank, 2 threads", threads=2),
+    "ranks2": Way("2 ranks, 1 thread each", ranks=2),
+    "ranks2-persistent": Way("2 ranks; no parameter is freed after its use", ranks=2, deepspeed=PERSISTENT),
     "tokens1024": Way("1024 tokens a micro-batch", tokens=1024),
     "tokens4096": Way("4096 tokens a micro-batch", tokens=4096),
     "tokens8192": Way("8192 tokens a micro-batch", tokens=8192),
@@ -98,8 +102,8 @@ def made_groups(seed: int = 0) -> list[Any]:
     return groups
 
 
-def made_batch(groups: Sequence[Any], tokens: int) -> Any:
-    """One mini-batch of random rewards, for one rank."""
+def made_batch(groups: Sequence[Any], tokens: int, ranks: int = 1) -> Any:
+    """One mini-batch of random rewards."""
     from orchestrator.algorithm.micro_batches import plan_micro_batches
     from orchestrator.messages.batches import MiniBatch, TrainBatch
 
@@ -116,7 +120,7 @@ def made_batch(groups: Sequence[Any], tokens: int) -> Any:
         c_ref=np.full(samples, C_REF, np.float32),
         mini_batches=[
             MiniBatch(
-                plan_micro_batches(lengths.tolist(), 1, tokens),
+                plan_micro_batches(lengths.tolist(), ranks, tokens),
                 sum(int(group.lengths.sum()) for group in groups),
                 sum(int(group.finished.sum()) for group in groups),
             )
@@ -233,7 +237,8 @@ class PlainLearner:
         (-(logprobs * advantages).sum() / batch.mini_batches[0].total_tokens).backward()
 
 
-def _rank(way: Way, model: Path) -> Any:
+def _rank(way: Way, model: Path, number: int, turn: Connection) -> Any:
+    """A rank of a way. Rank 0 names the port at which the ranks meet; each of them is told it."""
     from actors import process_group
     from actors.learning import LearnerRank
     from orchestrator.algorithm.loss import LossSettings
@@ -260,7 +265,7 @@ def _rank(way: Way, model: Path) -> Any:
     loss = LossSettings(alpha=0.0, beta_v=0.1, kl_coef=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
     settings = LearnerSettings(
         policy=policy,
-        num_ranks=1,
+        num_ranks=way.ranks,
         seed=0,
         warmup_steps=0,
         loss=loss,
@@ -269,29 +274,81 @@ def _rank(way: Way, model: Path) -> Any:
         run_name="learner",
         remote=None,
     )
-    rank = LocalRank(settings, 0)
-    rank.store = process_group.open_store("127.0.0.1")
-    rank.setup("127.0.0.1", rank.store.port)
+    rank = LocalRank(settings, number)
+    if number == 0:
+        rank.store = process_group.open_store("127.0.0.1")
+        turn.send(rank.store.port)
+    rank.setup("127.0.0.1", turn.recv())
     return rank
 
 
-def _serve(way: Way, model: Path, turn: Connection) -> None:
-    """In a way's process: set up, say so, then one step at each request."""
+def _serve(way: Way, model: Path, number: int, turn: Connection) -> None:
+    """In the process of a way's rank: set up, send the gradients, then one step at each request."""
     os.environ |= {"OMP_NUM_THREADS": str(way.threads), "CUDA_VISIBLE_DEVICES": ""} | way.environment
     import torch
 
     torch.set_num_threads(way.threads)
-    learner = PlainLearner(way, model) if way.plain else _rank(way, model)
+    learner = PlainLearner(way, model) if way.plain else _rank(way, model, number, turn)
     if way.compiled:
         layers = (learner.model if way.plain else learner.learner.model).model.base_model.layers
         for layer in layers:
             layer.compile(dynamic=True)
-    batch = made_batch(made_groups(), way.tokens)
+    batch = made_batch(made_groups(), way.tokens, way.ranks)
     turn.send(_gradients(learner, batch))
     while turn.recv():
         started, used = time.perf_counter(), time.process_time()
         learner.step(batch)
         turn.send((time.perf_counter() - started, time.process_time() - used))
+
+
+class Contender:
+    """A way in its processes, one a rank.
+
+    Args:
+        model: Folder of the model.
+    """
+
+    def __init__(self, name: str, way: Way, model: Path) -> None:
+        self.name = name
+        self.way = way
+        spawn = multiprocessing.get_context("spawn")
+        pipes = [spawn.Pipe() for _ in range(way.ranks)]
+        self._turns = [ours for ours, _ in pipes]
+        self._processes = [
+            spawn.Process(target=_serve, args=(way, model, number, theirs), daemon=True)
+            for number, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self._processes:
+            process.start()
+        if not way.plain:
+            port = self._answer(self._turns[0], SETUP_S)
+            self._tell(port)
+        self.gradients, *_ = [self._answer(turn, SETUP_S) for turn in self._turns]
+        self.seconds: list[float] = []
+        self.core_seconds: list[float] = []
+
+    def step(self, counts: bool) -> None:
+        """Let all ranks take a step. Without `counts` it is a warm-up."""
+        self._tell(True)
+        took = [self._answer(turn, STEP_S) for turn in self._turns]
+        if counts:
+            self.seconds.append(max(seconds for seconds, _ in took))
+            self.core_seconds.append(sum(used for _, used in took))
+
+    def close(self) -> None:
+        """End the processes."""
+        self._tell(False)
+        for process in self._processes:
+            process.join()
+
+    def _tell(self, message: Any) -> None:
+        for turn in self._turns:
+            turn.send(message)
+
+    def _answer(self, turn: Connection, seconds: float) -> Any:
+        if not turn.poll(seconds):
+            raise TimeoutError(f"{self.name}: no answer in {seconds:g} s")
+        return turn.recv()
 
 
 def _gradients(learner: Any, batch: Any) -> dict[str, np.ndarray]:
@@ -302,48 +359,25 @@ def _gradients(learner: Any, batch: Any) -> dict[str, np.ndarray]:
 
 def measure(ways: dict[str, Way], rounds: int, model: Path) -> list[dict[str, Any]]:
     """Rows of the table, one a way."""
-    names = list(ways)
-    spawn = multiprocessing.get_context("spawn")
-    turns: dict[str, Connection] = {}
-    processes = []
-    gradients: dict[str, dict[str, np.ndarray]] = {}
-    for name in names:
-        ours, theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=_serve, args=(ways[name], model, theirs), daemon=True))
-        processes[-1].start()
-        turns[name] = ours
-        gradients[name] = _answer(ours, SETUP_S, name)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    used: dict[str, list[float]] = {name: [] for name in names}
+    contenders = [Contender(name, way, model) for name, way in ways.items()]
     for number in range(rounds + 1):
-        for name in names if number % 2 else reversed(names):
-            turns[name].send(True)
-            wall, cores = _answer(turns[name], STEP_S, name)
-            if number:  # the first round is a warm-up
-                seconds[name].append(wall)
-                used[name].append(cores)
-    for turn, process in zip(turns.values(), processes, strict=True):
-        turn.send(False)
-        process.join()
-    first = names[0]
+        for contender in contenders if number % 2 else reversed(contenders):
+            contender.step(counts=number > 0)
+    for contender in contenders:
+        contender.close()
+    first = contenders[0]
     return [
         {
-            "way": name,
-            "meaning": ways[name].meaning,
-            "step_s": statistics.median(seconds[name]),
-            "core_s": statistics.median(used[name]),
-            "ratio": _median_ratio(seconds[name], seconds[first]),
-            "core_ratio": _median_ratio(used[name], used[first]),
-            "gradient_error": _distance(gradients[name], gradients[first]),
+            "way": one.name,
+            "meaning": one.way.meaning,
+            "step_s": statistics.median(one.seconds),
+            "core_s": statistics.median(one.core_seconds),
+            "ratio": _median_ratio(one.seconds, first.seconds),
+            "core_ratio": _median_ratio(one.core_seconds, first.core_seconds),
+            "gradient_error": _distance(one.gradients, first.gradients),
         }
-        for name in names
+        for one in contenders
     ]
-
-
-def _answer(turn: Connection, seconds: float, name: str) -> Any:
-    if not turn.poll(seconds):
-        raise TimeoutError(f"{name}: no answer in {seconds:g} s")
-    return turn.recv()
 
 
 def _median_ratio(values: Sequence[float], others: Sequence[float]) -> float:

@@ -149,7 +149,7 @@ def run_ours(contender: str, options: Options, folder: Path) -> Measured:
 def run_trl(contender: str, options: Options, folder: Path) -> Measured:
     """Train with TRL in its own environment."""
     name, *additions = contender.split("+")
-    dtype = options.dtype + ("-weights" if "weights16" in additions else "")
+    dtype = "bfloat16-weights" if "weights16" in additions else options.dtype
     command = [str(options.python), str(Path(__file__).with_name("train_trl.py"))]
     command += ["--work", str(options.work), "--out", str(folder / "trl"), "--dtype", dtype]
     command += ["--generate", name.removeprefix("trl-"), "--engine-dtype", options.engine_dtype]
