@@ -7,27 +7,26 @@ micro-batches. Out: sums for the metrics, and the new weights as chunks in the o
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool
 from torch import Tensor
 from torch.distributed import TCPStore
 
 from actors import process_group, zero3
+from actors.passes import Passes
 from actors.rank_files import RankFiles
-from actors.rows import RolloutRows, rollout_rows
-from orchestrator.algorithm.loss import LossInputs, laser_loss
+from actors.rows import RolloutRows
+from actors.streaming import StreamedStep
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
 from orchestrator.messages.batches import (
-    FAULTS,
     LearnerSettings,
-    MiniBatch,
     StepSums,
+    StreamedRound,
     TrainBatch,
     TrajectoriesRef,
 )
@@ -57,6 +56,9 @@ class LearnerRank(RankFiles):
         self.reference: Any = None
         """The initial model's DeepSpeed engine, where `settings.needs_reference`."""
         self._learner: zero3.Learner | None = None
+        self._passes: Passes | None = None
+        self._streamed: StreamedStep | None = None
+        """None before the first use of `streamed`."""
         self._probe: RolloutRows | None = None
         """A micro-batch of the last step that was taken, for `health`."""
 
@@ -65,6 +67,12 @@ class LearnerRank(RankFiles):
         """The policy with its optimiser, which `setup` loads."""
         assert self._learner is not None, "setup comes first"
         return self._learner
+
+    @property
+    def passes(self) -> Passes:
+        """Forward and backward passes of the policy, which `setup` loads."""
+        assert self._passes is not None, "setup comes first"
+        return self._passes
 
     def open_store(self) -> tuple[str, int]:
         """Start the store at which the ranks meet, on rank 0's node; returns its host and port."""
@@ -97,31 +105,69 @@ class LearnerRank(RankFiles):
         self._learner = zero3.Learner(settings.policy)
         if settings.needs_reference:
             self.reference = zero3.load_reference(settings.policy)
+        self._passes = Passes(self._learner, self.reference, settings)
         return zero3.parameter_count(self.learner.model)
 
+    def stream(self, part: StreamedRound) -> None:
+        """Learn a round of the next step's first mini-batch, which is not complete yet.
+
+        Raises:
+            RuntimeError: A round is missing.
+            ValueError: ZeRO-3 offloads.
+        """
+        self.streamed.learn(part, self._fetch_groups(part.batch.groups, part.batch.groups_of(self.rank)))
+
+    @property
+    def streamed(self) -> StreamedStep:
+        """What `stream` has learned.
+
+        Raises:
+            ValueError: ZeRO-3 offloads.
+        """
+        self._streamed = self._streamed or StreamedStep(self.passes)
+        return self._streamed
+
+    def reserve(self, copies: int) -> bool:
+        """Allocate what `stream` needs; returns whether the device has the memory.
+
+        Args:
+            copies: Gradients beside the rank's own.
+        """
+        return self.streamed.gradients.reserve(copies)
+
     def step(self, batch: TrainBatch) -> StepSums:
-        """Take one optimiser step for each mini-batch."""
-        started = time.perf_counter()
+        """Take one optimiser step for each mini-batch.
+
+        Raises:
+            RuntimeError: The ranks have streamed other rounds of the step than the batch says.
+        """
+        started, sums = time.perf_counter(), StepSums()
+        with sums.spans("step"):
+            self._take_steps(batch, sums)
+        sums.seconds += time.perf_counter() - started
+        return sums
+
+    def _take_steps(self, batch: TrainBatch, sums: StepSums) -> None:
         warmup = self.settings.warmup_steps
         self.learner.set_learning_rate(
             self.settings.policy.lr * min(1.0, batch.step / warmup if warmup else 1.0)
         )
         groups = self._fetch_groups(batch.groups, batch.groups_of(self.rank))
         # Later mini-batches are clipped against the policy before the first one, which itself is on-policy.
-        old = [None, *(self._logprobs(mini, groups) for mini in batch.mini_batches[1:])]
-        sums = StepSums()
+        old = [None, *(self.passes.logprobs(mini, groups) for mini in batch.mini_batches[1:])]
+        streamed = self._finish_streamed(batch, sums)
         for number, (mini, old_logprobs) in enumerate(zip(batch.mini_batches, old, strict=True)):
-            faults = self._accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
+            faults = self.passes.accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
+            if number == 0:
+                faults |= streamed
             if found := self.learner.update(faults):
                 sums.skipped += 1
                 sums.faults = tuple(dict.fromkeys([*sums.faults, *found]))
-            else:
-                self._probe = self._rows(mini.plan[self.rank][0], groups)
+            elif (micro := mini.plan[self.rank][0]) or self._probe is None:
+                self._probe = self.passes.rows(micro, groups)
         # DeepSpeed calls any norm that is not finite infinite, and has none where other values were not.
         sums.grad_norm = self.learner.grad_norm if not sums.skipped else math.inf
         sums.weights_finite = self.learner.weights_finite()
-        sums.seconds = time.perf_counter() - started
-        return sums
 
     def health(self) -> str | None:
         """What makes the weights unfit for a checkpoint, in words; None for healthy ones."""
@@ -137,7 +183,8 @@ class LearnerRank(RankFiles):
         from deepspeed.utils import safe_get_full_grad
 
         sums = StepSums()
-        self._accumulate(
+        self._finish_streamed(batch, sums)
+        self.passes.accumulate(
             batch,
             batch.mini_batches[0],
             self._fetch_groups(batch.groups, batch.groups_of(self.rank)),
@@ -163,7 +210,7 @@ class LearnerRank(RankFiles):
         )
         found: dict[int, float] = {}
         for micro in plan[self.rank]:
-            rows = self._rows(micro, groups)
+            rows = self.passes.rows(micro, groups)
             logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
             at_end = logprobs[~rows.is_token].tolist()
             found |= {
@@ -215,125 +262,12 @@ class LearnerRank(RankFiles):
         """Write the weights as a Hugging Face folder (rank 0 writes)."""
         self.learner.export(Path(folder), is_sender=self.rank == 0)
 
-    def _accumulate(
-        self,
-        batch: TrainBatch,
-        mini: MiniBatch,
-        groups: dict[int, Trajectories],
-        old_logprobs: list[Tensor] | None,
-        sums: StepSums,
-        compare: bool,
-    ) -> Bool[Tensor, "faults"]:
-        """Forward and backward passes of a mini-batch.
-
-        Every rank makes the same number of them, because ranks gather weights together.
-
-        Returns:
-            Which of `FAULTS` this rank found.
-        """
-        faults = torch.zeros(len(FAULTS), dtype=torch.bool, device=self.learner.device)
-        scored = self.settings.z_token is not None
-        micro_batches = mini.plan[self.rank]
-        for number, micro in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            rows = self._rows(micro, groups)
-            logprobs, entropy = self.learner.engine(rows.input_ids, rows.read, rows.targets)
-            if not micro:
-                # Nothing to learn from, but the peers wait for this rank's backward pass.
-                self.learner.backward(logprobs.sum() * 0.0, last)
-                continue
-            inputs = replace(
-                _loss_inputs(batch, mini, micro, rows, logprobs, scored),
-                old_logprobs=None if old_logprobs is None else old_logprobs[number],
-                ref_logprobs=self._reference_logprobs(rows),
-            )
-            outputs = laser_loss(inputs, replace(self.settings.loss, alpha=batch.alpha))
-            self.learner.backward(outputs.total, last)
-            faults |= _faults(inputs, rows, outputs.total)
-            sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
-            if compare:
-                sums.compare(inputs.logprobs, rows.behaviour_logprobs)
-                if inputs.z_logprobs is not None:
-                    sums.compare_scores(inputs.z_logprobs, rows.behaviour_z_logprobs)
-        return faults
-
-    @torch.no_grad()
-    def _logprobs(self, mini: MiniBatch, groups: dict[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:
-        """Log-probs of the response tokens under the current policy, by micro-batch."""
-        found = []
-        for micro in mini.plan[self.rank]:
-            rows = self._rows(micro, groups)
-            logprobs, _ = self.learner.engine(rows.input_ids, rows.read, rows.targets)
-            found.append(logprobs[rows.is_token])
-        return found
-
-    @torch.no_grad()
-    def _reference_logprobs(self, rows: RolloutRows) -> Float[Tensor, "tokens"] | None:
-        """The reference model's log-probs of the response tokens; None where no KL penalty needs them."""
-        if self.reference is None or self.settings.loss.kl_coef == 0:
-            return None
-        logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
-        return logprobs[rows.is_token]
+    def _finish_streamed(self, batch: TrainBatch, sums: StepSums) -> Bool[Tensor, "faults"]:
+        """Begin the step with the gradients of its rounds; returns which of `FAULTS` they have had."""
+        if self._streamed is None and batch.streamed is None:
+            return self.passes.no_faults()
+        return self.streamed.finish(batch, sums)
 
     @staticmethod
     def _fetch_groups(refs: Sequence[TrajectoriesRef], numbers: Sequence[int]) -> dict[int, Trajectories]:
         return dict(zip(numbers, ray.get([refs[number] for number in numbers]), strict=True))
-
-    def _rows(self, micro: Sequence[int], groups: dict[int, Trajectories]) -> RolloutRows:
-        places = [divmod(index, len(next(iter(groups.values())))) for index in micro]
-        samples = [groups[number].sample(position) for number, position in places]
-        return rollout_rows(samples, self.settings.z_token, self.learner.pad_token, self.learner.device)
-
-
-def _faults(inputs: LossInputs, rows: RolloutRows, loss: Float[Tensor, ""]) -> Bool[Tensor, "faults"]:
-    """Which of `FAULTS` a micro-batch has. A score counts only where the sample has a class weight."""
-    policy, engine, reference = [inputs.logprobs], [rows.behaviour_logprobs], [inputs.ref_logprobs]
-    if inputs.z_logprobs is not None and inputs.weights is not None:
-        counted = inputs.weights > 0
-        policy.append(inputs.z_logprobs[counted])
-        engine.append(rows.behaviour_z_logprobs[counted])
-        if isinstance(inputs.c_ref, Tensor):
-            reference.append(inputs.c_ref[counted])
-    found = [
-        torch.stack([~torch.isfinite(values).all() for values in group if values is not None]).any()
-        for group in (policy, engine, [*reference, loss.new_zeros(1)], [loss])
-    ]
-    return torch.stack([*found, torch.zeros_like(found[0])])
-
-
-def _loss_inputs(
-    batch: TrainBatch,
-    mini: MiniBatch,
-    micro: Sequence[int],
-    rows: RolloutRows,
-    logprobs: Float[Tensor, "read"],
-    scored: bool,
-) -> LossInputs:
-    """Inputs of a micro-batch's loss, still without the old and the reference policy's log-probs.
-
-    Args:
-        micro: Numbers of the micro-batch's samples.
-        logprobs: At the positions that `rows` reads.
-        scored: Whether self-rewarding is on.
-    """
-
-    def of_samples(values: Float32[np.ndarray, "samples"]) -> Float[Tensor, "batch"]:
-        return torch.from_numpy(values[micro]).to(logprobs.device)
-
-    inputs = LossInputs(
-        logprobs=logprobs[rows.is_token],
-        advantages=of_samples(batch.advantages)[rows.sample],
-        total_tokens=mini.total_tokens,
-        total_finished=mini.total_finished,
-        behaviour_logprobs=rows.behaviour_logprobs,
-        sample=rows.sample,
-    )
-    if not scored:
-        return inputs
-    return replace(
-        inputs,
-        z_logprobs=logprobs[~rows.is_token],
-        c_ref=of_samples(batch.c_ref),
-        rewards=of_samples(batch.rewards),
-        weights=of_samples(batch.class_weights),
-    )

@@ -6,7 +6,7 @@ position predict the next token, so the position before a target is read.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,6 +68,16 @@ def rollout_rows(
         torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(responses)).to(device),
         torch.from_numpy(np.concatenate([sample.logprobs for sample in samples])).to(device),
         torch.tensor([sample.z_logprob for sample in samples], device=device),
+    )
+
+
+def as_prompt(sample: Sample) -> Sample:
+    """The sample with its response taken as prompt: of its rows only the end is read, where the score is."""
+    return replace(
+        sample,
+        prompt_ids=np.concatenate([sample.prompt_ids, sample.response_ids]),
+        response_ids=sample.response_ids[:0],
+        logprobs=sample.logprobs[:0],
     )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.engine import EngineConfig
-from orchestrator.config.training import LearningConfig, RunConfig, VerificationConfig
+from orchestrator.config.learning import LearningConfig
+from orchestrator.config.training import RunConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
 _ROUNDING = 1e-9

@@ -2,13 +2,14 @@
 
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.algorithm.c_ref import check_c_ref
-from orchestrator.config.engine import EngineConfig, EosTokens, refuse_parts_of_gpus
+from orchestrator.config.engine import EngineConfig, EosTokens
+from orchestrator.config.learning import LearningConfig
 from orchestrator.config.limits import MOST_SAMPLES
 from orchestrator.config.loss import LossConfig
 from orchestrator.config.paths import LocalPath, PathOrName
@@ -16,7 +17,6 @@ from orchestrator.config.schema import (
     ActorCount,
     C,
     CustomResources,
-    Gpus,
     Mark,
     PositiveFloat,
     PositiveInt,
@@ -111,59 +111,6 @@ class VerificationConfig(Section):
     verifier: Text = "math"
     """What checks an answer: `math`, `math_verify_plain` (math-verify alone, the former default), or a
     function as `package.module:function`. A run that resumes without naming one keeps its own."""
-
-
-class LearningConfig(Section):
-    """The policy update."""
-
-    num_ranks: Annotated[ActorCount, Mark.POOL_SIZE] = 1
-    """DeepSpeed ZeRO-3 ranks; each is an actor."""
-    cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
-    """CPUs that a rank reserves; fractions share a CPU."""
-    gpus_per_rank: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
-    """GPUs that a rank reserves; 0 trains on CPU over gloo."""
-    resources: Annotated[CustomResources, Mark.MAY_CHANGE, Mark.POOL_SIZE] = {}
-    """Custom resources that a rank reserves."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward and backward pass; optimiser states are always float32."""
-    lr: Annotated[float, Field(ge=0)] = 1e-6
-    """AdamW's learning rate, constant after the warm-up."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """AdamW's momentum coefficients."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's decoupled weight decay."""
-    warmup_steps: StepCount = 0
-    """Steps over which the learning rate rises linearly."""
-    grad_clip: PositiveFloat = 1.0
-    """Gradients are scaled down to this global norm."""
-    mini_batches: PositiveInt = 1
-    """Optimiser steps that are made from one batch."""
-    tokens_per_micro_batch: Annotated[PositiveInt, Mark.MAY_CHANGE] = 16384
-    """Prompt and response tokens, padding included, in one forward and backward pass of a rank."""
-    skip_zero_gradients: Annotated[bool, Mark.MAY_CHANGE] = True
-    """Leave out samples whose every loss term has a gradient of 0. The learner's means over tokens, such as
-    the entropy, then cover the other samples; losses and updates stay the same."""
-    gradient_checkpointing: Annotated[bool, Mark.MAY_CHANGE] = False
-    """Recompute activations in the backward pass to save memory."""
-    offload: Literal["none", "optimizer", "all"] = "none"
-    """What ZeRO-3 keeps in CPU memory when it trains on GPUs."""
-    attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], Mark.MAY_CHANGE] = "sdpa"
-    """transformers' attention implementation."""
-    max_skipped_steps: Annotated[PositiveInt, Mark.MAY_CHANGE] = 3
-    """Steps in a row without an update, because a number was not finite, after which the run fails."""
-    deepspeed: dict[str, Any] = {}
-    """DeepSpeed settings that replace those made from the other keys."""
-
-    @model_validator(mode="after")
-    def _ranks_can_do_it(self) -> "LearningConfig":
-        refuse_parts_of_gpus("learning.gpus_per_rank", self.gpus_per_rank)
-        if self.attention == "flash_attention_2" and not (self.gpus_per_rank and self.dtype == "bfloat16"):
-            raise ValueError(
-                "learning.attention: flash_attention_2 runs on GPUs and in bfloat16 only, but "
-                f"learning.gpus_per_rank={self.gpus_per_rank:g} and learning.dtype={self.dtype}: set them to "
-                "1 and bfloat16, or use sdpa"
-            )
-        return self
 
 
 class SelfRewardConfig(Section):
@@ -311,9 +258,25 @@ class RunConfig(Section):
                 f"longest sample, rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}: use "
                 f"at least {longest}"
             )
+        if self.learning.stream:
+            self._refuse_streaming()
         if self.rollout.colocate:
             self._refuse_unequal_turns()
         return self
+
+    def _refuse_streaming(self) -> None:
+        """Refuse `learning.stream` where the ranks cannot learn while engines generate."""
+        if self.rollout.colocate:
+            raise ValueError(
+                "learning.stream: ranks cannot learn while engines generate with rollout.colocate, "
+                "where they take turns: set one of the two to false"
+            )
+        if self.loss.c_ref == "exact" and self.self_reward.token is not None:
+            raise ValueError(
+                "learning.stream: needs the reference log-probs of a sample when it lands, but with "
+                "loss.c_ref=exact the ranks compute them for a whole batch: set learning.stream to false, or "
+                "loss.c_ref to calibrate or a number"
+            )
 
     def _refuse_c_ref(self, c_ref: float) -> None:
         """Check a configured c_ref. A measured one is checked after the measurement."""

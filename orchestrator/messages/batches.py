@@ -1,12 +1,13 @@
 """A learner rank's settings, the batches that it trains on, and the sums that it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from orchestrator.algorithm.loss import LossOutputs, LossSettings
@@ -84,6 +85,27 @@ class MiniBatch:
     total_finished: int
 
 
+class Term(StrEnum):
+    """A part of the loss that a factor of its own multiplies, known once the mini-batch is complete."""
+
+    POLICY = "policy"
+    """Policy loss and KL penalty."""
+    CORRECT = "correct"
+    """Self-reward loss of the correct samples."""
+    WRONG = "wrong"
+    """Self-reward loss of the wrong samples."""
+
+
+@dataclass(frozen=True)
+class StreamedPart:
+    """What the ranks have learned of a step's first mini-batch before it was complete."""
+
+    rounds: int
+    """Their number; a rank refuses a step whose rounds are not those that it has seen."""
+    factors: Mapping[Term, float]
+    """From each term's gradient in the rounds to that of the complete mini-batch, before `alpha`."""
+
+
 @dataclass(frozen=True)
 class TrainBatch:
     """One rollout batch. Samples are numbered group after group, and every array has one entry a sample."""
@@ -99,6 +121,8 @@ class TrainBatch:
     mini_batches: Sequence[MiniBatch]
     alpha: float
     """Weight of the self-reward loss in this step: 0 while the schedule leaves it out."""
+    streamed: StreamedPart | None = None
+    """Of the first mini-batch, whose plan then holds the rest."""
 
     def groups_of(self, rank: int) -> list[int]:
         """Numbers of the groups that a rank's micro-batches touch."""
@@ -110,6 +134,21 @@ class TrainBatch:
                 for index in micro
             }
         )
+
+
+@dataclass(frozen=True)
+class StreamedRound:
+    """Micro-batches of a step's first mini-batch that is not complete yet, and the term to learn of them."""
+
+    number: int
+    """Counts from 0 in each step."""
+    term: Term
+    batch: TrainBatch
+    """Holds what is known so far. Its only mini-batch is the round, with provisional counts: those of a
+    complete mini-batch whose every sample is finished and of full length. Samples have class weight 1, or 0
+    where they have no score."""
+    correct: Bool[np.ndarray, "samples"]
+    """The class of each sample."""
 
 
 @dataclass
@@ -142,6 +181,9 @@ class StepSums:
     grad_norm: float = 0.0
     """Of the last optimiser step, before clipping; the same on every rank."""
     seconds: float = 0.0
+    """Of the whole update."""
+    streamed_seconds: float = 0.0
+    """Of its rounds before the batch was complete."""
     spans: SpanList = field(default_factory=SpanList)
     """The step and its micro-batches' passes, for the run's trace."""
     skipped: int = 0
@@ -164,6 +206,24 @@ class StepSums:
         self.importance_squares += outputs.importance.squares.item()
         self.entropy += entropy.sum().item()
         self.tokens += len(entropy)
+
+    def add_streamed(self, rounds: "StepSums", factor: float) -> None:
+        """Add the rounds of a term, whose losses count `factor` times."""
+        self.policy_loss += factor * rounds.policy_loss
+        self.self_reward_loss += factor * rounds.self_reward_loss
+        self.kl += factor * rounds.kl
+        self.clipped_tokens += rounds.clipped_tokens
+        self.truncated_tokens += rounds.truncated_tokens
+        self.masked_tokens += rounds.masked_tokens
+        self.importance += rounds.importance
+        self.importance_squares += rounds.importance_squares
+        self.entropy += rounds.entropy
+        self.tokens += rounds.tokens
+        self.compared_tokens += rounds.compared_tokens
+        self.mismatch_kl += rounds.mismatch_kl
+        self.mismatch_abs += rounds.mismatch_abs
+        self.mismatch_max = float(np.maximum(self.mismatch_max, rounds.mismatch_max))
+        self.z_mismatch_max = float(np.maximum(self.z_mismatch_max, rounds.z_mismatch_max))
 
     def compare(self, learner: Float[Tensor, "tokens"], engine: Float[Tensor, "tokens"]) -> None:
         """Add the differences between the engine's and the learner's log-probs of the same tokens."""

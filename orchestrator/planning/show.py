@@ -194,6 +194,7 @@ def _memory_table(memory: MemoryPlan, room: MainMemory, config: RunConfig) -> Ta
     for part, size, what in (
         ("weights", rank.weights, f"1/{learning.num_ranks}, {learning.dtype}"),
         ("states", rank.states, "float32 masters, gradients and AdamW's two moments of them"),
+        ("streaming", rank.streamed, "gradients of the self-reward's two classes, up to 2 passes a sample"),
         ("buffers", rank.gathered, "of collectives"),
         ("reference", rank.reference, "a rank's part of the initial model's weights"),
         ("libraries", rank.libraries, "Python, torch, DeepSpeed, transformers (measured)"),

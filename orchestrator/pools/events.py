@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import ray
@@ -55,7 +55,24 @@ class _Inbox:
             _arrival.notify_all()
 
 
-_inboxes: WeakKeyDictionary[Pool, _Inbox] = WeakKeyDictionary()
+class Worked(Protocol):
+    """What a wait runs: a pool, or anything else that makes calls of actors."""
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether a call runs or is due."""
+
+    def watched(self) -> list[ObjectRef]:
+        """Make the calls that are due. Returns the refs to wait for, which `settle` takes."""
+
+    def settle(self, ref: ObjectRef) -> tuple[Task, Any] | None:
+        """A ref is there: returns the task that has ended with its value, if one has."""
+
+    def check_alive(self) -> None:
+        """Raise when nothing can end any more. Called after a wait in vain."""
+
+
+_inboxes: WeakKeyDictionary[Worked, _Inbox] = WeakKeyDictionary()
 
 
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
@@ -64,10 +81,12 @@ def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
     """
     while any(pool.owes_values for pool in pools):
-        yield from _wait(pools)
+        for pool, task, value in _wait(pools):
+            assert isinstance(pool, Pool)
+            yield pool, task, value
 
 
-def run_until(done: Callable[[], bool], *pools: Pool) -> None:
+def run_until(done: Callable[[], bool], *pools: Worked) -> None:
     """Run the tasks of all pools until `done()`, which callbacks of tasks make true.
 
     Raises:
@@ -97,7 +116,7 @@ def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
                 return  # the other calls may wait for the failed one for ever
 
 
-def _wait(pools: Sequence[Pool], calls: _Inbox | None = None) -> list[tuple[Pool, Task, Any]]:
+def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Worked, Task, Any]]:
     """Wait until a task has ended, a worker has changed its state, or one of `calls` is there.
 
     Returns:

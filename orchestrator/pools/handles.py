@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from ray import ObjectRef
 
-from orchestrator.messages.batches import StepSums, TrainBatch
+from orchestrator.messages.batches import StepSums, StreamedRound, TrainBatch
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
@@ -82,6 +82,12 @@ class RankHandle(WorkerHandle, Protocol):
 
     @property
     def step(self) -> RemoteMethod[[TrainBatch], StepSums]: ...
+
+    @property
+    def stream(self) -> RemoteMethod[[StreamedRound], None]: ...
+
+    @property
+    def reserve(self) -> RemoteMethod[[int], bool]: ...
 
     @property
     def publish(self) -> RemoteMethod[[str, int], list[ObjectRef]]: ...

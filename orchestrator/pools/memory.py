@@ -9,7 +9,8 @@ but no pages of files.
 from dataclasses import dataclass
 
 from orchestrator.cluster.machine import GIB
-from orchestrator.config.training import LearningConfig, RunConfig
+from orchestrator.config.learning import LearningConfig
+from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB
 from orchestrator.pools.activations import Activations, activations
@@ -60,6 +61,8 @@ class RankMemory:
     weights: int
     states: int
     """In float32: master weights, also beside float32 weights, AdamW's two moments, and gradients."""
+    streamed: int
+    """With `learning.stream`: gradients of further loss terms."""
     gathered: int
     """Buffers of collectives, and whole parameters where the rank's own shard is not the whole."""
     reference: int
@@ -79,7 +82,8 @@ class RankMemory:
     @property
     def held(self) -> int:
         """Bytes while the engines generate."""
-        return self.libraries + self.weights + self.states + self.gathered + self.reference
+        states = self.states + self.streamed
+        return self.libraries + self.weights + states + self.gathered + self.reference
 
     @property
     def learning(self) -> int:
@@ -216,6 +220,7 @@ def rank_memory(config: RunConfig, size: ModelSize, kept: Activations) -> RankMe
         libraries=0 if on_gpu else RANK_LIBRARIES,
         weights=0 if learning.offload == "all" else width * shard,
         states=states,
+        streamed=4 * shard * streamed_copies(config),
         gathered=bucket + whole,
         reference=width * shard if config.needs_reference else 0,
         activations=kept.total,
@@ -225,6 +230,12 @@ def rank_memory(config: RunConfig, size: ModelSize, kept: Activations) -> RankMe
         export=0 if on_gpu else width * size.parameters,
         host=_offloaded(size, learning),
     )
+
+
+def streamed_copies(config: RunConfig) -> int:
+    """Gradients in float32 that `learning.stream` adds to a rank's own: of the self-reward of correct samples
+    and of wrong ones."""
+    return 2 if config.learning.stream and config.loss.alpha > 0 else 0
 
 
 GPU_BUCKET_ELEMENTS = 500_000_000

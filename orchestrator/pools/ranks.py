@@ -110,8 +110,15 @@ def call_ranks(
     """
     refs = [getattr(rank, method).remote(*arguments) for rank in ranks]
     meanwhile(refs)
+    return values_of(ranks, refs, timeout_s)
+
+
+def values_of(
+    ranks: Sequence[RankHandle], refs: Sequence[ObjectRef], timeout_s: float | None = None
+) -> list[Any]:
+    """What the calls of a collective return, by rank. Raises as `call_ranks`."""
     try:
-        return ray.get(refs, timeout=timeout_s)
+        return ray.get(list(refs), timeout=timeout_s)
     except RayTaskError as error:
         # A rank fails in a collective when its peer has died. Report the death: the run can recover from it.
         name_actor(error, ranks, RANK)

@@ -14,7 +14,14 @@ from orchestrator.cluster.machine import GIB
 from orchestrator.config.schema import with_settings
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, LaserError
-from orchestrator.pools.memory import MemoryPlan, ModelSize, engine_memory, model_size, plan_memory
+from orchestrator.pools.memory import (
+    MemoryPlan,
+    ModelSize,
+    engine_memory,
+    model_size,
+    plan_memory,
+    streamed_copies,
+)
 from orchestrator.pools.memory_kill import MemoryKill, general_advice
 
 Settings = dict[str, Any]
@@ -112,6 +119,8 @@ def as_overrides(settings: Mapping[str, Any]) -> str:
 
 def _candidates(config: RunConfig, size: ModelSize) -> Iterator[Settings]:
     learning, rollout = config.learning, config.rollout
+    if streamed_copies(config):
+        yield {"learning.stream": False}
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     tokens = learning.tokens_per_micro_batch
     while tokens > longest:

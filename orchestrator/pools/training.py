@@ -20,7 +20,7 @@ from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
 from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Observer, Pool, ignore
-from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks
+from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
 from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
 
 
@@ -150,6 +150,11 @@ class Pools:
         if self.colocated:
             return call_ranks(self.learners, method, *arguments)
         return call_ranks(self.learners, method, *arguments, meanwhile=self._run_tasks)
+
+    def wait_for_ranks(self, refs: list[ObjectRef]) -> None:
+        """Wait for a call of all ranks that has been made. Raises as `on_all_ranks`."""
+        self._run_tasks(refs)
+        values_of(self.learners, refs)
 
     def restart_learners(self, error: RayError) -> None:
         """Replace all ranks after one has failed: each holds a part of one model, and is of no use without

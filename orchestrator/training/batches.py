@@ -6,9 +6,15 @@ In: a session, whose problems and pools it uses. Out: each step that is left, wi
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import Float32
+
 from orchestrator.pools.collect import Batch, Collection
 from orchestrator.pools.events import run_until
 from orchestrator.training.session import Session
+from orchestrator.training.stream_plan import StreamPlan
+from orchestrator.training.streaming import RankRounds, lack_of_memory
+from orchestrator.training.train_batch import estimate_advantages
 
 
 def batches(session: Session, ahead: int) -> Iterator[tuple[int, Batch]]:
@@ -35,10 +41,16 @@ def batches(session: Session, ahead: int) -> Iterator[tuple[int, Batch]]:
             groups = session.problems.draw(next_step)
             given.append(Collection(rollouts, verifiers, groups, {"step": next_step}))
             next_step += 1
-        run_until(lambda: given[0].is_complete, rollouts, verifiers)
+        if not streams or given[0].is_complete:
+            run_until(lambda: given[0].is_complete, rollouts, verifiers)
+            return
+        session.rounds = _rounds(session, step, given[0])
+        run_until(lambda: given[0].is_complete, rollouts, verifiers, session.rounds)
 
+    streams = _streams(session)
     for step in session.steps():
         clock.start("step")
+        session.rounds = None
         with clock("wait"):
             session.generate(complete_next)
         done = given.popleft()
@@ -48,3 +60,23 @@ def batches(session: Session, ahead: int) -> Iterator[tuple[int, Batch]]:
         batch = done.batch()
         session.live.checked(batch.verdicts)
         yield step, batch
+
+
+def _streams(session: Session) -> bool:
+    """Whether the ranks learn while engines generate; a note says why not if they were to."""
+    if not session.config.learning.stream:
+        return False
+    if problem := lack_of_memory(session.config, session.pools):
+        session.note(problem)
+    return problem is None
+
+
+def _rounds(session: Session, step: int, collection: Collection) -> RankRounds:
+    """The rounds of a step, with the whole batch's functions for each group's advantages."""
+    config = session.config
+
+    def estimate(group: Batch) -> tuple[Float32[np.ndarray, "samples"], Float32[np.ndarray, "samples"]]:
+        c_ref = session.constant_reference(group)
+        return estimate_advantages(config, group, session.scores(group, c_ref), step), c_ref
+
+    return RankRounds(StreamPlan(config, step), session.pools, collection, estimate)

@@ -51,7 +51,8 @@ def run_steps(session: Session) -> dict[str, Any]:
             reference = session.reference_logprobs(batch)
             scores = session.scores(batch, reference)
             advantages = estimate_advantages(config, batch, scores, step)
-            sums = session.learn(make_train_batch(config, batch, advantages, reference, step))
+            streamed = session.streamed()
+            sums = session.learn(make_train_batch(config, batch, advantages, reference, step, streamed))
             with clock("sync"):
                 session.publish(step)
             clock.stop("step")

@@ -38,6 +38,8 @@ from orchestrator.training.run_trace import RunTrace
 from orchestrator.training.saving import Saver, trunk_end
 from orchestrator.training.step_problems import StepProblems
 from orchestrator.training.stopping import Stop, StopRequested
+from orchestrator.training.streaming import RankRounds
+from orchestrator.training.train_batch import StreamedSamples
 
 T = TypeVar("T")
 
@@ -110,6 +112,8 @@ class Session:
         self.skipped_in_a_row = 0
         """The newest steps whose updates were skipped."""
         self.checkpoint_due = False
+        self.rounds: RankRounds | None = None
+        """What the ranks learn while the engines generate the batch."""
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
@@ -219,6 +223,10 @@ class Session:
             return None
         z_logprobs, reference = torch.from_numpy(batch.z_logprobs), torch.from_numpy(c_ref)
         return self_reward_score(z_logprobs, reference, self.config.loss.beta_v).numpy()
+
+    def streamed(self) -> StreamedSamples | None:
+        """What the ranks have learned of the step while the engines generated it; None without streaming."""
+        return None if self.rounds is None else self.rounds.complete()
 
     def learn(self, batch: TrainBatch) -> list[StepSums]:
         """One policy update by all ranks: their sums.

@@ -42,6 +42,7 @@ def step_metrics(
             "time/rollout": seconds["rollout"],
             "time/verify": seconds["verify"],
             "time/learn": learning_s,
+            "time/streamed": max(rank.streamed_seconds for rank in sums),
             "time/sync": seconds["sync"],
             "time/step": seconds["step"],
             "throughput/samples_per_s": len(batch.rewards) / seconds["step"],

@@ -3,6 +3,8 @@
 In: one number a sample of each kind. Out: a `TrainBatch`. The loop and the replay of a stored step use it.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int
@@ -12,8 +14,45 @@ from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_
 from orchestrator.algorithm.schedule import Schedule
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config.training import RunConfig
-from orchestrator.messages.batches import MiniBatch, TrainBatch
+from orchestrator.messages.batches import MiniBatch, StreamedPart, Term, TrainBatch
 from orchestrator.pools.collect import Batch
+
+
+@dataclass(frozen=True)
+class StreamedSamples:
+    """What the ranks have learned of a step's first mini-batch before it was complete."""
+
+    rounds: int
+    learned: Bool[np.ndarray, "samples"]
+    """Samples of the whole batch whose every term the rounds have had."""
+    expected_tokens: int
+    expected_finished: int
+    """Counts of the mini-batch by which the rounds divided their losses."""
+
+    def part(
+        self,
+        mini: MiniBatch,
+        rewards: Float32[np.ndarray, "samples"],
+        weights: Float32[np.ndarray, "samples"],
+    ) -> StreamedPart | None:
+        """The factors that turn the rounds' losses into those of the complete mini-batch.
+
+        Args:
+            mini: The mini-batch with its true counts.
+            weights: Class weights; the rounds had 1 in their place.
+        """
+        if not self.rounds:
+            return None
+        per_finished = self.expected_finished / max(mini.total_finished, 1)
+        correct = rewards > 0.5
+        return StreamedPart(
+            self.rounds,
+            {
+                Term.POLICY: self.expected_tokens / mini.total_tokens,
+                Term.CORRECT: per_finished * float(weights[correct].max(initial=0.0)),
+                Term.WRONG: per_finished * float(weights[~correct].max(initial=0.0)),
+            },
+        )
 
 
 def schedule(config: RunConfig) -> Schedule:
@@ -43,15 +82,22 @@ def make_train_batch(
     advantages: Float32[np.ndarray, "samples"],
     c_ref: Float32[np.ndarray, "samples"],
     step: int,
+    streamed: StreamedSamples | None = None,
 ) -> TrainBatch:
-    """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches."""
-    settings = config.learning
+    """Class weights over the whole batch, and the plan of mini-batches, ranks and micro-batches.
+
+    Args:
+        streamed: What the ranks have learned of the first mini-batch already.
+    """
     weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
     alpha = self_reward_weight(config, step)
-    learned = np.ones(len(batch.rewards), bool)
-    if settings.skip_zero_gradients:
-        learned = has_policy_term(config, advantages) | ((weights > 0) & (alpha > 0))
+    learned = has_policy_term(config, advantages) | ((weights > 0) & (alpha > 0))
+    done = np.zeros(len(learned), bool) if streamed is None else streamed.learned
     sizes = np.bincount(batch.group).tolist()
+    mini_batches = [
+        _mini_batch(config, batch, np.array(samples), learned, done, alpha)
+        for samples in split_mini_batches(sizes, config.learning.mini_batches)
+    ]
     return TrainBatch(
         step=step,
         groups=[group.trajectories for group in batch.groups],
@@ -60,11 +106,9 @@ def make_train_batch(
         rewards=batch.rewards,
         class_weights=weights.astype(np.float32),
         c_ref=c_ref,
-        mini_batches=[
-            _mini_batch(config, batch, np.array(samples), learned, alpha)
-            for samples in split_mini_batches(sizes, settings.mini_batches)
-        ],
+        mini_batches=mini_batches,
         alpha=alpha,
+        streamed=streamed.part(mini_batches[0], batch.rewards, weights) if streamed else None,
     )
 
 
@@ -77,8 +121,9 @@ def self_reward_weight(config: RunConfig, step: int) -> float:
 def has_policy_term(
     config: RunConfig, advantages: Float32[np.ndarray, "samples"]
 ) -> Bool[np.ndarray, "samples"]:
-    """Samples whose policy loss or KL penalty may have a gradient other than 0."""
-    return (advantages != 0) | (config.loss.kl_coef > 0)
+    """Samples whose policy loss or KL penalty may have a gradient other than 0; all of them where samples
+    without any gradient are learned too."""
+    return (advantages != 0) | (config.loss.kl_coef > 0) | (not config.learning.skip_zero_gradients)
 
 
 def _mini_batch(
@@ -86,19 +131,20 @@ def _mini_batch(
     batch: Batch,
     samples: Int[np.ndarray, "mini_batch"],
     learned: Bool[np.ndarray, "samples"],
+    done: Bool[np.ndarray, "samples"],
     alpha: float,
 ) -> MiniBatch:
-    """The plan of a mini-batch's samples that are learned. Its tokens are those of all its samples.
+    """The plan of a mini-batch's samples that are still to be learned. Its counts are those of all samples.
 
-    Each rank makes one pass even where no sample is learned: AdamW's step with a gradient of 0 moves weights.
+    Each rank makes one pass even where no sample is left: AdamW's step with a gradient of 0 moves weights.
     """
     settings = config.learning
-    planned = samples[learned[samples]]
+    planned = samples[(learned & ~done)[samples]]
     plan = plan_micro_batches(
         batch.total_lengths[planned].tolist(), settings.num_ranks, settings.tokens_per_micro_batch
     )
     # Without weight the self-reward loss is a measure alone, a mean over what the learner reads.
-    scored = samples if alpha > 0 else planned
+    scored = samples if alpha > 0 else samples[learned[samples]]
     return MiniBatch(
         plan=[[planned[micro].tolist() for micro in rank] or [[]] for rank in plan],
         total_tokens=int(batch.lengths[samples].sum()),

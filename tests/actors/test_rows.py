@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from actors.rows import rollout_rows
+from actors.rows import as_prompt, rollout_rows
 from orchestrator.messages.trajectories import Sample
 
 Z, EOS, PAD = 30, 2, 0
@@ -52,6 +52,16 @@ def test_without_self_rewarding_the_same_positions_are_read():
     assert torch.equal(with_z.read, without_z.read)
     assert torch.equal(with_z.targets[with_z.is_token], without_z.targets[without_z.is_token])
     assert Z not in without_z.targets
+
+
+def test_as_prompt_a_sample_is_read_at_its_end_alone():
+    rows = rollout_rows([as_prompt(SHORT), as_prompt(LONG)], Z, PAD, CPU)
+    whole = rollout_rows([SHORT, LONG], Z, PAD, CPU)
+    assert torch.equal(rows.input_ids, whole.input_ids)
+    assert rows.read.int().tolist() == [[0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]]
+    assert (rows.targets.tolist(), rows.is_token.tolist()) == ([Z, Z], [False, False])
+    assert rows.behaviour_z_logprobs.tolist() == [-22, -24]
+    assert len(rows.sample) == len(rows.behaviour_logprobs) == 0
 
 
 def test_an_empty_micro_batch_has_no_tokens_but_runs_through_the_model():

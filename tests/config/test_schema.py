@@ -187,6 +187,21 @@ def test_missing_keys_are_named(tmp_path):
             "set it to 0, or give the engines devices of their own",
         ),
         (
+            ["learning.stream=true", "rollout.colocate=true"],
+            "learning.stream: ranks cannot learn while engines generate with rollout.colocate",
+            "set one of the two to false",
+        ),
+        (
+            ["learning.stream=true", "learning.offload=optimizer"],
+            "learning.stream: needs the gradients on the ranks' own devices, but learning.offload=optimizer",
+            "set learning.stream to false or learning.offload to none",
+        ),
+        (
+            ["learning.stream=true", "loss.c_ref=exact"],
+            "learning.stream: needs the reference log-probs of a sample when it lands",
+            "set learning.stream to false, or loss.c_ref to calibrate or a number",
+        ),
+        (
             ["rollout.prompts_per_step=2", "learning.mini_batches=3"],
             "learning.mini_batches: 3 is more than ",
             "rollout.prompts_per_step=2",

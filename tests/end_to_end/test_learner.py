@@ -21,9 +21,14 @@ from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config.training import RunConfig
-from orchestrator.messages.batches import MiniBatch, StepSums, TrainBatch
+from orchestrator.data.problems import Problem
+from orchestrator.messages.batches import MiniBatch, StepSums, StreamedPart, StreamedRound, TrainBatch
 from orchestrator.messages.trajectories import Generated, Trajectories, pack
+from orchestrator.messages.verdicts import Status, Verdict
+from orchestrator.pools.collect import CheckedGroup, to_batch
 from orchestrator.pools.ranks import learner_settings, start_ranks
+from orchestrator.training.stream_plan import StreamPlan
+from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 from tests.settings import configure
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -195,15 +200,14 @@ def test_the_first_mini_batch_needs_no_old_log_probs(
     models: dict[str, Path], groups: list[Trajectories]
 ) -> None:
     """Its policy is still the one before the first update, so that the ratio is 1 either way."""
-    once = batch_of(groups, 1, 256)
-    twice = replace(once, mini_batches=once.mini_batches * 2)
-    found = []
-    for worker in (LearnerRank, AllOldLogProbsRank):
-        with learner(settings(models["untied"]), worker=worker) as (rank,):
-            sums = ray.get(rank.step.remote(twice))
-            found.append((sums.policy_loss, sums.total_loss, sums.grad_norm, sums.clipped_tokens))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-    assert found[0][3] > 0, "the second mini-batch is clipped against the old policy"
+    batch = batch_of(groups, 1, 256)
+    with learner(settings(models["untied"]), worker=OldLogProbsRank) as (rank,):
+        without, expected = ray.get(rank.gradients.remote(batch))
+        ray.get(rank.compute_old_logprobs.remote())
+        computed, found = ray.get(rank.gradients.remote(batch))
+    assert without.total_loss == pytest.approx(computed.total_loss, rel=1e-6)
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, atol=1e-7, rtol=1e-5, err_msg=name)
 
 
 def test_without_weight_the_self_reward_changes_no_bit(
@@ -294,6 +298,100 @@ def test_learner_rank_reads_the_score_at_eos(models: dict[str, Path], groups: li
             )
 
 
+def checked_groups(groups: list[Trajectories], correct: int = 3) -> list[CheckedGroup]:
+    """The groups with verdicts: every third sample is correct, or none of them."""
+    checked = []
+    for number, group in enumerate(groups):
+        verdicts = [
+            Verdict(Status.CORRECT if correct and (number * SAMPLES + i) % correct == 1 else Status.WRONG)
+            for i in range(SAMPLES)
+        ]
+        problem = Problem(str(number), "p", "1", None, number)
+        checked.append(CheckedGroup(problem, ray.put(group), None, group.summary(), verdicts))
+    return checked
+
+
+def driver_batch(
+    config: RunConfig, groups: list[CheckedGroup], ranks: list[Any], streamed: int
+) -> TrainBatch:
+    """A batch as the driver makes it, once the ranks have streamed the first groups of it."""
+    plan = StreamPlan(config, step=1)
+
+    def stream(rounds: list[StreamedRound]) -> None:
+        for part in rounds:
+            ray.get([rank.stream.remote(part) for rank in ranks])
+
+    for number in range(streamed):
+        landed = to_batch(groups[number : number + 1])
+        advantages = estimate_advantages(config, landed, None, 1)
+        plan.add(number, landed, advantages, np.full(SAMPLES, C_REF, np.float32))
+        while part := plan.next_round():
+            stream([part])
+    stream(plan.remaining_rounds())
+    batch = to_batch(groups)
+    advantages = estimate_advantages(config, batch, None, 1)
+    c_ref = np.full(len(advantages), C_REF, np.float32)
+    return make_train_batch(config, batch, advantages, c_ref, 1, plan.streamed)
+
+
+def learning_with(config: RunConfig, alpha: float, mini_batches: int = 1) -> RunConfig:
+    """Steps of the test's groups, in small micro-batches."""
+    return config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(
+                update={"prompts_per_step": GROUPS, "samples_per_prompt": SAMPLES}
+            ),
+            "learning": config.learning.model_copy(
+                update={"tokens_per_micro_batch": 80, "mini_batches": mini_batches}
+            ),
+            "loss": config.loss.model_copy(update={"alpha": alpha}),
+        }
+    )
+
+
+@pytest.mark.parametrize(("ranks", "kl_coef"), [pytest.param(1, 0.0, marks=pytest.mark.long), (2, 0.1)])
+def test_streamed_loss_and_gradients_equal_those_of_the_whole_batch(
+    ranks: int, kl_coef: float, models: dict[str, Path], groups: list[Trajectories], tmp_path: Path
+) -> None:
+    config = settings(models["untied"], ranks, kl_coef=kl_coef)
+    with learner(config) as workers:
+
+        def step(batch: TrainBatch) -> StepSums:
+            return ray.get([worker.step.remote(batch) for worker in workers])[0]
+
+        step(driver_batch(learning_with(config, 1.0), checked_groups(groups), workers, streamed=0))
+        ray.get([worker.save.remote(str(tmp_path)) for worker in workers])  # away from the reference
+        for alpha, correct, parts in ((0.0, 3, (GROUPS,)), (1.0, 3, (2, GROUPS)), (1.0, 0, (2,))):
+            case, checked = learning_with(config, alpha), checked_groups(groups, correct)
+            whole_sums, whole = gradients(workers, driver_batch(case, checked, workers, streamed=0))
+            driver_batch(case, checked, workers, streamed=1)  # and abandoned
+            for streamed in parts:
+                batch = driver_batch(case, checked, workers, streamed)
+                where = f"alpha {alpha}, every {correct}rd correct, {streamed} groups streamed"
+                assert batch.streamed is not None, where
+                sums, found = gradients(workers, batch)
+                for name in ("policy_loss", "self_reward_loss", "total_loss", "kl"):
+                    expected = sum(getattr(rank, name) for rank in whole_sums)
+                    total = sum(getattr(rank, name) for rank in sums)
+                    assert total == pytest.approx(expected, rel=1e-4, abs=1e-6), f"{name}, {where}"
+                for name, gradient in whole.items():
+                    np.testing.assert_allclose(
+                        found[name], gradient, atol=2e-6, rtol=2e-4, err_msg=f"{name}, {where}"
+                    )
+            _, again = gradients(workers, driver_batch(case, checked, workers, streamed=0))
+            for name, gradient in whole.items():
+                np.testing.assert_array_equal(again[name], gradient, err_msg="nothing is left behind")
+        case, checked, updates = learning_with(config, 1.0, mini_batches=2), checked_groups(groups), []
+        for streamed in (0, 2):
+            ray.get([worker.load.remote(str(tmp_path)) for worker in workers])
+            updates.append(step(driver_batch(case, checked, workers, streamed)))
+        assert updates[1].grad_norm == pytest.approx(updates[0].grad_norm, rel=1e-3)
+        assert updates[1].skipped == 0
+        other = replace(driver_batch(case, checked, workers, 0), streamed=StreamedPart(1, {}))
+        with pytest.raises(ray.exceptions.RayTaskError, match="has 1 streamed rounds, but this rank has"):
+            step(other)
+
+
 def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
     models: dict[str, Path], groups: list[Trajectories], tmp_path: Path
 ) -> None:
@@ -356,14 +454,16 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
         assert set(ray.get([rank.health.remote() for rank in ranks])) == {"the weights are not finite"}
 
 
-class AllOldLogProbsRank(LearnerRank):
-    """A real rank that computes the old policy's log-probs of the first mini-batch too."""
+class OldLogProbsRank(LearnerRank):
+    """A real rank that can compute the old policy's log-probs of the first mini-batch too."""
 
-    def _accumulate(
-        self, batch: Any, mini: Any, groups: Any, old_logprobs: Any, *others: Any, **more: Any
-    ) -> Any:
-        old_logprobs = old_logprobs or self._logprobs(mini, groups)
-        return super()._accumulate(batch, mini, groups, old_logprobs, *others, **more)
+    def compute_old_logprobs(self) -> None:
+        passes, accumulate = self.passes, self.passes.accumulate
+
+        def with_old(batch: Any, mini: Any, groups: Any, old: Any, *others: Any, **more: Any) -> torch.Tensor:
+            return accumulate(batch, mini, groups, old or passes.logprobs(mini, groups), *others, **more)
+
+        passes.accumulate = with_old  # type: ignore[method-assign]
 
 
 class PoisonedRank(LearnerRank):

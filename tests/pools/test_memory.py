@@ -65,6 +65,16 @@ def test_deepspeed_keeps_masters_of_float32_weights_too():
     assert (rank.weights, rank.states) == (4000, 16_000)
 
 
+def test_streaming_keeps_the_gradients_of_both_classes_apart():
+    streaming = {"stream": True, "num_ranks": 2}
+    rank = rank_memory(run_config(learning=streaming), SIZE, KEPT)
+    without = rank_memory(run_config(learning={"num_ranks": 2}), SIZE, KEPT)
+    assert rank.streamed == 2 * 4 * 500
+    assert rank.held - without.held == rank.streamed
+    plain = run_config(learning=streaming, loss={"alpha": 0.0, "tau": 0.0})
+    assert rank_memory(plain, SIZE, KEPT).streamed == 0, "the policy's gradient has DeepSpeed's own buffer"
+
+
 def test_ranks_share_the_states_and_gather_the_weights():
     config = run_config(learning={"dtype": "bfloat16", "num_ranks": 4}, loss={"kl_coef": 0.1})
     rank = rank_memory(config, SIZE, KEPT)

@@ -43,6 +43,12 @@ def test_savings_are_differences_of_plans_and_the_cheapest_come_first(config, si
     assert found[0].settings == {"learning.tokens_per_micro_batch": 1000}, "the longest sample still fits"
 
 
+def test_streaming_is_given_up_before_anything_that_costs_more(config, size):
+    streaming = with_settings(config, {"learning.stream": True})
+    limit = plan_memory(config, size).host_total
+    assert proposal(streaming, size, lambda plan: plan.host_total <= limit)[0] == {"learning.stream": False}
+
+
 def test_what_fits_already_needs_no_setting(config, size):
     settings, plan = proposal(config, size, lambda plan: True)
     assert settings == {}

@@ -60,7 +60,9 @@ class FakeSession:
         self.pools = SimpleNamespace(rollouts=rollouts, verifiers=verifiers)
         self.clock = Clock()
         self.step = 0
-        self.config = SimpleNamespace(run=SimpleNamespace(steps=STEPS))
+        self.config = SimpleNamespace(
+            run=SimpleNamespace(steps=STEPS), learning=SimpleNamespace(stream=False)
+        )
         self.live = SimpleNamespace(checked=lambda verdicts: None)
         self.problems = SimpleNamespace(draw=self.draw)
         self.given = []
