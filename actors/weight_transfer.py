@@ -11,6 +11,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.compiled_code import let_vllm_load_compiled_code
 from orchestrator.messages.weights import WeightChunk
 
 BACKEND = "ray_object_store"
@@ -45,5 +46,6 @@ class ObjectStoreWeightTransfer(WeightTransferEngine):
 
 def register() -> None:
     """Register the plug-in. vLLM calls this entry point in every process, possibly more than once."""
+    let_vllm_load_compiled_code()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreWeightTransfer)
