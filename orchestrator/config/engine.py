@@ -63,6 +63,17 @@ class VllmConfig(Section):
         refuse_parts_of_gpus(f"{self.SECTION}.gpus", self.gpus, self.tensor_parallel)
         return self
 
+    @model_validator(mode="after")
+    def _one_step_at_a_time(self) -> "VllmConfig":
+        """Weights change, and scores are read, between two decode steps: none may be in flight."""
+        for key, plain in (("async_scheduling", False), ("pipeline_parallel_size", 1)):
+            if (value := self.engine_args.get(key, plain)) != plain:
+                raise ValueError(
+                    f"{self.SECTION}.engine_args: {key}={value} keeps decode steps in flight, but weights "
+                    f"are changed and scores are read between two steps: leave {key} out"
+                )
+        return self
+
 
 class EngineConfig(VllmConfig):
     """The engines that generate in training and evaluation."""

@@ -93,7 +93,14 @@ def test_home_folders_are_found_in_arguments_that_no_shell_expands(arguments):
 
 def test_every_setting_that_names_a_folder_or_file_takes_a_home_folder():
     """A new setting with a plain type would not."""
-    marked = {"run.remote", "rollout.dtype", "learning.deepspeed", "rollout.engine_args", "engine.dtype"}
+    marked = {
+        "run.remote",
+        "rollout.dtype",
+        "learning.deepspeed",
+        "rollout.engine_args",
+        "engine.dtype",
+        "run.trace",
+    }
     for command, schema in SCHEMAS.items():
         for key in set(path_settings(schema)) - marked - {"name", "models", "settings", "run.name"}:
             *parents, leaf = key.split(".")

@@ -182,6 +182,11 @@ def test_missing_keys_are_named(tmp_path):
             "evaluation.temperature",
         ),
         (
+            ["rollout.engine_args.async_scheduling=true"],
+            "rollout.engine_args: async_scheduling=True keeps decode steps in flight",
+            "leave async_scheduling out",
+        ),
+        (
             ["rollout.max_staleness=2", "rollout.colocate=true"],
             "rollout.max_staleness: is 2, but with rollout.colocate=true the engines sleep",
             "set it to 0, or give the engines devices of their own",
