@@ -70,7 +70,7 @@ POOLS = {
 """Of a process's title; its children belong to the same pool."""
 
 
-def write_model(folder: Path, shape: Mapping[str, int]) -> None:
+def write_model(folder: Path, shape: Mapping[str, int], end_logit_std: float = END_LOGIT_STD) -> None:
     """Write a random model in bfloat16 with a byte-pair tokenizer; its answers have random lengths."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -89,7 +89,7 @@ def write_model(folder: Path, shape: Mapping[str, int]) -> None:
     model = Qwen2ForCausalLM(config).bfloat16()
     with torch.no_grad():
         row = model.get_input_embeddings().weight[vocabulary[END]]
-        row.mul_(END_LOGIT_STD / (row.float().std() * config.hidden_size**0.5))
+        row.mul_(end_logit_std / (row.float().std() * config.hidden_size**0.5))
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_p=1.0, top_k=0, eos_token_id=config.eos_token_id
     )

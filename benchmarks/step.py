@@ -40,6 +40,8 @@ SHAPE = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }
+RARE_END_LOGIT_STD = 3.3
+"""Ends about one in a hundred tokens of this vocabulary, see `benchmarks.memory`."""
 WARM_UP_STEPS = 2
 GRPO = {"loss.alpha": 0, "loss.tau": 0}
 STREAMED = {"learning.stream": "true"}
@@ -96,8 +98,7 @@ def settings(folder: Path, steps: int) -> dict[str, dict[str, Any]]:
         },
         "verification": {"cpus": 0.25, "verifier": "benchmarks.step:odd_length"},
         "learning": {"tokens_per_micro_batch": 2048},
-        "loss": {"c_ref": -7.0},
-        "self_reward": {"token": Z_TOKEN},
+        "self_reward": {"token": Z_TOKEN, "calibration_samples": 64},
     }
 
 
@@ -138,7 +139,7 @@ def measure(name: str, steps: int, pin: bool) -> Result:
     """
     with tempfile.TemporaryDirectory(prefix="laser-step-") as made:
         folder = Path(made)
-        write_model(folder / "model", SHAPE)
+        write_model(folder / "model", SHAPE, RARE_END_LOGIT_STD)
         write_problems(folder / "problems.jsonl")
         configuration = folder / "run.yaml"
         configuration.write_text(yaml.safe_dump(settings(folder, steps)), encoding="utf-8")
