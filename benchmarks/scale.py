@@ -169,7 +169,7 @@ class Result:
     """Of one core, while sleeps were compressed: near 1 the driver would have held the steps up."""
     engines_at_full_core: float
     memory_mib: dict[str, list[float]]
-    """Of the driver, of Ray's processes and of the hosts: after a quarter of the steps, and at the end."""
+    """Of the driver, of Ray's processes and of the hosts: after half of the steps, and at the end."""
 
 
 def settings(engines: int, steps: int) -> RunConfig:
@@ -228,7 +228,7 @@ def measure(engines: int, steps: int, compress: float) -> Result:
         rollouts.broadcast("load_weights", step, [])
         session.clock.stop("step")
         session.step = step
-        if step in (max(1, steps // 4), steps):
+        if step in (max(1, steps // 2), steps):
             for name, used_now in _memory(driver).items():
                 memory[name].append(round(used_now / MIB, 1))
     wall, cpu = time.perf_counter() - started, _cpu_seconds(driver) - used
@@ -281,7 +281,7 @@ def show(results: Sequence[Result]) -> None:
             f"| {result.cpu_ms_per_trajectory:.2f} | {result.driver_share:.2%} "
             f"| {result.engines_at_full_core:,.0f} engines |"
         )
-    print(f"\n| engines | MiB of | after {results[0].steps // 4} steps | after {results[0].steps} |")
+    print(f"\n| engines | MiB of | after {results[0].steps // 2} steps | after {results[0].steps} |")
     print("| --- | --- | --- | --- |")
     for result in results:
         for name, (before, after) in result.memory_mib.items():
