@@ -208,7 +208,7 @@ MEASURES = (
     Measure("time/learn", "learning", "Seconds of the policy update in a step", better="lower", unit="s",
             short="learn", places=(Place.PANEL, Place.STEP_PARTS)),
     Measure("time/streamed", "learning ahead",
-            "Seconds of the policy update before the last sample was there; 0 without learning.stream",
+            "Seconds of the policy update in rounds of learning.stream, most of them during generation",
             unit="s"),
     Measure("time/sync", "sending weights", "Seconds in which the engines get a step's weights",
             better="lower", unit="s", short="sync", places=(Place.PANEL, Place.STEP_PARTS)),

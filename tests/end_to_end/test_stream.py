@@ -14,7 +14,7 @@ def test_a_streamed_run_begins_like_one_that_learns_after_generation(
     laser, task: Path, tmp_path: Path
 ) -> None:
     tree = {
-        "run": {"name": "plain", "dir": str(tmp_path), "steps": 2},
+        "run": {"name": "plain", "dir": str(tmp_path), "steps": 1},
         "model": {"path": "experiments/quickstart/base"},
         "data": {"train": str(task / "train.jsonl"), "instruction": ""},
         "rollout": {
@@ -27,7 +27,7 @@ def test_a_streamed_run_begins_like_one_that_learns_after_generation(
         },
         "verification": {"cpus": 0.25},
         "learning": {"num_ranks": 2, "cpus_per_rank": 0.25, "lr": 1e-3, "tokens_per_micro_batch": 512},
-        "loss": {"alpha": 1.0, "c_ref": -9.0, "self_reward_warmup_steps": 0},
+        "loss": {"alpha": 1.0, "c_ref": -15.0, "self_reward_warmup_steps": 0},
         "self_reward": {"token": "<|self_reward|>", "calibration_samples": 16},
         "evaluation": {"samples_per_problem": 1, "max_problems": 1},
     }
