@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from actors.host_memory import return_free_memory
 from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
+from orchestrator.config.optional_packages import without_packages
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
@@ -41,15 +42,18 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         _prepare_process(settings)
-        from transformers import AutoTokenizer
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with without_packages("sklearn"):  # transformers wants it for assisted generation
+            from transformers import AutoTokenizer
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
 
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**_engine_arguments(settings)))
         return_free_memory()  # of loading, packing and compiling
         self.version = -1
+        self.first_token_at: float | None = None
+        """When the first token was sampled, on the clock of `time.monotonic`."""
         self._sinks: dict[str, Sink] = {}
         """By request id; only the decoding thread touches it."""
         self._numbers = itertools.count()
@@ -182,7 +186,12 @@ class Engine:
         while True:
             try:
                 self._run_commands(wait=not self.engine.has_unfinished_requests())
-                for output in self.engine.step() if self.engine.has_unfinished_requests() else []:
+                if not self.engine.has_unfinished_requests():
+                    continue
+                outputs = self.engine.step()
+                if self.first_token_at is None:
+                    self.first_token_at = time.monotonic()
+                for output in outputs:
                     self._collect(output)
             except Exception:
                 _end_process("the engine failed in a decode step")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
+from orchestrator.config.optional_packages import without_packages
 from orchestrator.storage.files import locked
 
 
@@ -72,7 +73,10 @@ def prepare_process(on_gpu: bool) -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "WARNING")
     import logging
 
-    from deepspeed.utils import logger
+    # DeepSpeed's tuner imports MLflow, and the generation of transformers scikit-learn; a rank has no use for
+    # either.
+    with without_packages("mlflow", "sklearn"):
+        from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
 

@@ -46,6 +46,11 @@ class RolloutWorker:
         """As `load_weights`, for an engine that was asleep."""
         return await self.engine.wake(version, (ray.get(ref) for ref in chunk_refs))
 
+    async def first_token_age(self) -> float | None:
+        """Seconds since the engine sampled its first token; None before."""
+        first = self.engine.first_token_at
+        return None if first is None else time.monotonic() - first
+
     async def ping(self) -> int:
         """The version of the loaded weights; -1 before the first `load_weights`."""
         return self.engine.version

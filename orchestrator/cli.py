@@ -8,6 +8,7 @@ Exit status: 0 done, 2 refused before anything was started, 1 failed while runni
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from orchestrator.errors import LaserError, RunError
 if TYPE_CHECKING:
     from orchestrator.config.training import RunConfig
     from orchestrator.jobs.client import Cluster
+
+
+COMMAND_STARTED = time.monotonic()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     config = _run_config(options)
+    from orchestrator.training.context import standalone
     from orchestrator.training.run import train
 
-    outcome = train(config)
+    outcome = train(config, context=standalone(COMMAND_STARTED))
     if outcome.already_finished:
         steps = outcome.summary["steps"]
         print(f"{config.folder} is finished after {steps} steps: raise run.steps, or choose another run.name")

@@ -116,6 +116,9 @@ class FakeEngine:
     async def ping(self):
         return 0
 
+    async def first_token_age(self):
+        return None
+
     async def load_weights(self, version, chunks):
         await self._die_if_chosen("load_weights")
         await gpu().note.remote(f"{self.name} loads {version}")

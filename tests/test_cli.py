@@ -213,7 +213,7 @@ def test_unknown_arguments_are_refused(arguments, capsys):
 
 
 def test_after_ctrl_c_a_command_says_how_to_resume(work_folder, monkeypatch, capsys):
-    def interrupted(_):  # stands in for the signal
+    def interrupted(config, context):  # stands in for the signal
         raise KeyboardInterrupt
 
     monkeypatch.chdir(work_folder)

@@ -116,4 +116,6 @@ def _start() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="WARNING",
+        # They would import Ray for nothing: each actor has an environment of its own, and so its own process.
+        _system_config={"prestart_worker_first_driver": False},
     )

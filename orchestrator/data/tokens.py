@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.cold_start import SFTConfig
+from orchestrator.config.optional_packages import without_packages
 from orchestrator.config.training import RunConfig
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
@@ -61,7 +62,8 @@ def load_tokens(
         raise ConfigError(f"model.path: {model_path} is no model folder (it has no config.json)")
     if looks_local(model_path):
         refuse_damaged_model(Path(model_path))
-    from transformers import AutoTokenizer
+    with without_packages("sklearn"):  # transformers wants it for assisted generation
+        from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)

@@ -46,6 +46,9 @@ class EngineHandle(WorkerHandle, Protocol):
     def load_weights(self) -> RemoteMethod[[int, list[ObjectRef]], Span]: ...
 
     @property
+    def first_token_age(self) -> RemoteMethod[[], float | None]: ...
+
+    @property
     def sleep(self) -> RemoteMethod[[], None]: ...
 
     @property

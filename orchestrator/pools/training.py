@@ -1,5 +1,6 @@
 """The three pools of a training run in one placement group; publishes the learner's weights to engines."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,19 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
-from orchestrator.pools.pool import MAX_RESTARTS, POOL_START_TIMEOUT_S, Observer, Pool, ignore
+from orchestrator.pools.pool import (
+    MAX_RESTARTS,
+    POOL_START_TIMEOUT_S,
+    Observer,
+    Pool,
+    WorkerState,
+    ignore,
+)
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
 from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long an engine may take to say when it sampled first."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +213,15 @@ class Pools:
     def restarts(self) -> int:
         """Engines, verifiers and sets of learner ranks that were replaced."""
         return self.rollouts.restarts + self.verifiers.restarts + self.learner_restarts
+
+    def first_token_age(self) -> float | None:
+        """Seconds since an engine sampled its first token; None before, or where none answers."""
+        ready = [worker for worker in self.rollouts.workers if worker.state is WorkerState.READY]
+        ages = []
+        for ref in [worker.actor.first_token_age.remote() for worker in ready]:
+            with contextlib.suppress(RayError):  # who needs the engine will see its death
+                ages.append(ray.get(ref, timeout=ANSWER_TIMEOUT_S))
+        return max((age for age in ages if age is not None), default=None)
 
     def stop(self) -> None:
         """End all actors and release their resources."""

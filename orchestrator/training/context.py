@@ -3,6 +3,7 @@
 Every run has a context, so that no code asks whether a run belongs to a sweep.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ class RunContext:
     """Folder of the finished trunk whose last checkpoint the trial starts from."""
     report: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None
     """Called with the step and the figures of each evaluation between the first step and the last."""
+    started_at: float = field(default_factory=time.monotonic)
+    """When the command or the trial started, on the clock of `time.monotonic`."""
     lock_patience_s: float = 0.0
     """Seconds to wait for the run's folder, which the process of a killed sweep may still hold."""
 
@@ -43,6 +46,10 @@ class RunContext:
         return bundles_for(config, nodes()) if self.bundles is None else self.bundles
 
 
-def standalone() -> RunContext:
-    """The context of a run that belongs to no sweep."""
-    return RunContext(in_trial=False)
+def standalone(started_at: float | None = None) -> RunContext:
+    """The context of a run that belongs to no sweep.
+
+    Args:
+        started_at: When its command started, on the clock of `time.monotonic`; now unless given.
+    """
+    return RunContext(in_trial=False, started_at=time.monotonic() if started_at is None else started_at)

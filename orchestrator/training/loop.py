@@ -69,6 +69,7 @@ def _start(session: Session) -> None:
     session.publish(session.step)
     with session.stop.interruptible():
         session.pools.wait_ready()
+    session.start.pools_ready()
     if session.at_start:
         session.c_ref = measure_c_ref(session)
         check_assumption(session)

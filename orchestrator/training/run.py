@@ -3,15 +3,15 @@
 import contextlib
 import inspect
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError
 from rich.markup import escape
 
 from actors.verification import load_verifier
-from orchestrator.cluster.nodes import connect, planned_nodes
+from orchestrator.cluster.nodes import Resources, connect, planned_nodes
 from orchestrator.config.resume import saved_settings, with_kept_verifier
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
@@ -36,13 +36,11 @@ from orchestrator.storage.remote import DamagedCopy, RemoteStorage, fetch_checkp
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
-from orchestrator.training.divergence import Diverged
 from orchestrator.training.preparation import PreparedRun, prepare
-from orchestrator.training.stopping import Stop, StopRequested
+from orchestrator.training.stopping import StopRequested
 
 if TYPE_CHECKING:
-    from orchestrator.training.session import Session
-
+    from orchestrator.tracking.tracker import Tracker
 
 VERIFIER = "verification.verifier"
 
@@ -151,16 +149,15 @@ def _start_or_resume(
     context: RunContext,
 ) -> dict[str, Any]:
     """Train to the last step with trackers, terminal and pools around. The caller holds the folder."""
-    # Seconds of imports that no refusal has to wait for.
-    from orchestrator.tracking.tracker import Tracker
-
     newest = checkpoints.newest()
     progress = progress or RunProgress(config.run.name, config.run.steps, newest[1].step if newest else 0)
     if newest:
         checkpoints.link_export()
     else:
         _forget_other_attempt(config, prepared.sources)
-    tracker = Tracker(config, progress.say_plainly, context.tags)
+    nodes, tracker = _open(config, progress, context)
+    from orchestrator.training.on_pools import train_on_pools
+
     ending: Ending = "FAILED"
     failures = translated_failures(
         "the same command resumes from the last checkpoint",
@@ -172,7 +169,7 @@ def _start_or_resume(
             write_atomically(config.folder / "config.yaml", dump_config(config))
             write_sources(config.folder, prepared.sources)
             _show_warnings(prepared, progress)
-            summary = _train_on_pools(config, checkpoints, prepared, tracker, progress, context)
+            summary = train_on_pools(config, checkpoints, prepared, nodes, tracker, progress, context)
         ending = "FINISHED"
         return summary
     except StopRequested:
@@ -191,63 +188,27 @@ def _start_or_resume(
             tracker.finish(ending)
 
 
-def _train_on_pools(
-    config: RunConfig,
-    checkpoints: Checkpoints,
-    prepared: PreparedRun,
-    tracker: Any,
-    progress: RunProgress,
-    context: RunContext,
-) -> dict[str, Any]:
-    """Start the pools, train, stop the pools."""
-    from orchestrator.pools.training import Pools
-    from orchestrator.training.live_metrics import LiveMetrics
-    from orchestrator.training.session import Session
-    from orchestrator.training.summary import summary_of
+def _open(config: RunConfig, progress: RunProgress, context: RunContext) -> tuple[list[Resources], "Tracker"]:
+    """The cluster's nodes and the run's tracker. Ray's processes start while this one imports MLflow.
 
-    names = f"rollout (vLLM), verification ({config.verification.verifier}), learning (DeepSpeed ZeRO-3)"
-    progress.say(f"starting the pools: {names}")
-    nodes = connect()
-    stop = Stop(progress.say)
-    with contextlib.ExitStack() as stack:
-        if not context.in_trial:
-            stack.enter_context(stop.on_signals())
-        with stop.interruptible():
-            pools = Pools(config, prepared.tokens, context.place(config, lambda: nodes), context.in_trial)
-            stack.callback(pools.stop)
-        live = stack.enter_context(LiveMetrics(config, pools))
-        session = Session(config, prepared, pools, tracker, progress, live, stop, context, checkpoints)
-        session.rewind()
-        try:
-            return _train_through_failures(session)
-        except Diverged as error:
-            tracker.log_summary(summary_of(session, None) | {"status": "failed", "error": str(error)})
-            raise
-
-
-def _train_through_failures(session: "Session") -> dict[str, Any]:
-    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind.
-
-    The other pools restart their own workers.
+    Raises:
+        ConfigError: No cluster answers, or as `Tracker`.
     """
-    from orchestrator.training.loop import run_steps
 
-    failure: RayError | None = None
-    while True:
+    def track() -> "Tracker":
+        # Seconds of imports that no refusal has to wait for.
+        from orchestrator.tracking.tracker import Tracker
+
+        return Tracker(config, progress.say_plainly, context.tags)
+
+    with ThreadPoolExecutor(1) as beside:
+        opened = beside.submit(track)
         try:
-            if failure is not None:
-                with session.stop.interruptible():  # nothing is unsaved
-                    session.pools.restart_learners(failure)
-                    session.rewind()
-            return run_steps(session)
-        except (RayActorError, ObjectLostError) as error:
-            failure = error
-            cause = (
-                "a learner rank died"
-                if isinstance(error, RayActorError)
-                else "a node died with the ranks' input"
-            )
-            session.say(f"{cause} after step {session.step}: restarting the ranks")
+            nodes = connect()  # Ray wants the main thread, for its signals
+        except BaseException as error:
+            opened.result().finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+    return nodes, opened.result()
 
 
 def _deliver(config: RunConfig, progress: RunProgress | None, context: RunContext) -> None:

@@ -36,6 +36,7 @@ from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
 from orchestrator.training.run_trace import RunTrace
 from orchestrator.training.saving import Saver, trunk_end
+from orchestrator.training.start_times import StartTimes
 from orchestrator.training.step_problems import StepProblems
 from orchestrator.training.stopping import Stop, StopRequested
 from orchestrator.training.streaming import RankRounds
@@ -96,6 +97,7 @@ class Session:
         self.context = context
         self.has_score = config.self_reward.token is not None and not context.is_trunk
         self.saver = Saver(config, prepared.tokens, pools, checkpoints, self.has_score)
+        self.start = StartTimes(context.started_at, self.say)
         self.trace = RunTrace(config.folder) if config.run.trace else None
         if self.trace is not None:
             pools.observe(self.trace.returned)
@@ -191,7 +193,9 @@ class Session:
             pass  # raise before the hand-over to the engines, which is slow
         self.pools.turn_to_engines()
         with self.stop.interruptible():
-            return work()
+            value = work()
+        self.start.sampled(self.pools)
+        return value
 
     def reference_logprobs(self, batch: Batch) -> Float32[np.ndarray, "samples"]:
         """log pi_ref(z_c | x, y, EOS) of each sample: c_ref for all, or the reference model's own with
@@ -252,8 +256,10 @@ class Session:
         """Step `step` is done: journal and MLflow, the terminal and the live metrics get its metrics."""
         self.step = step
         self.problems.finish(step)
+        self.start.sampled(self.pools)
         metrics = {
             **metrics,
+            **self.start.take_metrics(),
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
         }

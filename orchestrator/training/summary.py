@@ -16,8 +16,14 @@ def summary_of(session: Session, trained: dict[str, float] | None) -> dict[str, 
         "c_ref": session.c_ref,
         "steps": session.step,
         "seconds": round(session.seconds, 1),
+        "start_seconds": _rounded(session.start.first_token_s),
+        "start_pools_seconds": _rounded(session.start.pools_s),
         "mlflow_run_id": session.tracker.run_id,
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def _json_figures(figures: dict[str, float] | None) -> dict[str, float | None] | None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.training import loop
+from orchestrator.training.start_times import StartTimes
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
         branched=branched,
         publish=lambda step: None,
         stop=SimpleNamespace(interruptible=nullcontext),
+        start=StartTimes(0.0, print),
         pools=SimpleNamespace(wait_ready=lambda: None),
         saved_when_stopped=nullcontext,
         evaluation_is_due=lambda: True,

@@ -1,0 +1,76 @@
+"""Training between the start of the pools and their end, through the deaths of learner ranks.
+
+In: a prepared run, the cluster's nodes and a tracker. Out: the run's summary.
+"""
+
+import contextlib
+from typing import Any
+
+from ray.exceptions import ObjectLostError, RayActorError, RayError
+
+from orchestrator.cluster.nodes import Resources
+from orchestrator.config.training import RunConfig
+from orchestrator.pools.training import Pools
+from orchestrator.storage.checkpoints import Checkpoints
+from orchestrator.terminal import RunProgress
+from orchestrator.tracking.tracker import Tracker
+from orchestrator.training.context import RunContext
+from orchestrator.training.divergence import Diverged
+from orchestrator.training.live_metrics import LiveMetrics
+from orchestrator.training.loop import run_steps
+from orchestrator.training.preparation import PreparedRun
+from orchestrator.training.session import Session
+from orchestrator.training.stopping import Stop
+from orchestrator.training.summary import summary_of
+
+
+def train_on_pools(
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    prepared: PreparedRun,
+    nodes: list[Resources],
+    tracker: Tracker,
+    progress: RunProgress,
+    context: RunContext,
+) -> dict[str, Any]:
+    """Start the pools on these nodes, train, stop the pools. Returns the run's summary."""
+    names = f"rollout (vLLM), verification ({config.verification.verifier}), learning (DeepSpeed ZeRO-3)"
+    progress.say(f"starting the pools: {names}")
+    stop = Stop(progress.say)
+    with contextlib.ExitStack() as stack:
+        if not context.in_trial:
+            stack.enter_context(stop.on_signals())
+        with stop.interruptible():
+            pools = Pools(config, prepared.tokens, context.place(config, lambda: nodes), context.in_trial)
+            stack.callback(pools.stop)
+        live = stack.enter_context(LiveMetrics(config, pools))
+        session = Session(config, prepared, pools, tracker, progress, live, stop, context, checkpoints)
+        session.rewind()
+        try:
+            return _train_through_failures(session)
+        except Diverged as error:
+            tracker.log_summary(summary_of(session, None) | {"status": "failed", "error": str(error)})
+            raise
+
+
+def _train_through_failures(session: Session) -> dict[str, Any]:
+    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind.
+
+    The other pools restart their own workers.
+    """
+    failure: RayError | None = None
+    while True:
+        try:
+            if failure is not None:
+                with session.stop.interruptible():  # nothing is unsaved
+                    session.pools.restart_learners(failure)
+                    session.rewind()
+            return run_steps(session)
+        except (RayActorError, ObjectLostError) as error:
+            failure = error
+            cause = (
+                "a learner rank died"
+                if isinstance(error, RayActorError)
+                else "a node died with the ranks' input"
+            )
+            session.say(f"{cause} after step {session.step}: restarting the ranks")
