@@ -64,6 +64,7 @@ def test_the_summary_holds_scalars_only(group):
     assert summary.prompt_tokens == 3
     assert {name: np.size(value) for name, value in vars(summary).items()} == {
         "prompt_tokens": 1, "lengths": 3, "finished": 3, "z_logprobs": 3, "versions": 6,
+            "generated": 1,
     }  # fmt: skip
     assert summary.lengths.tolist() == [3, 4, 1]
     assert summary.versions.tolist() == [[4, 4], [4, 5], [5, 5]]
