@@ -11,16 +11,32 @@ from typing import Any
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of `mallopt`, from malloc.h."""
 HEAP_BLOCK = 2**20
+LARGEST_HEAP_BLOCK = 32 * 2**20
+"""glibc maps larger blocks one by one, whatever it is told."""
+KEPT_BYTES = 2**30
+"""Free memory at the end of a heap that stays with the process."""
 
 
 def return_large_blocks() -> None:
     """Give every freed block of `HEAP_BLOCK` bytes or more back to the kernel at once, from now on.
 
-    It costs a learner no measurable time. Does nothing without glibc.
+    Memory that comes fresh from the kernel takes time, too: see `keep_freed_blocks`. Does nothing without
+    glibc.
     """
     if libc := _glibc():
         libc.mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK)
         libc.mallopt(M_TRIM_THRESHOLD, 2 * HEAP_BLOCK)
+
+
+def keep_freed_blocks() -> None:
+    """Use freed blocks of up to `LARGEST_HEAP_BLOCK` bytes again, from now on, instead of asking the kernel.
+
+    With a small model this saves a fifth of a learner's step (`benchmarks.learner`, 3.3M parameters: 4.9 s
+    against 6.2 s). Does nothing without glibc.
+    """
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def return_free_memory() -> None:

@@ -3,6 +3,7 @@
 Shared by reinforcement learning (`actors.learning`) and the supervised cold start (`actors.cold_start`).
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from actors.host_memory import return_large_blocks
+from actors.host_memory import keep_freed_blocks, return_large_blocks
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
 from orchestrator.messages.batches import FAULTS, PolicySettings
@@ -21,6 +22,8 @@ SUB_GROUP_ELEMENTS = 50_000_000
 float32 copy of its gradients, and on CPU two temporaries of AdamW's, exist for one part at a time."""
 BUCKET_ELEMENTS = 20_000_000
 """Gradients that a rank on CPU collects before it reduces them and adds them up in float32."""
+SMALL_WEIGHTS_BYTES = 100 * 2**20
+"""Below this a model's learner keeps its freed memory: it is little, and new memory takes time."""
 GATHERED_ELEMENTS = 20_000_000
 """Parameters that are gathered at once when the weights are read out, or one larger parameter."""
 
@@ -82,7 +85,10 @@ class Learner:
         self.device = torch.device("cuda" if settings.on_gpu else "cpu")
         if not settings.on_gpu:
             torch.set_num_threads(settings.threads)
-            return_large_blocks()
+            if weights_bytes(settings.model_path) < SMALL_WEIGHTS_BYTES:
+                keep_freed_blocks()
+            else:
+                return_large_blocks()
         self.world_size = torch.distributed.get_world_size()
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self.pad_token = padding_token(self.tokenizer)
@@ -184,6 +190,12 @@ def load_reference(settings: PolicySettings) -> Any:
     )
     engine.eval()
     return engine
+
+
+def weights_bytes(model_path: str) -> float:
+    """Size of a folder's weight files; infinite for a name on a hub, or without such files."""
+    files = [*Path(model_path).glob("*.safetensors"), *Path(model_path).glob("*.bin")]
+    return sum(file.stat().st_size for file in files) if files else math.inf
 
 
 def padding_token(tokenizer: Any) -> int:

@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import sys
 
-from actors.host_memory import return_free_memory, return_large_blocks
+from actors.host_memory import keep_freed_blocks, return_free_memory, return_large_blocks
 
 
 def used():
@@ -29,6 +29,8 @@ if sys.argv[1] == "trim":
 else:
     if sys.argv[1] == "large":
         return_large_blocks()
+    if sys.argv[1] == "keep":
+        keep_freed_blocks()
     bytearray(30 * 2**20)  # glibc learns from it that blocks of this size come and go
     kept = leave_holes(2**21)
     print(used())
@@ -55,3 +57,9 @@ def test_large_blocks_are_returned_as_they_are_freed():
     [returned] = mebibytes("large")
     assert kept_back > 150
     assert returned < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
+def test_freed_blocks_are_kept_when_asked_for():
+    [kept_back] = mebibytes("keep")
+    assert kept_back > 150
