@@ -83,14 +83,14 @@ def odd_length(response: str, reference: str) -> Verdict:
 
 
 def settings(folder: Path, steps: int) -> dict[str, dict[str, Any]]:
-    """The run's configuration: 128 samples a step."""
+    """The run's configuration: 64 samples a step."""
     return {
         "run": {"name": "step", "dir": str(folder), "steps": steps, "trace": True},
         "model": {"path": str(folder / "model")},
         "data": {"train": str(folder / "problems.jsonl"), "instruction": ""},
         "rollout": {
             "samples_per_prompt": 8,
-            "prompts_per_step": 16,
+            "prompts_per_step": 8,
             "max_prompt_tokens": 16,
             "max_response_tokens": 384,
             "cpus": 0.75,
@@ -222,7 +222,10 @@ def main() -> None:
     parser.add_argument("--no-pin", action="store_true", help="leave engine and rank on all CPUs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the figures to this file")
     options = parser.parse_args()
-    results = [measure(name, options.steps, not options.no_pin) for name in options.only]
+    results = []
+    for name in options.only:
+        results.append(measure(name, options.steps, not options.no_pin))
+        print(f"{name}: {results[-1].step:.2f} s a step", file=sys.stderr, flush=True)
     show(results, cores=os.cpu_count() or 1)
     if options.json is not None:
         with options.json.open("a", encoding="utf-8") as file:
