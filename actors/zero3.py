@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from actors.host_memory import keep_freed_blocks, return_large_blocks
+from actors.shared_prefixes import ATTENTION, pack_rows, register_attention
 from orchestrator.algorithm.token_logprobs import LogProbHead
 from orchestrator.errors import ConfigError
 from orchestrator.messages.batches import FAULTS, PolicySettings
@@ -29,10 +30,15 @@ GATHERED_ELEMENTS = 20_000_000
 
 
 class LogProbModel(torch.nn.Module):
-    """A Hugging Face causal language model that returns log-probs of chosen tokens instead of logits."""
+    """A Hugging Face causal language model that returns log-probs of chosen tokens instead of logits.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        shares_prefixes: Run tokens that rows have in common once; the model has the attention for it.
+    """
+
+    def __init__(self, model: Any, shares_prefixes: bool = False) -> None:
         super().__init__()
+        self.shares_prefixes = shares_prefixes
         for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(model.config, setting, None) not in (None, 1.0):
                 raise ConfigError(
@@ -53,6 +59,12 @@ class LogProbModel(torch.nn.Module):
         Args:
             input_ids: Rows padded on the right.
         """
+        if self.shares_prefixes:
+            rows = pack_rows(input_ids, read)
+            packed = self.model.base_model(
+                input_ids=rows.input_ids, position_ids=rows.position_ids, packed_rows=rows, use_cache=False
+            ).last_hidden_state[0]
+            return self.model.get_output_embeddings()(packed[rows.place[read]], targets)
         # No attention mask: causal attention sees no padding to the right, and its fast kernels take no mask.
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(hidden[read], targets)
@@ -259,10 +271,13 @@ def load_model(settings: PolicySettings, configuration: dict[str, Any], trained:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
+    register_attention()
     # Alive while the model loads: transformers looks it up through a weak reference.
     shard_on_load = HfDeepSpeedConfig(configuration)
     model = AutoModelForCausalLM.from_pretrained(
-        settings.model_path, dtype=getattr(torch, settings.dtype), attn_implementation=settings.attention
+        settings.model_path,
+        dtype=getattr(torch, settings.dtype),
+        attn_implementation=ATTENTION if settings.shares_prefixes else settings.attention,
     )
     del shard_on_load
     restore_rotary_frequencies(model)
@@ -270,7 +285,7 @@ def load_model(settings: PolicySettings, configuration: dict[str, Any], trained:
         model.generation_config.eos_token_id = list(settings.eos_tokens)
     if trained and settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LogProbModel(model)
+    return LogProbModel(model, settings.shares_prefixes)
 
 
 def restore_rotary_frequencies(model: torch.nn.Module) -> None:

@@ -50,7 +50,7 @@ class Way:
     plain: bool = False
     """Without DeepSpeed: transformers and autograd, and no optimiser step."""
     shared: bool = False
-    """The prompt of a group's samples is computed once; only without DeepSpeed."""
+    """learning.share_prefixes: the prompt of a group's samples is computed once."""
 
 
 PERSISTENT = {"zero_optimization": {"stage3_param_persistence_threshold": 10**9}}
@@ -67,7 +67,8 @@ WAYS: dict[str, Way] = {
     "tokens16384": Way("16384 tokens a micro-batch", tokens=16384),
     "eager": Way("learning.attention: eager", attention="eager"),
     "persistent": Way("no parameter is freed after its use", deepspeed=PERSISTENT),
-    "shared": Way("plain, and the prompt of a group's samples once", plain=True, shared=True),
+    "shared": Way("learning.share_prefixes: a group's prompt once", shared=True),
+    "ranks2-shared": Way("2 ranks, and a group's prompt once", ranks=2, shared=True),
     "compiled": Way("torch.compile of each layer", compiled=True),
     "products16": Way(
         "float32, but oneDNN's products in bfloat16",
@@ -102,13 +103,18 @@ def made_groups(seed: int = 0) -> list[Any]:
     return groups
 
 
-def made_batch(groups: Sequence[Any], tokens: int, ranks: int = 1) -> Any:
+def made_batch(groups: Sequence[Any], tokens: int, ranks: int = 1, shared: bool = False) -> Any:
     """One mini-batch of random rewards."""
-    from orchestrator.algorithm.micro_batches import plan_micro_batches
+    from orchestrator.algorithm.micro_batches import plan_group_micro_batches, plan_micro_batches
     from orchestrator.messages.batches import MiniBatch, TrainBatch
 
     samples = work.PROMPTS * work.SAMPLES
     lengths = np.concatenate([len(group.prompt_ids) + group.lengths for group in groups])
+    if shared:
+        numbers = np.repeat(np.arange(work.PROMPTS), work.SAMPLES).tolist()
+        plan = plan_group_micro_batches(lengths.tolist(), numbers, ranks, tokens)
+    else:
+        plan = plan_micro_batches(lengths.tolist(), ranks, tokens)
     rng = np.random.default_rng(1)
     return TrainBatch(
         step=1,
@@ -120,7 +126,7 @@ def made_batch(groups: Sequence[Any], tokens: int, ranks: int = 1) -> Any:
         c_ref=np.full(samples, C_REF, np.float32),
         mini_batches=[
             MiniBatch(
-                plan_micro_batches(lengths.tolist(), ranks, tokens),
+                plan,
                 sum(int(group.lengths.sum()) for group in groups),
                 sum(int(group.finished.sum()) for group in groups),
             )
@@ -147,94 +153,24 @@ class PlainLearner:
 
     def step(self, batch: Any) -> None:
         """Add up the gradients of a batch."""
+        import torch
+
+        from actors.rows import rollout_rows
+
         self.model.zero_grad()
-        (self._shared if self.way.shared else self._separate)(batch)
+        samples = [group.sample(index) for group in batch.groups for index in range(len(group))]
+        for micro in batch.mini_batches[0].plan[0]:
+            rows = rollout_rows([samples[index] for index in micro], None, 0, torch.device("cpu"))
+            logprobs, _ = self.model(rows.input_ids, rows.read, rows.targets)
+            advantages = torch.from_numpy(batch.advantages[micro])[rows.sample]
+            losses = logprobs[rows.is_token] * advantages
+            (-losses.sum() / batch.mini_batches[0].total_tokens).backward()
 
     def gradients(self, batch: Any) -> tuple[float, dict[str, np.ndarray]]:
         """The gradients of a batch, by parameter, and 0 in place of its loss."""
         self.step(batch)
         named = self.model.model.named_parameters()
         return 0.0, {name: weight.grad.float().numpy().copy() for name, weight in named}
-
-    def _separate(self, batch: Any) -> None:
-        """As the learner does it: each row is a prompt and a response."""
-        import torch
-
-        from actors.rows import rollout_rows
-
-        samples = [group.sample(index) for group in batch.groups for index in range(len(group))]
-        for micro in batch.mini_batches[0].plan[0]:
-            rows = rollout_rows([samples[index] for index in micro], None, 0, torch.device("cpu"))
-            logprobs, _ = self.model(rows.input_ids, rows.read, rows.targets)
-            advantages = torch.from_numpy(batch.advantages[micro])[rows.sample]
-            self._backward(batch, logprobs[rows.is_token], advantages)
-
-    def _shared(self, batch: Any) -> None:
-        """A forward pass of the prompts; micro-batches of responses, which see the prompts' keys and values
-        and add up those gradients; then the prompts' backward pass."""
-        import torch
-        from transformers import DynamicCache
-
-        prompts = [torch.from_numpy(group.prompt_ids.astype(np.int64)) for group in batch.groups]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        found = self.model.model.base_model(input_ids=ids, use_cache=True, past_key_values=DynamicCache())
-        last = found.last_hidden_state[torch.arange(len(prompts)), lengths - 1]
-        of_prompts = [
-            last,
-            *(part for layer in found.past_key_values.layers for part in (layer.keys, layer.values)),
-        ]
-        leaves = [tensor.detach().requires_grad_() for tensor in of_prompts]
-        samples = [group.sample(index) for group in batch.groups for index in range(len(group))]
-        for micro in self._response_batches(samples):
-            group = torch.tensor([index // batch.samples_per_group for index in micro])
-            responses = [torch.from_numpy(samples[index].response_ids.astype(np.int64)) for index in micro]
-            hidden = self._responses(responses, group, lengths, leaves)
-            targets = [response[0] for response in responses], [response[1:] for response in responses]
-            logprobs, _ = self.model.model.get_output_embeddings()(
-                torch.cat([leaves[0][group], hidden]), torch.cat([torch.stack(targets[0]), *targets[1]])
-            )
-            advantages = torch.from_numpy(batch.advantages[micro])
-            rest = torch.tensor([len(response) - 1 for response in responses])
-            of_tokens = torch.cat([advantages, torch.repeat_interleave(advantages, rest)])
-            self._backward(batch, logprobs, of_tokens)
-        torch.autograd.backward(of_prompts, [leaf.grad for leaf in leaves])
-
-    def _responses(self, responses: Any, group: Any, lengths: Any, leaves: Any) -> Any:
-        """Hidden states of the responses' tokens but the last, response after response."""
-        import torch
-        from transformers import DynamicCache
-
-        ids = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)
-        rows, width = ids.shape
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(leaves[1::2], leaves[2::2], strict=True)):
-            cache.update(keys[group], values[group], layer)
-        longest = leaves[1].shape[2]
-        prompt = torch.arange(longest) < lengths[group, None]
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        mask = torch.cat(
-            [prompt[:, None].expand(rows, width, longest), causal.expand(rows, width, width)], dim=2
-        )
-        hidden = self.model.model.base_model(
-            input_ids=ids,
-            past_key_values=cache,
-            position_ids=lengths[group, None] + torch.arange(width),
-            attention_mask=mask[:, None],
-        ).last_hidden_state
-        return hidden[
-            torch.arange(width) < torch.tensor([len(response) - 1 for response in responses])[:, None]
-        ]
-
-    def _response_batches(self, samples: Sequence[Any]) -> list[list[int]]:
-        """Samples by length of the response, in micro-batches of the way's tokens."""
-        from orchestrator.algorithm.micro_batches import plan_micro_batches
-
-        return plan_micro_batches([len(sample.response_ids) for sample in samples], 1, self.way.tokens)[0]
-
-    @staticmethod
-    def _backward(batch: Any, logprobs: Any, advantages: Any) -> None:
-        (-(logprobs * advantages).sum() / batch.mini_batches[0].total_tokens).backward()
 
 
 def _rank(way: Way, model: Path, number: int, turn: Connection) -> Any:
@@ -260,6 +196,7 @@ def _rank(way: Way, model: Path, number: int, turn: Connection) -> Any:
         grad_clip=1.0,
         gradient_checkpointing=False,
         attention=way.attention,
+        shares_prefixes=way.shared,
         deepspeed=way.deepspeed,
     )
     loss = LossSettings(alpha=0.0, beta_v=0.1, kl_coef=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2)
@@ -293,7 +230,7 @@ def _serve(way: Way, model: Path, number: int, turn: Connection) -> None:
         layers = (learner.model if way.plain else learner.learner.model).model.base_model.layers
         for layer in layers:
             layer.compile(dynamic=True)
-    batch = made_batch(made_groups(), way.tokens, way.ranks)
+    batch = made_batch(made_groups(), way.tokens, way.ranks, way.shared)
     turn.send(_gradients(learner, batch))
     while turn.recv():
         started, used = time.perf_counter(), time.process_time()

@@ -58,6 +58,40 @@ def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_
     return plan
 
 
+def plan_group_micro_batches(
+    lengths: Sequence[int], groups: Sequence[int], num_ranks: int, tokens_per_micro_batch: int
+) -> MicroBatchPlan:
+    """As `plan_micro_batches`, but samples of a group stay side by side, for what they have in common.
+
+    Rows are padded to the longest sample of several groups, so there is more padding. A learner that shares
+    prefixes pays for padding in attention only.
+
+    Args:
+        groups: The group of each sample.
+    """
+    plan_micro_batches(lengths, num_ranks, tokens_per_micro_batch)  # refuses what it refuses
+    if not lengths:
+        return [[] for _ in range(num_ranks)]
+    longest: dict[int, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest[group] = max(longest.get(group, 0), length)
+    order = sorted(
+        range(len(lengths)), key=lambda sample: (-longest[groups[sample]], groups[sample], -lengths[sample])
+    )
+    batches: list[list[int]] = [[]]
+    for sample in order:
+        if _padded_tokens([*batches[-1], sample], lengths) > tokens_per_micro_batch:
+            batches.append([])
+        batches[-1].append(sample)
+    while len(batches) % num_ranks:
+        largest = max(batches, key=len)
+        half = (len(largest) + 1) // 2
+        batches.append(largest[half:])
+        del largest[half:]
+    batches.sort(key=lambda batch: -sum(lengths[sample] for sample in batch))
+    return [batches[rank::num_ranks] for rank in range(num_ranks)]
+
+
 def padding_share(plan: MicroBatchPlan, lengths: Sequence[int]) -> float:
     """Share of the plan's tokens that is padding, in [0, 1); 0 for a plan without samples."""
     batches = [batch for rank in plan for batch in rank]

@@ -58,6 +58,9 @@ class LearningConfig(Section):
     """What ZeRO-3 keeps in CPU memory when it trains on GPUs."""
     attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], Mark.MAY_CHANGE] = "sdpa"
     """transformers' attention implementation."""
+    share_prefixes: Annotated[bool, Mark.MAY_CHANGE] = False
+    """Compute what samples of a micro-batch have in common at their start once: a group's prompt. Updates
+    change by rounding only. It needs `attention: sdpa` and a model that attends to all tokens before one."""
     max_skipped_steps: Annotated[PositiveInt, Mark.MAY_CHANGE] = 3
     """Steps in a row without an update, because a number was not finite, after which the run fails."""
     deepspeed: dict[str, Any] = {}
@@ -71,6 +74,11 @@ class LearningConfig(Section):
                 "learning.attention: flash_attention_2 runs on GPUs and in bfloat16 only, but "
                 f"learning.gpus_per_rank={self.gpus_per_rank:g} and learning.dtype={self.dtype}: set them to "
                 "1 and bfloat16, or use sdpa"
+            )
+        if self.share_prefixes and self.attention != "sdpa":
+            raise ValueError(
+                f"learning.share_prefixes: needs learning.attention=sdpa, which is {self.attention}: set one "
+                "of them back"
             )
         if self.stream and self.offload != "none":
             raise ValueError(

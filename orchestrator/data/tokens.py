@@ -204,6 +204,25 @@ def refuse_uneven_heads(model_path: str, tensor_parallel: int, key: str) -> None
         )
 
 
+def refuse_attention_windows(model_path: str, key: str) -> None:
+    """Refuse a model with a layer whose tokens attend to a window, and not to all tokens before them.
+
+    Args:
+        key: The setting that needs the other kind, for the message.
+
+    Raises:
+        ConfigError: It has one.
+    """
+    config = _text_config(model_path)
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if any(kind != "full_attention" for kind in kinds) if kinds else window:
+        raise ConfigError(
+            f"{key}: a layer of this {config.model_type} model does not attend to all tokens before one; set "
+            f"{key}=false"
+        )
+
+
 def _refuse_tokens_without_rows(tokens: ModelTokens, model_path: str, z_token: str | None) -> None:
     """Refuse tokens that were added to the tokenizer and not to the model's embedding."""
     rows = getattr(_text_config(model_path), "vocab_size", None)

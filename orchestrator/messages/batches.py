@@ -50,6 +50,8 @@ class PolicySettings:
     """What ZeRO-3 keeps in CPU memory: `none`, `optimizer` or `all`."""
     attention: str = "sdpa"
     """transformers' attention implementation."""
+    shares_prefixes: bool = False
+    """Whether tokens that samples of a micro-batch have in common at their start are computed once."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Sections merged over the DeepSpeed configuration that the other settings make."""
     eos_tokens: tuple[int, ...] = ()

@@ -45,6 +45,7 @@ def learner_settings(
             gradient_checkpointing=learning.gradient_checkpointing,
             offload=learning.offload,
             attention=learning.attention,
+            shares_prefixes=learning.share_prefixes,
             deepspeed=learning.deepspeed,
             eos_tokens=eos_tokens,
         ),

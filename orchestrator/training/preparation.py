@@ -11,7 +11,13 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import Sources, model_print, rows_print
 from orchestrator.data.problems import load_problems
 from orchestrator.data.prompts import PromptSet
-from orchestrator.data.tokens import ModelTokens, check_round_trip, refuse_uneven_heads, tokens_of
+from orchestrator.data.tokens import (
+    ModelTokens,
+    check_round_trip,
+    refuse_attention_windows,
+    refuse_uneven_heads,
+    tokens_of,
+)
 from orchestrator.errors import ConfigError
 
 
@@ -41,6 +47,8 @@ def prepare(config: RunConfig) -> PreparedRun:
         eval_problems = load_problems(data.eval, *data.eval_fields, split="test")
     tokens = tokens_of(config)
     refuse_uneven_heads(config.model.path, config.rollout.tensor_parallel, "rollout.tensor_parallel")
+    if config.learning.share_prefixes:
+        refuse_attention_windows(config.model.path, "learning.share_prefixes")
     check_round_trip(tokens.tokenizer, [problem.text for problem in problems[:100]])
 
     limit = config.rollout.max_prompt_tokens

@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Bool, Float32, Int
 
 from orchestrator.algorithm.advantages import group_advantages, mix_self_rewards
-from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
+from orchestrator.algorithm.micro_batches import (
+    plan_group_micro_batches,
+    plan_micro_batches,
+    split_mini_batches,
+)
 from orchestrator.algorithm.schedule import Schedule
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config.training import RunConfig
@@ -140,9 +144,12 @@ def _mini_batch(
     """
     settings = config.learning
     planned = samples[(learned & ~done)[samples]]
-    plan = plan_micro_batches(
-        batch.total_lengths[planned].tolist(), settings.num_ranks, settings.tokens_per_micro_batch
-    )
+    lengths = batch.total_lengths[planned].tolist()
+    limits = settings.num_ranks, settings.tokens_per_micro_batch
+    if settings.share_prefixes:
+        plan = plan_group_micro_batches(lengths, batch.group[planned].tolist(), *limits)
+    else:
+        plan = plan_micro_batches(lengths, *limits)
     # Without weight the self-reward loss is a measure alone, a mean over what the learner reads.
     scored = samples if alpha > 0 else samples[learned[samples]]
     return MiniBatch(

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.algorithm.micro_batches import padding_share, plan_micro_batches, split_mini_batches
+from orchestrator.algorithm.micro_batches import (
+    padding_share,
+    plan_group_micro_batches,
+    plan_micro_batches,
+    split_mini_batches,
+)
 
 lengths_of_a_batch = st.lists(st.integers(1, 50), max_size=60)
 
@@ -143,3 +148,25 @@ def test_mini_batches_of_equal_groups_differ_by_no_more_than_one_group(groups, s
     if mini_batches <= groups:
         counts = [len(part) for part in split_mini_batches([size] * groups, mini_batches)]
         assert max(counts) - min(counts) <= size
+
+
+def test_groups_stay_together_where_the_budget_allows():
+    # Groups 0 and 1 of 2 samples each; the group with the longest sample comes first.
+    lengths, groups = [3, 8, 5, 4], [0, 1, 0, 1]
+    assert plan_group_micro_batches(lengths, groups, num_ranks=1, tokens_per_micro_batch=16) == [
+        [[1, 3], [2, 0]]
+    ]
+    assert plan_group_micro_batches(lengths, groups, num_ranks=2, tokens_per_micro_batch=32) == [
+        [[1, 3]],
+        [[2, 0]],
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 5)), min_size=8, max_size=40), st.integers(1, 3))
+def test_group_plans_hold_each_sample_once_within_the_budget(samples, num_ranks):
+    lengths, groups = zip(*samples, strict=True)
+    plan = plan_group_micro_batches(lengths, groups, num_ranks, tokens_per_micro_batch=40)
+    assert len({len(rank) for rank in plan}) == 1
+    batches = [batch for rank in plan for batch in rank]
+    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
+    assert max(padded(batch, lengths) for batch in batches) <= 40

@@ -39,7 +39,9 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 Z_TOKEN, EOS, GROUPS, SAMPLES, C_REF = 3, 2, 3, 4, -6.0
 
 
-def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: float | str) -> RunConfig:
+def settings(
+    folder: Path, ranks: int = 1, checkpointing: bool = False, shares: bool = False, **loss: float | str
+) -> RunConfig:
     return configure(
         model={"path": str(folder)},
         rollout={"max_prompt_tokens": 32, "max_response_tokens": 32},
@@ -48,6 +50,7 @@ def settings(folder: Path, ranks: int = 1, checkpointing: bool = False, **loss: 
             "lr": 1e-2,
             "tokens_per_micro_batch": 1024,
             "gradient_checkpointing": checkpointing,
+            "share_prefixes": shares,
         },
         loss={"alpha": 1.0, "tau": 0.0, **loss},
         self_reward={"token": "<|self_reward|>"},
@@ -147,11 +150,11 @@ def reference_gradients(
     return loss.item()
 
 
-@pytest.mark.parametrize(("ranks", "checkpointing"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("ranks", "checkpointing", "shares"), [(1, False, False), (2, True, True)])
 def test_loss_gradients_and_update_equal_plain_torch_under_any_split(
-    ranks: int, checkpointing: bool, models: dict[str, Path], groups: list[Trajectories]
+    ranks: int, checkpointing: bool, shares: bool, models: dict[str, Path], groups: list[Trajectories]
 ) -> None:
-    config = settings(models["untied"], ranks, checkpointing)
+    config = settings(models["untied"], ranks, checkpointing, shares)
     model = Qwen2ForCausalLM.from_pretrained(models["untied"], dtype=torch.float32)
     expected_loss = reference_gradients(model, groups, batch_of(groups, ranks, 1024), beta_v=0.1)
     with learner(config) as workers:
