@@ -164,6 +164,7 @@ def test_each_token_and_score_is_that_of_its_version(
     assert np.median(of_the_other_version) > 100 * TOLERANCE, "the two versions give different scores"
 
 
+@pytest.mark.long
 def test_swaps_change_no_sampled_token(
     worker: ray.actor.ActorHandle, prompt: list[int], pair: list[Qwen2ForCausalLM]
 ) -> None:
