@@ -97,7 +97,9 @@ def test_what_only_a_proxy_reaches_is_not_looked_for(monkeypatch):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_at_once(stop):
     code = (
-        "import sys; from orchestrator.storage.addresses import why_silent\n"
+        "import signal, sys; from orchestrator.storage.addresses import why_silent\n"
+        # A shell may have started the tests in the background, where it ignores Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('waiting', flush=True); why_silent(sys.argv[1])"
     )
     with listening() as port:
