@@ -93,4 +93,4 @@ def test_models_that_attend_to_a_window_are_refused(tmp_path, config):
 @pytest.mark.parametrize("config", [Qwen2Config(**SIZES), Qwen3Config(**SIZES), LlamaConfig(**SIZES)])
 def test_models_that_attend_to_everything_are_accepted(tmp_path, config):
     config.save_pretrained(tmp_path)
-    refuse_attention_windows(str(tmp_path), "share")
+    assert refuse_attention_windows(str(tmp_path), "share") is None
