@@ -27,7 +27,7 @@ quickstart-base: $(READY)  ## make the quick-start's base model and data again; 
 	@rm -rf experiments/quickstart/base && cp -rL runs/quickstart-base/export experiments/quickstart/base
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-long: $(READY)  ## the tests that `make test` leaves out
 	@$(VENV)/bin/python -m pytest -m long
