@@ -112,7 +112,8 @@ def made_batch(groups: Sequence[Any], tokens: int, ranks: int = 1, shared: bool 
     lengths = np.concatenate([len(group.prompt_ids) + group.lengths for group in groups])
     if shared:
         numbers = np.repeat(np.arange(work.PROMPTS), work.SAMPLES).tolist()
-        plan = plan_group_micro_batches(lengths.tolist(), numbers, ranks, tokens)
+        prompts = np.repeat([len(group.prompt_ids) for group in groups], work.SAMPLES).tolist()
+        plan = plan_group_micro_batches(lengths.tolist(), prompts, numbers, ranks, tokens)
     else:
         plan = plan_micro_batches(lengths.tolist(), ranks, tokens)
     rng = np.random.default_rng(1)

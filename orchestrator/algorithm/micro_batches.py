@@ -3,11 +3,13 @@
 In: sample lengths in tokens. Out: lists of sample indices. Equal input gives equal output, on every rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 MicroBatchPlan = list[list[list[int]]]
 """Sample indices by rank and micro-batch."""
+BatchSize = Callable[[Sequence[int]], int]
+"""Tokens of a micro-batch, as the budget counts them."""
 
 
 def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_batch: int) -> MicroBatchPlan:
@@ -42,31 +44,31 @@ def plan_micro_batches(lengths: Sequence[int], num_ranks: int, tokens_per_micro_
         return [[] for _ in range(num_ranks)]
 
     longest_first = sorted(range(len(lengths)), key=lambda sample: (-lengths[sample], sample))
-    steps = -(-len(_fill(longest_first, lengths, tokens_per_micro_batch)) // num_ranks)
-    batches = _level(longest_first, lengths, tokens_per_micro_batch, steps * num_ranks)
-    batches.sort(key=lambda batch: -_padded_tokens(batch, lengths))
 
-    plan: MicroBatchPlan = [[] for _ in range(num_ranks)]
-    load = [0] * num_ranks
-    # The largest come first, so that a batch which does not fit in memory fails at once. In each round the
-    # rank with the fewest tokens so far gets the largest batch.
-    for start in range(0, len(batches), num_ranks):
-        ranks = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
-        for rank, batch in zip(ranks, batches[start : start + num_ranks], strict=True):
-            plan[rank].append(batch)
-            load[rank] += _padded_tokens(batch, lengths)
-    return plan
+    def size(batch: Sequence[int]) -> int:
+        return _padded_tokens(batch, lengths)
+
+    def fill(budget: int) -> list[list[int]]:
+        return _fill(longest_first, lengths, budget)
+
+    return _deal(_level(fill, size, max(lengths), tokens_per_micro_batch, num_ranks), size, num_ranks)
 
 
 def plan_group_micro_batches(
-    lengths: Sequence[int], groups: Sequence[int], num_ranks: int, tokens_per_micro_batch: int
+    lengths: Sequence[int],
+    prompt_lengths: Sequence[int],
+    groups: Sequence[int],
+    num_ranks: int,
+    tokens_per_micro_batch: int,
 ) -> MicroBatchPlan:
-    """As `plan_micro_batches`, but samples of a group stay side by side, for what they have in common.
+    """As `plan_micro_batches`, for a learner that computes the prompt of a group's samples once.
 
-    Rows are padded to the longest sample of several groups, so there is more padding. A learner that shares
-    prefixes pays for padding in attention only.
+    Samples of a group stay side by side. The budget counts a micro-batch's tokens without padding, and each
+    prompt once: all layers but attention see no others. Attention sees padded rows, which may hold twice the
+    budget.
 
     Args:
+        prompt_lengths: Tokens of each sample's prompt, of those in `lengths`.
         groups: The group of each sample.
     """
     plan_micro_batches(lengths, num_ranks, tokens_per_micro_batch)  # refuses what it refuses
@@ -78,18 +80,21 @@ def plan_group_micro_batches(
     order = sorted(
         range(len(lengths)), key=lambda sample: (-longest[groups[sample]], groups[sample], -lengths[sample])
     )
-    batches: list[list[int]] = [[]]
-    for sample in order:
-        if _padded_tokens([*batches[-1], sample], lengths) > tokens_per_micro_batch:
-            batches.append([])
-        batches[-1].append(sample)
-    while len(batches) % num_ranks:
-        largest = max(batches, key=len)
-        half = (len(largest) + 1) // 2
-        batches.append(largest[half:])
-        del largest[half:]
-    batches.sort(key=lambda batch: -sum(lengths[sample] for sample in batch))
-    return [batches[rank::num_ranks] for rank in range(num_ranks)]
+
+    def size(batch: Sequence[int]) -> int:
+        prompts = {groups[sample]: prompt_lengths[sample] for sample in batch}
+        responses = sum(lengths[sample] - prompt_lengths[sample] for sample in batch)
+        return max(sum(prompts.values()) + responses, -(-_padded_tokens(batch, lengths) // 2))
+
+    def fill(budget: int) -> list[list[int]]:
+        batches: list[list[int]] = [[]]
+        for sample in order:
+            if batches[-1] and size([*batches[-1], sample]) > budget:
+                batches.append([])
+            batches[-1].append(sample)
+        return batches
+
+    return _deal(_level(fill, size, max(lengths), tokens_per_micro_batch, num_ranks), size, num_ranks)
 
 
 def padding_share(plan: MicroBatchPlan, lengths: Sequence[int]) -> float:
@@ -147,19 +152,44 @@ def _fill(longest_first: Sequence[int], lengths: Sequence[int], budget: int) -> 
     return batches
 
 
-def _level(longest_first: Sequence[int], lengths: Sequence[int], budget: int, count: int) -> list[list[int]]:
-    """`count` consecutive batches, the largest as small as possible; some are empty when samples run out."""
-    low, high = lengths[longest_first[0]], budget
+def _level(
+    fill: Callable[[int], list[list[int]]], size: BatchSize, low: int, high: int, num_ranks: int
+) -> list[list[int]]:
+    """The fewest batches within the budget `high` that all ranks can have as many of, the largest as small as
+    possible; some are empty when samples run out.
+
+    Args:
+        fill: The fewest batches within a budget.
+        low: A budget that each sample fits in.
+    """
+    count = -(-len(fill(high)) // num_ranks) * num_ranks
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(longest_first, lengths, middle)) <= count:
+        if len(fill(middle)) <= count:
             high = middle
         else:
             low = middle + 1
-    batches = _fill(longest_first, lengths, low)
+    batches = fill(low)
     while len(batches) < count:
-        largest = max(batches, key=lambda batch: (len(batch) > 1, _padded_tokens(batch, lengths)))
+        largest = max(batches, key=lambda batch: (len(batch) > 1, size(batch)))
         half = (len(largest) + 1) // 2 if len(largest) > 1 else 1
         batches[batches.index(largest)] = largest[:half]
         batches.append(largest[half:])
     return batches
+
+
+def _deal(batches: Sequence[list[int]], size: BatchSize, num_ranks: int) -> MicroBatchPlan:
+    """Give each rank as many batches, in sum of nearly equal size.
+
+    The largest come first, so that a batch which does not fit in memory fails at once. In each round the rank
+    with the fewest tokens so far gets the largest batch.
+    """
+    plan: MicroBatchPlan = [[] for _ in range(num_ranks)]
+    load = [0] * num_ranks
+    largest_first = sorted(batches, key=lambda batch: -size(batch))
+    for start in range(0, len(batches), num_ranks):
+        ranks = sorted(range(num_ranks), key=lambda rank: (load[rank], rank))
+        for rank, batch in zip(ranks, largest_first[start : start + num_ranks], strict=True):
+            plan[rank].append(batch)
+            load[rank] += size(batch)
+    return plan

@@ -60,7 +60,9 @@ class LearningConfig(Section):
     """transformers' attention implementation."""
     share_prefixes: Annotated[bool, Mark.MAY_CHANGE] = False
     """Compute what samples of a micro-batch have in common at their start once: a group's prompt. Updates
-    change by rounding only. It needs `attention: sdpa` and a model that attends to all tokens before one."""
+    change by rounding only. `tokens_per_micro_batch` then counts each prompt once and no padding; padded rows
+    have at most twice as many places. It needs `attention: sdpa` and a model that attends to all tokens
+    before one."""
     max_skipped_steps: Annotated[PositiveInt, Mark.MAY_CHANGE] = 3
     """Steps in a row without an update, because a number was not finite, after which the run fails."""
     deepspeed: dict[str, Any] = {}

@@ -6,7 +6,7 @@ beside the whole plan. Memory is what only a process's end gives back: anonymous
 but no pages of files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.cluster.machine import GIB
 from orchestrator.config.learning import LearningConfig
@@ -194,10 +194,22 @@ def plan_memory(config: RunConfig, size: ModelSize, kept: Activations | None = N
             learning.gradient_checkpointing,
             learning.tokens_per_micro_batch,
         )
+    if learning.share_prefixes:
+        kept = _with_padded_attention(kept, size, learning)
     rank = rank_memory(config, size, kept)
     engine = engine_memory(config, size)
     published = DTYPE_BYTES[config.engine_dtype] * size.parameters
     return MemoryPlan(rank, engine, published, _host_phases(config, rank, engine, published))
+
+
+def _with_padded_attention(kept: Activations, size: ModelSize, learning: LearningConfig) -> Activations:
+    """`kept`, and what attention keeps of padded rows: queries, keys, values and outputs of twice the budget,
+    the most that `plan_group_micro_batches` allows."""
+    places = 2 * learning.tokens_per_micro_batch
+    extra = 4 * places * size.attention_heads * size.head_dim * DTYPE_BYTES[learning.dtype]
+    if learning.gradient_checkpointing:
+        return replace(kept, recomputed=kept.recomputed + extra)
+    return replace(kept, layer=kept.layer + extra)
 
 
 def rank_memory(config: RunConfig, size: ModelSize, kept: Activations) -> RankMemory:

@@ -147,7 +147,8 @@ def _mini_batch(
     lengths = batch.total_lengths[planned].tolist()
     limits = settings.num_ranks, settings.tokens_per_micro_batch
     if settings.share_prefixes:
-        plan = plan_group_micro_batches(lengths, batch.group[planned].tolist(), *limits)
+        prompts = (batch.total_lengths - batch.lengths)[planned].tolist()
+        plan = plan_group_micro_batches(lengths, prompts, batch.group[planned].tolist(), *limits)
     else:
         plan = plan_micro_batches(lengths, *limits)
     # Without weight the self-reward loss is a measure alone, a mean over what the learner reads.

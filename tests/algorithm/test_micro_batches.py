@@ -151,22 +151,36 @@ def test_mini_batches_of_equal_groups_differ_by_no_more_than_one_group(groups, s
 
 
 def test_groups_stay_together_where_the_budget_allows():
-    # Groups 0 and 1 of 2 samples each; the group with the longest sample comes first.
-    lengths, groups = [3, 8, 5, 4], [0, 1, 0, 1]
-    assert plan_group_micro_batches(lengths, groups, num_ranks=1, tokens_per_micro_batch=16) == [
+    # Groups 0 and 1 of 2 samples each, with prompts of 2 and 3 tokens; the group with the longest sample
+    # comes first. Tokens: 3 + 5 + 1 = 9 of group 1, 2 + 3 + 1 = 6 of group 0.
+    lengths, prompts, groups = [3, 8, 5, 4], [2, 3, 2, 3], [0, 1, 0, 1]
+    assert plan_group_micro_batches(lengths, prompts, groups, num_ranks=1, tokens_per_micro_batch=14) == [
         [[1, 3], [2, 0]]
     ]
-    assert plan_group_micro_batches(lengths, groups, num_ranks=2, tokens_per_micro_batch=32) == [
+    # 9 + 6 tokens fit, and so do 4 x 8 places of padded rows: twice the budget.
+    assert plan_group_micro_batches(lengths, prompts, groups, num_ranks=1, tokens_per_micro_batch=16) == [
+        [[1, 3, 2, 0]]
+    ]
+    assert plan_group_micro_batches(lengths, prompts, groups, num_ranks=2, tokens_per_micro_batch=32) == [
         [[1, 3]],
         [[2, 0]],
     ]
 
 
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 5)), min_size=8, max_size=40), st.integers(1, 3))
+samples_of_groups = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5)), min_size=8, max_size=40)
+
+
+@given(samples_of_groups, st.integers(1, 3))
 def test_group_plans_hold_each_sample_once_within_the_budget(samples, num_ranks):
-    lengths, groups = zip(*samples, strict=True)
-    plan = plan_group_micro_batches(lengths, groups, num_ranks, tokens_per_micro_batch=40)
+    groups = [group for _, group in samples]
+    prompts = [1 + group for group in groups]
+    lengths = [prompt + response for prompt, (response, _) in zip(prompts, samples, strict=True)]
+    plan = plan_group_micro_batches(lengths, prompts, groups, num_ranks, tokens_per_micro_batch=40)
     assert len({len(rank) for rank in plan}) == 1
     batches = [batch for rank in plan for batch in rank]
     assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
-    assert max(padded(batch, lengths) for batch in batches) <= 40
+    for batch in batches:
+        computed = sum(1 + group for group in {groups[sample] for sample in batch})
+        computed += sum(samples[sample][0] for sample in batch)
+        assert computed <= 40
+        assert padded(batch, lengths) <= 2 * 40

@@ -155,6 +155,17 @@ def test_a_colocated_learner_is_in_main_memory_while_it_waits():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_prefixes_keep_padded_rows_of_twice_the_budget(checkpointing):
+    learning = {"tokens_per_micro_batch": 100, "gradient_checkpointing": checkpointing}
+    apart = plan_memory(run_config(learning=learning), SIZE, KEPT)
+    shared = plan_memory(run_config(learning=learning | {"share_prefixes": True}), SIZE, KEPT)
+    # Queries, keys, values and outputs in float32, of each layer or of the one that is computed again.
+    a_layer = 4 * 200 * SIZE.attention_heads * SIZE.head_dim * 4
+    layers = 1 if checkpointing else KEPT.layers
+    assert shared.rank.activations - apart.rank.activations == layers * a_layer
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_a_real_forward_pass_saves(untrained, checkpointing):
     """On real tensors, with all four layers; checkpointing saves each layer's input only."""
     planned = activations(str(untrained), "float32", "sdpa", False, tokens=128)
