@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -226,6 +227,7 @@ def _serve(way: Way, model: Path, number: int, turn: Connection) -> None:
     import torch
 
     torch.set_num_threads(way.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed calls torch by old names, each step
     learner = PlainLearner(way, model) if way.plain else _rank(way, model, number, turn)
     if way.compiled:
         layers = (learner.model if way.plain else learner.learner.model).model.base_model.layers
