@@ -7,7 +7,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from orchestrator.data.problems import Problem
 from orchestrator.evaluation.figures import Figures, columns_of, set_results
 from orchestrator.evaluation.samples import EvalSample
 from orchestrator.measures import (
@@ -22,6 +21,7 @@ from orchestrator.measures import (
     shown_in,
 )
 from orchestrator.messages.batches import StepSums
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -79,7 +79,7 @@ def test_a_step_has_the_metrics_of_the_table():
         versions=np.zeros((2, 2), np.int32),
     )
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
-    problem = Problem("a", "p", "1", None, 1)
+    problem = Problem.from_text("a", "p", "1")
     batch = to_batch([CheckedGroup(problem, "trajectories", "texts", summary, verdicts)])
     seconds = {"wait": 2.5, "rollout": 2.0, "verify": 0.5, "sync": 0.25, "step": 8.0}
     sums = [StepSums(tokens=40, compared_tokens=40, seconds=1.0)]

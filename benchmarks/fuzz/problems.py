@@ -215,10 +215,10 @@ class Readers:
             if self._control_tokens(prompts.token_ids(index)) != around:
                 raise AssertionError(f"problem {prompts.problems[index].where} became control tokens")
         for problem in problems[:CHECKED]:
-            responses = [rf"\boxed{{{problem.answer}}}", r"\boxed{1}", "none"]
-            verdicts = self.worker.verify(responses, [True] * len(responses), problem.answer)
+            responses = [rf"\boxed{{{problem.reference}}}", r"\boxed{1}", "none"]
+            verdicts = self.worker.verify(responses, [True] * len(responses), problem.reference)
             if not all(isinstance(verdict, Verdict) for verdict in verdicts):
-                raise AssertionError(f"{problem.answer[:50]!r} has no verdict")
+                raise AssertionError(f"{problem.reference[:50]!r} has no verdict")
 
     def fine_tune(self, path: str) -> None:
         """Read a file as the cold start does."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import xxhash
 
-from orchestrator.data.problems import Problem
 from orchestrator.errors import ConfigError
+from orchestrator.messages.problems import Problem
 from orchestrator.storage.checksums import sum_files
 from orchestrator.storage.files import read_record, write_atomically
 
@@ -84,7 +84,7 @@ def rows_print(place: str, problems: Sequence[Problem]) -> RowsPrint:
     for start in range(0, len(problems), block):
         digest = xxhash.xxh3_64()
         for problem in problems[start : start + block]:
-            for text in (problem.id, problem.text, problem.answer, problem.kind or ""):
+            for text in (problem.id, problem.text, problem.reference or "", problem.kind or ""):
                 content = text.encode(errors="surrogatepass")
                 digest.update(f"{len(content)} ".encode())
                 digest.update(content)

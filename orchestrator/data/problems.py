@@ -8,40 +8,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.data.texts import Row, answer_text, check_text, field_text, shown
 from orchestrator.errors import DataError
+from orchestrator.messages.problems import Problem
 
 Read = TypeVar("Read")
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
 SHOWN_LINES = 10
 """A message names so many of the lines that are refused."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem whose solutions can be verified."""
-
-    id: str
-    text: str
-    answer: str
-    kind: str | None
-    """A group of problems that is reported separately; None where the row names none."""
-    source: int
-    """The line (JSON lines) or row, counted from 1."""
-    file: str = "the data"
-    """The file or data set."""
-    field: str = "problem"
-    """The field that holds the text."""
-
-    @property
-    def where(self) -> str:
-        """File, line and field of the text, for messages."""
-        return f"{self.file}, line {self.source}: '{self.field}'"
 
 
 def load_problems(
@@ -66,13 +45,15 @@ def load_problems(
         id_ = _label(row, "id", where)
         if not id_:
             id_ = hashlib.sha256(f"{text}\0{answer}".encode()).hexdigest()[:16]
-        return Problem(id_, text, answer, _label(row, kind_field, where), source, path, problem_field)
+        kind = _label(row, kind_field, where)
+        place = {"line": source, "file": path, "field": problem_field}
+        return Problem.from_text(id_, text, answer, kind=kind, **place)
 
     problems = []
     seen: set[str] = set()
     for problem in read_rows(path, split, problem_of):
         if problem.id in seen:
-            problem = replace(problem, id=f"{problem.id}-{problem.source}")
+            problem = replace(problem, id=f"{problem.id}-{problem.line}")
         seen.add(problem.id)
         problems.append(problem)
     if not problems:

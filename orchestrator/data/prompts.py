@@ -11,9 +11,9 @@ from typing import TypedDict
 import numpy as np
 
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.problems import Problem
 from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.messages.problems import Problem
 from orchestrator.terminal import progress_bar
 
 RENDERED_TOGETHER = 1000

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from orchestrator.data.problems import Problem
 from orchestrator.data.prompts import PromptSet
 from orchestrator.evaluation.answers import NO_VOTE, pool_answers
 from orchestrator.evaluation.samples import EvalSample, SampleFile, by_problem, problem_seed
 from orchestrator.evaluation.scores import ScoreRule
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Verdict
@@ -101,7 +101,7 @@ def draw(
         if pool is pools.rollouts:
             texts, ended = task.refs[1], value.finished.tolist()
             generated[part] = ray.get(texts), value
-            pools.verifiers.submit("verify", texts, ended, part.problem.answer, context=part)
+            pools.verifiers.submit("verify", texts, ended, part.problem.reference, context=part)
         else:
             samples = list(_samples(part, *generated.pop(part), value, score))
             file.append(samples)
@@ -166,7 +166,7 @@ def _samples(
             set=part.set.name,
             problem_id=problem.id,
             problem=problem.text,
-            reference=problem.answer,
+            reference=problem.reference,
             kind=problem.kind,
             sample=part.first + index,
             seed=part.seed + index,

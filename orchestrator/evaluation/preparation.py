@@ -307,7 +307,7 @@ def _identity(problem_set: ProblemSet) -> dict[str, Any]:
     """Size and content of a set."""
     total = hashlib.sha256()
     for problem in problem_set.prompts.problems:
-        total.update(f"{problem.id}\0{problem.text}\0{problem.answer}\0".encode(errors="surrogatepass"))
+        total.update(f"{problem.id}\0{problem.text}\0{problem.reference}\0".encode(errors="surrogatepass"))
     problems = len(problem_set.prompts)
     return {
         "samples_per_problem": problem_set.samples_per_problem,

@@ -29,7 +29,7 @@ class EvalSample:
     set: str
     problem_id: str
     problem: str
-    reference: str
+    reference: str | None
     kind: str | None
     sample: int
     """Its number among the samples of the problem, from 0."""

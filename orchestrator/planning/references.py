@@ -46,7 +46,7 @@ def check_references(data: str, problem_field: str, answer_field: str, split: st
     unread = [
         UnreadReference(problem, reason)
         for problem in problems
-        if (reason := unread_part(problem.answer)) is not None
+        if problem.reference is not None and (reason := unread_part(problem.reference)) is not None
     ]
     return CheckedReferences(data, len(problems), unread)
 
@@ -54,7 +54,7 @@ def check_references(data: str, problem_field: str, answer_field: str, split: st
 def report_lines(found: CheckedReferences) -> list[str]:
     """The outcome as lines of text: one for each unread reference, then the count."""
     each = [
-        f"{found.data}, line {one.problem.source}: {one.problem.answer!r}: cannot read {one.reason}"
+        f"{found.data}, line {one.problem.line}: {one.problem.reference!r}: cannot read {one.reason}"
         for one in found.unread
     ]
     if not found.unread:

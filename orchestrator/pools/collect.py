@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32, Int32
 from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, to_table
 from orchestrator.messages.verdicts import Status, Verdict
@@ -174,7 +174,7 @@ class Collection:
             "verify",
             texts,
             summary.finished.tolist(),
-            group.problem.answer,
+            group.problem.reference,
             context=(number, group),
             remake=partial(self._generate, number),
             done=self._keep,
@@ -263,7 +263,7 @@ def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) 
     return {
         "problem_id": [problem.id for problem in problems],
         "problem": [problem.text for problem in problems],
-        "reference": [problem.answer for problem in problems],
+        "reference": [problem.reference for problem in problems],
         "status": [str(verdict.status) for verdict in batch.verdicts],
         "answer": [verdict.answer for verdict in batch.verdicts],
         "detail": [verdict.detail for verdict in batch.verdicts],

@@ -120,7 +120,7 @@ def sampled_solutions(
     verdicts = [batch.verdicts[index] for index in first]
     return {
         "problem": [batch.groups[number].problem.text for number in numbers],
-        "reference": [batch.groups[number].problem.answer for number in numbers],
+        "reference": [batch.groups[number].problem.reference for number in numbers],
         "solution": [group_texts[0] for group_texts in texts],
         "verdict": [str(verdict.status) for verdict in verdicts],
         "detail": [verdict.detail for verdict in verdicts],

@@ -18,10 +18,10 @@ from ray.exceptions import RayError
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.cluster.nodes import connect
 from orchestrator.config.training import RunConfig
-from orchestrator.data.problems import Problem
 from orchestrator.data.tokens import tokens_of
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.messages.batches import StepSums
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import read_groups
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Batch, CheckedGroup, to_batch
@@ -70,7 +70,7 @@ def load_batch(path: Path) -> tuple[Batch, int]:
     groups = []
     for number, trajectories in enumerate(packed):
         mine = [row for row in rows if row["group"] == number]
-        problem = Problem(mine[0]["problem_id"], mine[0]["problem"], mine[0]["reference"], None, number)
+        problem = Problem.from_text(*(mine[0][name] for name in ("problem_id", "problem", "reference")))
         verdicts = [Verdict(Status(row["status"]), row["answer"]) for row in mine]
         texts = ray.put([row["response"] for row in mine])
         groups.append(CheckedGroup(problem, ray.put(trajectories), texts, trajectories.summary(), verdicts))

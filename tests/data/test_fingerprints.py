@@ -19,15 +19,16 @@ from orchestrator.data.fingerprints import (
     to_tree,
     write_sources,
 )
-from orchestrator.data.problems import Problem, load_problems
+from orchestrator.data.problems import load_problems
 from orchestrator.errors import ConfigError
+from orchestrator.messages.problems import Problem
 from orchestrator.storage.checkpoints import Checkpoints
 
 STORED = Path(__file__).parents[1] / "stored"
 
 
 def problems(count):
-    return [Problem(f"p{n}", f"What is {n} + 1?", str(n + 1), None, n + 1) for n in range(count)]
+    return [Problem.from_text(f"p{n}", f"What is {n} + 1?", str(n + 1), line=n + 1) for n in range(count)]
 
 
 def change(before, now):

@@ -89,7 +89,7 @@ def as_data_set_folder(folder):
 def test_the_same_problems_from_every_form(form, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     problems = load(form(tmp_path))
-    assert [(problem.text, problem.answer, problem.kind, problem.source) for problem in problems] == [
+    assert [(problem.text, problem.reference, problem.kind, problem.line) for problem in problems] == [
         ("1+1=", "2", "sum", 1),
         ("Half of 1?", "0.5", None, 2),
         ("x\u2028y", "\\frac12", "text", 3),
@@ -102,7 +102,7 @@ def test_ids_depend_on_content_alone_and_repeated_ones_on_their_line(tmp_path):
     a, b, again = load(write(tmp_path / "a.jsonl", first, "\n", second, first))
     (alone,) = load(write(tmp_path / "b.jsonl", second))
     assert b.id == alone.id
-    assert (b.source, again.id) == (3, f"{a.id}-4")
+    assert (b.line, again.id) == (3, f"{a.id}-4")
 
 
 def test_an_id_of_the_data_is_kept(tmp_path):
@@ -323,7 +323,9 @@ def test_round_trip_names_what_is_lost(tokenizer):
 def test_a_problem_with_several_answers_has_them_all_in_its_reference(tmp_path):
     path = tmp_path / "olympiad.jsonl"
     path.write_text(json.dumps({"question": "x^2=1", "final_answer": ["1 ", "-1"]}) + "\n")
-    assert [problem.answer for problem in load_problems(str(path), "question", "final_answer")] == ["1, -1"]
+    assert [problem.reference for problem in load_problems(str(path), "question", "final_answer")] == [
+        "1, -1"
+    ]
     path.write_text(json.dumps({"question": "x^2=1", "final_answer": [["1"]]}) + "\n")
     with pytest.raises(DataError, match="neither text nor a number"):
         load_problems(str(path), "question", "final_answer")

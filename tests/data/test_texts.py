@@ -33,14 +33,14 @@ def row(problem='"1+1="', answer='"2"', more=""):
 )
 def test_a_number_is_read_as_it_is_written(written, tmp_path):
     (problem,) = load(tmp_path / "a.jsonl", row(answer=written))
-    assert problem.answer == written
+    assert problem.reference == written
     (problem,) = load(tmp_path / "a.json", f"[{row(problem=written)}]")
     assert problem.text == written
 
 
 def test_a_list_of_answers_is_joined(tmp_path):
     lines = row(answer='["1 ", "-1"]'), row(answer="[1, 2.50, -0]"), row(answer='["x", 2]')
-    assert [problem.answer for problem in load(tmp_path / "a.jsonl", *lines)] == [
+    assert [problem.reference for problem in load(tmp_path / "a.jsonl", *lines)] == [
         "1, -1",
         "1, 2.50, -0",
         "x, 2",
@@ -82,7 +82,8 @@ def test_what_is_no_answer_is_refused_with_line_and_field(answer, reason, tmp_pa
 def test_numbers_of_parquet(tmp_path):
     values = {"decimal": Decimal("5.00"), "large": 2**63 - 1, "float": 0.1 + 0.2}
     pq.write_table(pa.Table.from_pylist([{"problem": "1", **values}]), tmp_path / "a.parquet")
-    answers = {name: load_problems(str(tmp_path / "a.parquet"), "problem", name)[0].answer for name in values}
+    path = str(tmp_path / "a.parquet")
+    answers = {name: load_problems(path, "problem", name)[0].reference for name in values}
     assert answers == {"decimal": "5.00", "large": "9223372036854775807", "float": "0.30000000000000004"}
     pq.write_table(pa.table({"problem": ["1"], "answer": [float("nan")]}), tmp_path / "nan.parquet")
     with pytest.raises(DataError, match="line 1: 'answer' is nan"):
@@ -129,7 +130,7 @@ def test_a_macro_behind_a_single_backslash_is_refused_in_an_answer(latex, macro,
         load(tmp_path / "a.jsonl", row(), row(answer=f'"{latex}"'))
     assert str(caught.value).endswith(f'write "\\\\{macro}"')
     (problem,) = load(tmp_path / "b.jsonl", row(answer=json.dumps(latex)))
-    assert problem.answer == latex
+    assert problem.reference == latex
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_honest_text_is_kept(text, tmp_path):
 )
 def test_honest_answers_are_kept(answer, tmp_path):
     (problem,) = load(tmp_path / "a.jsonl", row(answer=json.dumps(answer)))
-    assert problem.answer == answer.strip()
+    assert problem.reference == answer.strip()
 
 
 @pytest.mark.parametrize("character", ["\u200b", "\u200e", "\u202e", "\u2060", "\ufeff", "\u00ad"])
@@ -241,7 +242,7 @@ def test_a_lone_surrogate_is_refused_in_every_field(field, tmp_path):
     with pytest.raises(DataError, match=rf"line 2: '{field}' holds the lone surrogate U\+D83D"):
         load(tmp_path / "a.jsonl", row(), line)
     (problem,) = load(tmp_path / "b.jsonl", line.replace(r"\ud83d", r"\ud83d\ude00"))
-    assert "😀" in (problem.text + problem.answer + problem.id + str(problem.kind))
+    assert "😀" in (problem.text + problem.reference + problem.id + str(problem.kind))
 
 
 def test_a_key_that_is_there_twice_is_refused_where_it_is_read(tmp_path):
@@ -280,7 +281,7 @@ def test_files_that_are_no_data_are_refused_with_their_line(content, message, tm
 
 def test_a_mark_at_the_files_start_and_crlf_are_accepted(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row()}\r\n\r\n{row()}\r\n".encode())
-    assert [problem.source for problem in load_problems(str(tmp_path / "a.jsonl"), "problem", "answer")] == [
+    assert [problem.line for problem in load_problems(str(tmp_path / "a.jsonl"), "problem", "answer")] == [
         1,
         3,
     ]

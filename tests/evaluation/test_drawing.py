@@ -1,8 +1,8 @@
 """Which samples of an evaluation are still to be drawn, and with which seeds."""
 
-from orchestrator.data.problems import Problem
 from orchestrator.evaluation.drawing import ProblemSet, missing_parts
 from orchestrator.evaluation.samples import problem_seed
+from orchestrator.messages.problems import Problem
 from tests.evaluation.made import sample
 
 
@@ -10,7 +10,7 @@ class Prompts:
     """The part of a PromptSet that drawing reads."""
 
     def __init__(self, *ids):
-        self.problems = [Problem(id_, "2+2", "4", None, 1) for id_ in ids]
+        self.problems = [Problem.from_text(id_, "2+2", "4") for id_ in ids]
 
     def __len__(self):
         return len(self.problems)

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError
 
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
@@ -31,7 +31,7 @@ def group(name, *samples):
     ]
     summary = pack([1, 1], generated).summary()
     verdicts = [Verdict(status) for status, _, _ in samples]
-    return CheckedGroup(Problem(name, "p", "1", None, 1), "trajectories", "texts", summary, verdicts)
+    return CheckedGroup(Problem.from_text(name, "p", "1"), "trajectories", "texts", summary, verdicts)
 
 
 def test_a_batch_lays_out_samples_group_after_group():
@@ -60,7 +60,7 @@ def test_a_batch_lays_out_samples_group_after_group():
 def test_a_group_needs_one_verdict_for_each_sample(verdicts):
     """Else its values would shift those of the groups that follow."""
     summary = group("b", (CORRECT, True, 1), (WRONG, True, 1)).summary
-    problem = Problem("b", "p", "1", None, 1)
+    problem = Problem.from_text("b", "p", "1")
     with pytest.raises(ValueError, match=f"problem b: 2 generated samples, but {len(verdicts)} verdicts"):
         CheckedGroup(problem, "trajectories", "texts", summary, verdicts)
 
@@ -99,7 +99,7 @@ class LosesOnce(Echo):
 def test_groups_come_back_complete_and_in_order(verifier):
     groups = [
         Group(
-            Problem(f"p{number}", "text", str(10 * number), None, number),
+            Problem.from_text(f"p{number}", "text", str(10 * number)),
             GroupRequest([1, 2], 2, 10 * number),
         )
         for number in range(3)

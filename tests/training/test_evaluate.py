@@ -10,12 +10,12 @@ from rich.console import Console
 
 from actors.pooling import AnswerComparer, AnswerPool
 from actors.verification import PLAIN_VERIFIER, VerificationWorker
-from orchestrator.data.problems import Problem
 from orchestrator.evaluation.answers import number_answers, pool_answers, wrong_answers
 from orchestrator.evaluation.figures import set_results
 from orchestrator.evaluation.run import evaluate, load_eval
 from orchestrator.evaluation.samples import EvalSample, SampleFile
 from orchestrator.evaluation.show import EvalProgress
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -33,7 +33,7 @@ def group(name, samples, kind=None):
     count = len(samples)
     finished = np.array([sample[2] for sample in samples])
     return CheckedGroup(
-        Problem(name, f"problem {name}", "1", kind, 1),
+        Problem.from_text(name, f"problem {name}", "1", kind=kind),
         trajectories="trajectories",
         texts="texts",
         summary=GroupSummary(

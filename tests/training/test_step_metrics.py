@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data.problems import Problem
 from orchestrator.messages.batches import StepSums
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -25,7 +25,7 @@ def batch():
         versions=np.array([[0, 2], [1, 1]], np.int32),
     )
     verdicts = [Verdict(Status.CORRECT, "1"), Verdict(Status.WRONG, "2")]
-    problem = Problem("a", "p", "1", None, 1)
+    problem = Problem.from_text("a", "p", "1")
     return to_batch([CheckedGroup(problem, "trajectories", "texts", summary, verdicts)])
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -49,7 +49,7 @@ def batch():
                 Generated([7] * length, [-1.0] * length, finished, -5.0 if finished else NAN, [0] * length)
             )
         packed = pack([1, 1], samples)
-        problem, verdicts = Problem(str(number), "p", "1", None, 1), [Verdict(status) for status in statuses]
+        problem, verdicts = Problem.from_text(str(number), "p", "1"), [Verdict(status) for status in statuses]
         groups.append(CheckedGroup(problem, f"ref {number}", "texts", packed.summary(), verdicts))
     return to_batch(groups)
 
