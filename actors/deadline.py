@@ -8,13 +8,14 @@ process, by signal or by thread, would not hold.
 import contextlib
 import fcntl
 import importlib
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -74,8 +75,8 @@ class DeadlineExecutor:
     Args:
         function: Import path of the function.
         timeout_s: Seconds that a call may take.
-        warm_up: Arguments of a first call without a deadline, whose outcome is ignored. It pays for lazy
-            imports.
+        warm_up: Arguments of a first call without a deadline, which pays for lazy imports. Its outcome is
+            ignored, unless it is a `ConfigError`.
 
     Attributes:
         restarts: How many children have been replaced.
@@ -90,11 +91,14 @@ class DeadlineExecutor:
         self._timeout_s = timeout_s
         self._warm_up = warm_up
         self._lock = threading.Lock()
-        self._child = _Child(function, warm_up)
+        self._child = ChildProcess(function, warm_up)
         self._child.wait_ready()
 
-    def call(self, *args: Any) -> Any:
+    def call(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The value of `function(*args)`. The executor can be used after an error too.
+
+        Args:
+            timeout_s: Of this call; the executor's unless given.
 
         Raises:
             DeadlineExceeded: The call took longer than the deadline.
@@ -102,6 +106,7 @@ class DeadlineExecutor:
             CallFailed: The function raised, or its value cannot be pickled.
             ConfigError: A replaced child did not start.
         """
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         with self._lock:
             if self._child.process.poll() is not None:
                 self._restart()  # the child died between two calls, so this one need not fail
@@ -110,9 +115,9 @@ class DeadlineExecutor:
             try:
                 connection.send(args)
                 connection.recv()  # "started"
-                if not connection.poll(self._timeout_s):
+                if not connection.poll(timeout_s):
                     self._restart()
-                    raise DeadlineExceeded(f"took longer than {self._timeout_s:g} s")
+                    raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
                 outcome, value = connection.recv()
             except (EOFError, OSError):
                 raise ChildDied(f"the process {self._restart()} during the call") from None
@@ -129,26 +134,43 @@ class DeadlineExecutor:
         """Replace the child, without waiting for its imports; returns how the old one ended."""
         ending = self._child.kill()
         self.restarts += 1
-        self._child = _Child(self._function, self._warm_up)
+        self._child = ChildProcess(self._function, self._warm_up)
         return ending
 
 
-class _Child:
-    """A child process that imports the function and then answers calls; `wait_ready` waits for the import."""
+class ChildProcess:
+    """A child process that imports the function and then answers calls; `wait_ready` waits for the import.
 
-    def __init__(self, function: str, warm_up: tuple[Any, ...] | None) -> None:
+    Args:
+        function: Import path of the function.
+        warm_up: Arguments of a first call, whose outcome is ignored.
+        module: Runs in the child, as `python -m`.
+        variables: Environment variables of the child, beside the parent's.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        warm_up: tuple[Any, ...] | None,
+        module: str = __name__,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.function = function
         self.connection, child_connection = Pipe()
         lifeline, self._lifeline = os.pipe()
         self._ready = False
         inherited = (child_connection.fileno(), lifeline)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, inherited)],
+            [sys.executable, "-m", module, *map(str, inherited)],
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             # Its own process group: a kill also reaches the processes that the function has started.
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env={
+                **os.environ,
+                **(variables or {}),
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            },
         )
         child_connection.close()
         os.close(lifeline)
@@ -192,8 +214,11 @@ class _Child:
         return f"was killed by {signal.Signals(-status).name}"
 
 
-def _serve(connection: Connection, lifeline: int) -> None:
-    """The child's main function: load the function, then answer calls until the connection closes."""
+def started_function(connection: Connection, lifeline: int) -> Callable[..., Any] | None:
+    """A child's first steps: bind its life to the parent's, load the function, warm it up, report.
+
+    None where the function cannot be used, which the parent then knows.
+    """
     # When the parent's end of the lifeline closes, the kernel sends SIGIO, which ends a process by default.
     # It does so in the middle of C code too. Unlike a parent-death signal, it does not depend on which thread
     # started the child.
@@ -204,14 +229,30 @@ def _serve(connection: Connection, lifeline: int) -> None:
     import_path, warm_up = connection.recv()
     try:
         function = load_function(import_path)
+        if warm_up is not None:
+            _warm(function, warm_up)
     except ConfigError as error:
         connection.send(str(error))
-        return
-    if warm_up is not None:
-        with contextlib.suppress(Exception):
-            function(*warm_up)
+        return None
     connection.send(None)
-    while True:
+    return function
+
+
+def _warm(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        value = function(*arguments)
+    except ConfigError:
+        raise
+    except Exception:
+        return  # the first real call fails likewise, and says so
+    if inspect.iscoroutine(value):
+        value.close()
+
+
+def _serve(connection: Connection, lifeline: int) -> None:
+    """The child's main function: answer calls until the connection closes."""
+    function = started_function(connection, lifeline)
+    while function is not None:
         args = connection.recv()
         connection.send("started")
         try:

@@ -30,11 +30,13 @@ class AnswerComparer:
     Args:
         timeout_s: Seconds that a comparison may take.
         equality: Import path of the function that compares.
+        first_arguments: Arguments of that function before the two answers.
         start: Starts the child process. After a failure, such as a machine too busy to start it in time, the
             next comparison tries again.
 
     Attributes:
         counts: `comparisons` run, and those that ended in a `timeout` or an `error`.
+        numbers: Whether answers are mathematics, so that integers need no child process.
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class AnswerComparer:
         timeout_s: float = 10.0,
         equality: str = EQUALITY,
         start: Callable[[], DeadlineExecutor] | None = None,
+        first_arguments: tuple[str, ...] = (),
     ) -> None:
+        self.numbers = equality in (EQUALITY, PLAIN_EQUALITY)
+        self._first_arguments = first_arguments
         self.counts: Counter[str] = Counter()
-        self._start = start or partial(_start, equality, timeout_s)
+        self._start = start or partial(_start, equality, timeout_s, first_arguments)
         self._child: DeadlineExecutor | None = None
         self._lock = threading.Lock()
 
@@ -61,7 +66,7 @@ class AnswerComparer:
             self._child = child = self._child or self._start()
         self.counts["comparisons"] += 1
         try:
-            return bool(child.call(first, second))
+            return bool(child.call(*self._first_arguments, first, second))
         except DeadlineExceeded:
             self.counts["timeout"] += 1
             raise
@@ -118,7 +123,7 @@ class AnswerPool:
     def _ask(self, pair: tuple[str, str]) -> bool:
         first, second = pair
         one, other = _INTEGER.fullmatch(first), _INTEGER.fullmatch(second)
-        if one and other:  # Most answers are integers, which need no child process.
+        if self.comparer.numbers and one and other:  # Most answers are integers, which need no child process.
             return one[2] == other[2] and (one[2] == "0" or (one[1] == "-") == (other[1] == "-"))
         if max(self._timeouts[first], self._timeouts[second]) >= _PATIENCE:
             return False
@@ -131,5 +136,6 @@ class AnswerPool:
         return False
 
 
-def _start(equality: str, timeout_s: float) -> DeadlineExecutor:
-    return DeadlineExecutor(equality, timeout_s, warm_up=(r"\frac{\sqrt{4}}{4}", r"\frac12"))
+def _start(equality: str, timeout_s: float, first_arguments: tuple[str, ...]) -> DeadlineExecutor:
+    warm_up = (*first_arguments, r"\frac{\sqrt{4}}{4}", r"\frac12")
+    return DeadlineExecutor(equality, timeout_s, warm_up=warm_up)

@@ -1,156 +1,218 @@
-"""Checks the responses to one problem against its reference answer, each check under a hard deadline.
+"""Checks the responses to one problem, each check under a hard deadline.
 
-In: response texts and a reference. Out: a `Verdict` for each; a check that timed out or failed is never a
+In: response texts and a `Problem`. Out: a `Verdict` for each; a check that timed out or failed is never a
 wrong answer. `VerificationWorker` is the verification pool's Ray actor. This module imports no Ray, because
 the child process of every worker imports it.
 """
 
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from actors.boxes import boxed_answers, last_answer
-from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, load_function
+from actors.budget import BudgetShare
+from actors.checking import CheckPools, refuse_unusable
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
 from actors.pooling import EQUALITY, PLAIN_EQUALITY, AnswerComparer, AnswerPool
-from orchestrator.errors import ConfigError
-from orchestrator.messages.verdicts import Status, Verdict
-
-Verifier = Callable[[str, str], Verdict]
-"""(response, reference) -> Verdict. It runs in a child process, which may be killed at any point."""
+from actors.verifiers.loading import loaded_verifier
+from actors.verifiers.weighted import combined
+from orchestrator.config.verifiers import (
+    VerifierSettings,
+    WeightedSettings,
+    parts_of,
+    settings_of_text,
+    settings_text,
+    verifier_text,
+)
+from orchestrator.messages.problems import Problem
+from orchestrator.messages.verdicts import CORRECT_ABOVE, UNJUDGED, Status, Verdict
 
 DEFAULT_VERIFIER = "math"
 PLAIN_VERIFIER = "actors.verification:verify_math"
-BUILT_IN = {"math": "actors.answers.verdict:verify_answer", "math_verify_plain": PLAIN_VERIFIER}
-"""The verifiers that have a name. They read only the boxes of a response."""
+
+BOXES_ONLY = ("math", "math_verify_plain")
+"""Verifiers that read nothing of a response but its boxes, and nothing of a problem but its reference."""
 
 
-def import_path_of(verifier: str) -> str:
-    """The import path of a verifier that is given by name or by import path."""
-    return BUILT_IN.get(verifier, verifier)
+def can_vote(text: str) -> bool:
+    """Whether the answers of a verifier can be pooled for votes: it offers `answer` and `same`."""
+    return voting_part(text) is not None
 
 
-def load_verifier(verifier: str) -> Verifier:
-    """The verifier with a name of `BUILT_IN`, or at `package.module:function`.
-
-    Raises:
-        ConfigError: It cannot be imported; the message says which part of the path is wrong.
-    """
-    if ":" not in verifier and verifier not in BUILT_IN:
-        raise ConfigError(
-            f"no verifier is named '{verifier}': use {' or '.join(BUILT_IN)}, or package.module:function"
-        )
-    return load_function(import_path_of(verifier))
-
-
-WARM_UP = (r"\boxed{\frac{\sqrt{4}}{4}}", r"\frac12")
-"""A check that imports all that checks import."""
+def voting_part(text: str) -> str | None:
+    """The text of the verifier that pools answers: itself, or the first part of a weighted one that can."""
+    texts = (settings_text(part) for part in parts_of(settings_of_text(text)))
+    return next((each for each in texts if loaded_verifier(each).votes), None)
 
 
 class VerificationWorker:
-    """An actor of the verification pool: it runs one check at a time in one child process.
+    """An actor of the verification pool: it runs checks in child processes, one for each verifier in use.
 
-    Several threads may call it, so that with `max_concurrency=2` it answers `ping` during a check.
+    A verifier that is `async` has many checks at a time in its child, another one has one. Several threads
+    may call the worker, so that it answers `ping` during a check.
 
     Args:
-        verifier: Name or import path of the check.
-        timeout_s: Seconds that one check may take.
+        verifier: Name, import path or canonical text of the verifier of problems that name none.
+        timeout_s: Seconds that one check may take, where its verifier does not say.
         cache_size: Verdicts that are kept, the least recently used ones dropped first.
+        correct_above: A reward above it is called correct.
+        others: Canonical texts of the other verifiers, which start before the first check.
+        share: Of a judge's budget; a budget of its own unless given.
 
     Raises:
-        ConfigError: The verifier cannot be imported, or the child process did not start.
+        ConfigError: A verifier cannot be used on this node, or a child process did not start.
     """
 
     def __init__(
-        self, verifier: str = DEFAULT_VERIFIER, timeout_s: float = 10.0, cache_size: int = 20_000
+        self,
+        verifier: str = DEFAULT_VERIFIER,
+        timeout_s: float = 10.0,
+        cache_size: int = 20_000,
+        correct_above: float = CORRECT_ABOVE,
+        others: Iterable[str] = (),
+        share: BudgetShare | None = None,
     ) -> None:
-        path = import_path_of(verifier)
-        self._executor = DeadlineExecutor(path, timeout_s, warm_up=WARM_UP)
-        # A run that keeps the former verifier also keeps its votes.
-        self._comparer = AnswerComparer(timeout_s, PLAIN_EQUALITY if path == PLAIN_VERIFIER else EQUALITY)
-        # The built-in verifiers read only the boxes, so responses with the same boxes share a check. Another
-        # verifier may read the whole response.
-        self._key: Callable[[str], Any] = (
-            (lambda text: tuple(boxed_answers(text))) if path in BUILT_IN.values() else str
-        )
-        self._cache: OrderedDict[tuple[str, Any], Verdict] = OrderedDict()
+        self._verifier = verifier if verifier.startswith("{") else verifier_text(verifier)
+        self._timeout_s = timeout_s
+        self._correct_above = correct_above
+        texts = list(dict.fromkeys([self._verifier, *others]))
+        refuse_unusable(texts)
+        self._children = CheckPools(timeout_s, share)
+        for text in texts:
+            for part in parts_of(settings_of_text(text)):
+                self._children.start(part)
+        self._comparers: dict[str, AnswerComparer] = {}
+        self._cache: OrderedDict[tuple[Any, ...], Verdict] = OrderedDict()
         self._cache_size = cache_size
         self._lock = threading.Lock()
 
-    def verify(self, texts: list[str], finished: list[bool], reference: str) -> list[Verdict]:
+    def verify(self, texts: list[str], finished: list[bool], problem: Problem) -> list[Verdict]:
         """A verdict for each response to one problem, in order.
 
         A truncated response counts like any other when it holds one complete box, as in the paper's reward.
-        Equal (reference, answer) pairs share one check. A timeout or an error may come from a busy machine,
-        so the next call checks that answer again.
+        Equal responses share one check; for `math` those with equal boxes do. A timeout or an error may come
+        from a busy machine, so the next call checks that response again.
 
         Args:
             finished: Whether each response ended by itself; it only makes the detail of a missing answer
                 clearer.
         """
+        settings = settings_of_text(problem.verifier or self._verifier)
+        keys = [self._key(settings, text, problem) for text in texts]
         with self._lock:
-            verdicts_here: dict[Any, Verdict] = {}
-            verdicts = []
-            for text, is_finished in zip(texts, finished, strict=True):
-                key = (reference, self._key(text))
-                verdict = verdicts_here.get(key) or self._cached(key)
-                seconds = None
-                if verdict is None:
-                    started = time.perf_counter()
-                    verdict = self._check(text, reference)
-                    seconds = time.perf_counter() - started
-                    self._remember(key, verdict)
-                verdicts_here[key] = verdict
-                if verdict.status is Status.NO_ANSWER and not is_finished:
-                    verdict = replace(verdict, detail=f"{verdict.detail}: the response was cut off")
-                verdicts.append(replace(verdict, seconds=seconds))
-            return verdicts
+            known = {key: verdict for key in keys if (verdict := self._cached(key)) is not None}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        checked = dict(zip(new, self._check_all(settings, list(new.values()), problem), strict=True))
+        with self._lock:
+            for key, verdict in checked.items():
+                self._remember(key, verdict)
+        verdicts = []
+        for key, is_finished in zip(keys, finished, strict=True):
+            verdict = known[key] if key in known else checked[key]
+            known[key] = replace(verdict, seconds=None)  # the next one shares this check
+            if verdict.status is Status.NO_ANSWER and not is_finished:
+                verdict = replace(verdict, detail=f"{verdict.detail}: the response was cut off")
+            verdicts.append(verdict)
+        return verdicts
 
-    def pool_answers(self, answers: list[str]) -> list[int]:
+    def pool_answers(self, answers: list[str], verifier: str | None = None) -> list[int]:
         """The class of each answer to one problem. Equal answers share a class; classes count by appearance.
 
         A comparison that times out or fails means "not equal" and is counted.
+
+        Args:
+            verifier: Canonical text of the problem's verifier; the worker's own unless given.
         """
-        with self._lock:
-            return AnswerPool(self._comparer).classes(answers)
+        return AnswerPool(self._comparer(verifier or self._verifier)).classes(answers)
 
     def pooling_stats(self) -> dict[str, int]:
         """Counts of `pool_answers`: `comparisons`, and those that ended in `timeout` or `error`."""
-        return {name: self._comparer.counts[name] for name in ("comparisons", "timeout", "error")}
+        with self._lock:
+            comparers = list(self._comparers.values())
+        return {
+            name: sum(comparer.counts[name] for comparer in comparers)
+            for name in ("comparisons", "timeout", "error")
+        }
 
     def ping(self) -> bool:
         return True
 
     def close(self) -> None:
         """Kill the child processes."""
-        self._executor.close()
-        self._comparer.close()
+        self._children.close()
+        for comparer in self._comparers.values():
+            comparer.close()
 
-    def _check(self, text: str, reference: str) -> Verdict:
-        answer = last_answer(boxed_answers(text))
-        try:
-            verdict = self._executor.call(text, reference)
-        except DeadlineExceeded as error:
-            return Verdict(Status.TIMEOUT, answer, f"the check against {reference!r} {error}")
-        except (ChildDied, CallFailed) as error:
-            return Verdict(Status.ERROR, answer, f"the check against {reference!r} failed: {error}")
-        if not isinstance(verdict, Verdict):
-            return Verdict(
-                Status.ERROR, answer, f"the verifier returned {type(verdict).__name__}, not a Verdict"
-            )
-        return verdict
+    def _check_all(
+        self, settings: VerifierSettings, responses: Sequence[str], problem: Problem
+    ) -> list[Verdict]:
+        """New verdicts, with the time that each took."""
+        if not responses:
+            return []
+        if not isinstance(settings, WeightedSettings):
+            return [
+                self._judged(outcome, response, problem, seconds)
+                for response, (outcome, seconds) in zip(
+                    responses, self._children.check(settings, responses, problem), strict=True
+                )
+            ]
+        parts = {
+            name: self._check_all(settings_of_text(verifier_text(part.verifier)), responses, problem)
+            for name, part in settings.parts.items()
+        }
+        verdicts = []
+        for number in range(len(responses)):
+            each = {name: found[number] for name, found in parts.items()}
+            seconds = sum(verdict.seconds or 0.0 for verdict in each.values())
+            whole = replace(combined(settings, each), seconds=seconds)
+            verdicts.append(whole.settled(self._correct_above))
+        return verdicts
 
-    def _cached(self, key: tuple[str, Any]) -> Verdict | None:
+    def _judged(self, outcome: Any, response: str, problem: Problem, seconds: float) -> Verdict:
+        """The verdict of a check that returned or raised `outcome`."""
+        if isinstance(outcome, Verdict):
+            return replace(outcome, seconds=seconds).settled(self._correct_above)
+        answer = last_answer(boxed_answers(response))
+        if not isinstance(outcome, Exception):
+            detail = f"the verifier returned {type(outcome).__name__}, not a Verdict"
+            return Verdict(Status.ERROR, answer, detail, seconds)
+        against = f"the check against {problem.reference!r}"
+        if isinstance(outcome, TimeoutError):
+            return Verdict(Status.TIMEOUT, answer, f"{against} {outcome}", seconds)
+        return Verdict(Status.ERROR, answer, f"{against} failed: {outcome}", seconds)
+
+    def _comparer(self, text: str) -> AnswerComparer:
+        with self._lock:
+            if text not in self._comparers:
+                part = voting_part(text)
+                assert part is not None, "only answers that can be pooled are sent"
+                self._comparers[text] = _comparer_of(part, self._timeout_s)
+            return self._comparers[text]
+
+    def _key(self, settings: VerifierSettings, response: str, problem: Problem) -> tuple[Any, ...]:
+        """Responses with the same key have the same verdict."""
+        if settings.name in BOXES_ONLY:
+            return settings.name, problem.reference, tuple(boxed_answers(response))
+        verifier = problem.verifier or self._verifier
+        return verifier, problem.source, problem.id, problem.reference, response
+
+    def _cached(self, key: tuple[Any, ...]) -> Verdict | None:
         if key in self._cache:
             self._cache.move_to_end(key)
         return self._cache.get(key)
 
-    def _remember(self, key: tuple[str, Any], verdict: Verdict) -> None:
-        if verdict.status in (Status.TIMEOUT, Status.ERROR):
+    def _remember(self, key: tuple[Any, ...], verdict: Verdict) -> None:
+        if verdict.status in UNJUDGED:
             return
-        self._cache[key] = verdict
+        self._cache[key] = replace(verdict, seconds=None)
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
+
+
+def _comparer_of(text: str, timeout_s: float) -> AnswerComparer:
+    name = settings_of_text(text).name
+    if name in BOXES_ONLY:
+        return AnswerComparer(timeout_s, EQUALITY if name == DEFAULT_VERIFIER else PLAIN_EQUALITY)
+    return AnswerComparer(timeout_s, "actors.verifiers.loading:same_answers", first_arguments=(text,))

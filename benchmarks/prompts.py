@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.data.prompts import PromptSet, render_prompt
 
 BASE = Path(__file__).parents[1] / "experiments/quickstart/base"

@@ -14,11 +14,15 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.checking import RUN_CHECK, WARM_UP, WARM_UP_RESPONSE
 from actors.deadline import DeadlineExceeded, DeadlineExecutor
-from actors.verification import BUILT_IN, WARM_UP
+from actors.verification import BOXES_ONLY
+from orchestrator.config.verifiers import verifier_text
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status, Verdict
 
 ROOT = Path(__file__).parents[1]
@@ -58,9 +62,10 @@ class Rates:
 
 def ours(name: str, pairs: Sequence[dict[str, Any]]) -> Measured:
     """One of our verifiers, in the killable process that runs it in training."""
-    executor = DeadlineExecutor(BUILT_IN[name], TIMEOUT_S, warm_up=WARM_UP)
+    text = verifier_text(name)
+    executor = DeadlineExecutor(RUN_CHECK, TIMEOUT_S, warm_up=(text, WARM_UP_RESPONSE, WARM_UP))
     started = time.perf_counter()
-    verdicts = [_verdict(executor.call, pair) for pair in pairs]
+    verdicts = [_verdict(partial(executor.call, text), pair) for pair in pairs]
     seconds = time.perf_counter() - started
     executor.close()
     return Measured(name, verdicts, seconds)
@@ -68,7 +73,8 @@ def ours(name: str, pairs: Sequence[dict[str, Any]]) -> Measured:
 
 def _verdict(check: Callable[..., Verdict], pair: dict[str, Any]) -> bool | None:
     try:
-        status = check(rf"\boxed{{{pair['answer']}}}", pair["reference"]).status
+        problem = Problem.from_text("pair", "", pair["reference"])
+        status = check(rf"\boxed{{{pair['answer']}}}", problem).status
     except DeadlineExceeded:
         return None
     return None if status is Status.ERROR else status is Status.CORRECT
@@ -144,7 +150,7 @@ def main() -> None:
         json.loads(line) for path in options.corpus for line in path.read_text(encoding="utf-8").splitlines()
     ]
     pairs = [row for row in rows if not row.get("debatable")]
-    measured = [ours(name, pairs) for name in BUILT_IN]
+    measured = [ours(name, pairs) for name in BOXES_ONLY]
     if options.scorers:
         measured += others(options.scorers, pairs)
     print("\n".join(table(pairs, measured)))

@@ -15,7 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from actors.verification import load_verifier
+from actors.verifiers.loading import loaded_verifier
+from orchestrator.config.verifiers import verifier_text
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status, Verdict
 
 NEAR_MISSES = 20
@@ -101,7 +103,7 @@ def try_references(
     failures = []
     for reference in references:
         for what, text in rewritings(reference):
-            verdict = check(rf"\boxed{{{text}}}", reference)
+            verdict = check(rf"\boxed{{{text}}}", Problem.from_text("", "", reference))
             counts["rewritings"] += 1
             if verdict.status is not Status.CORRECT:
                 counts["rewritings refused"] += 1
@@ -109,7 +111,7 @@ def try_references(
                     f"refused   {reference}  <-  {text}  ({what}): {verdict.status}: {verdict.detail}"
                 )
         for what, text in near_misses(reference):
-            verdict = check(rf"\boxed{{{text}}}", reference)
+            verdict = check(rf"\boxed{{{text}}}", Problem.from_text("", "", reference))
             counts["near misses"] += 1
             if verdict.status is Status.CORRECT:
                 counts["near misses accepted"] += 1
@@ -128,8 +130,8 @@ def main() -> int:
     options = parser.parse_args()
     lines = options.file.read_text(encoding="utf-8").splitlines()
     references = list(dict.fromkeys(str(json.loads(line)[options.field]) for line in lines if line.strip()))
-    check = load_verifier(options.verifier)
-    check(r"\boxed{\frac{\sqrt{4}}{4}}", r"\frac12")
+    check = loaded_verifier(verifier_text(options.verifier)).check
+    check(r"\boxed{\frac{\sqrt{4}}{4}}", Problem.from_text("", "", r"\frac12"))
     started = time.perf_counter()
     counts, failures = try_references(references, check)
     seconds = time.perf_counter() - started

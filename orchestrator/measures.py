@@ -86,6 +86,9 @@ MEASURES = (
     # Figures of an evaluation.
     Measure("accuracy", "accuracy", "Share of sampled solutions that are right", better="higher",
             places=(*_TABLES, *_REPORT, Place.REPORT_SURFACES), chart=EVALUATION_CHARTS),
+    Measure("reward", "mean reward",
+            "Mean reward of sampled solutions; equals accuracy unless rewards are graded",
+            better="higher", places=(Place.OBJECTIVE,)),
     Measure("accuracy_low", "95 % interval of accuracy",
             "Lower end of the 95 % bootstrap interval over problems",
             places=(Place.EVALUATION,)),
@@ -135,6 +138,9 @@ MEASURES = (
     # Metrics of a training step.
     Measure("train/accuracy", "accuracy", "Share of a step's checked solutions that are right", "Should rise",
             places=(Place.PANEL,), chart=BATCH_CHARTS),
+    Measure("train/reward", "mean reward",
+            "Mean reward of a step's checked solutions; equals accuracy unless rewards are graded",
+            "Should rise"),
     Measure("self_reward/f1", "self-verification F1",
             "The score's agreement with the verifier on a step's solutions", "Should rise", short="F1",
             places=(Place.PANEL,), chart=BATCH_CHARTS, of_score=True),

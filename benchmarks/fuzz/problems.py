@@ -216,7 +216,7 @@ class Readers:
                 raise AssertionError(f"problem {prompts.problems[index].where} became control tokens")
         for problem in problems[:CHECKED]:
             responses = [rf"\boxed{{{problem.reference}}}", r"\boxed{1}", "none"]
-            verdicts = self.worker.verify(responses, [True] * len(responses), problem.reference)
+            verdicts = self.worker.verify(responses, [True] * len(responses), problem)
             if not all(isinstance(verdict, Verdict) for verdict in verdicts):
                 raise AssertionError(f"{problem.reference[:50]!r} has no verdict")
 

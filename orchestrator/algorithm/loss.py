@@ -62,7 +62,7 @@ class LossInputs:
     c_ref: float | Float[Tensor, "samples"] | None = None
     """log pi_ref(z_c | x, y, EOS): one number for all samples, or one for each."""
     rewards: Float[Tensor, "samples"] | None = None
-    """The verifier's, 0 or 1."""
+    """The verifier's, 0 to 1: the score is trained towards it."""
     weights: Float[Tensor, "samples"] | None = None
     """Class weights over the whole rollout batch (`class_weights`); 0 for unfinished samples."""
 

@@ -28,26 +28,26 @@ def self_reward_score(
 
 
 def class_weights(
-    rewards: Float[Tensor, "samples"], finished: Bool[Tensor, "samples"]
+    correct: Float[Tensor, "samples"], finished: Bool[Tensor, "samples"]
 ) -> Float[Tensor, "samples"]:
     """Weights that give correct and wrong solutions half of the self-reward loss each: `N / (2 * N_class)`.
 
-    `N` is the number of finished samples in the whole rollout batch, and `N_class` the number of those with
-    the sample's reward, 1 or 0. An unfinished sample gets 0. When one class is absent, the other gets 0.5.
-    Source: LaSeR (arXiv 2510.14943), class-level loss re-weighting.
+    `N` is the number of finished samples in the whole rollout batch, and `N_class` the number of those in the
+    sample's class: `correct` is 1 or 0. An unfinished sample gets 0. When one class is absent, the other gets
+    0.5. Source: LaSeR (arXiv 2510.14943), class-level loss re-weighting.
     """
-    correct = finished & (rewards > 0.5)
-    wrong = finished & (rewards <= 0.5)
-    class_size = torch.where(correct, correct.sum(), wrong.sum()).clamp(min=1).to(rewards.dtype)
+    right, wrong = finished & (correct > 0.5), finished & (correct <= 0.5)
+    class_size = torch.where(right, right.sum(), wrong.sum()).clamp(min=1).to(correct.dtype)
     return torch.where(finished, finished.sum() / (2 * class_size), 0.0)
 
 
 def self_reward_loss_terms(
     scores: Float[Tensor, "samples"], rewards: Float[Tensor, "samples"], weights: Float[Tensor, "samples"]
 ) -> Float[Tensor, "samples"]:
-    """`w * (score - r_v)^2` of each sample; where the weight is 0, value and gradient are exactly 0.
+    """`w * (score - r)^2` of each sample; where the weight is 0, value and gradient are exactly 0.
 
-    An unfinished sample has weight 0, and may have any score, NaN too. Source: LaSeR (arXiv 2510.14943).
+    The reward r is 0 or 1 in the paper, and may be graded: see docs/method.md. An
+    unfinished sample has weight 0, and may have any score, NaN too. Source: LaSeR (arXiv 2510.14943).
     """
     # The mask comes before the arithmetic: 0 * NaN is NaN, in the backward pass too.
     return weights * (torch.where(weights > 0, scores, rewards) - rewards) ** 2

@@ -23,9 +23,6 @@ FREE_TIMEOUT_S = 120
 ENGINE_CALLS = 1000
 """Calls that an engine answers at a time: all its methods are coroutines."""
 
-VERIFIER_CALLS = 2
-"""Calls that a verifier answers at a time, in threads: a check and a `ping`."""
-
 
 class Placement:
     """One placement group with the bundles of a run; its methods start an actor in the bundle of its pool.
@@ -81,11 +78,11 @@ class Placement:
         }
         return self._spawn(cls, bundle, {}, self.bundles.engine["CPU"], ENGINE_CALLS, arguments, visible)
 
-    def verifier(self, cls: type, index: int, *arguments: Any) -> Any:
-        """Start verifier number `index`; returns its handle."""
+    def verifier(self, cls: type, index: int, calls: int, *arguments: Any) -> Any:
+        """Start verifier number `index`, with `calls` answered at a time in threads; returns its handle."""
         bundle = len(self.bundles.learners) + len(self.bundles.engines) + index
         share = self.bundles.verifier
-        return self._spawn(cls, bundle, share, share["CPU"], VERIFIER_CALLS, arguments)
+        return self._spawn(cls, bundle, share, share["CPU"], calls, arguments)
 
     def nodes(self) -> dict[str, str]:
         """The ids of the group's nodes, each with the names of the pools there: `learning, rollout`."""

@@ -90,6 +90,8 @@ class EvalConfig(Section):
     """auto: the model's trained score, if it has one; none: no score; baseline: as `baseline` says."""
     baseline: BaselineConfig = BaselineConfig()
     rollout: EngineConfig = EngineConfig()
+    correct_above: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A solution with a higher reward is called correct, as `loss.correct_above` does in training."""
     verification: VerificationConfig = VerificationConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -16,6 +16,8 @@ class LossConfig(Section):
     """The self-reward's KL coefficient: score = beta_v * (log pi(z_c) - c_ref)."""
     tau: Annotated[float, Field(ge=0, le=1), Mark.AFTER_WARM_UP] = 0.1
     """Share of the self-rewarding advantage in the mix."""
+    correct_above: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A solution with a higher reward is called correct: in class weights, F1, accuracy and votes."""
     filter_std: Annotated[float, Field(ge=0), Mark.AFTER_WARM_UP] = 0.1
     """Groups whose scores have at most this standard deviation keep the verifier's advantages."""
     c_ref: Literal["calibrate", "exact"] | Annotated[float, Field(lt=0)] = "calibrate"

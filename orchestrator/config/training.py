@@ -14,20 +14,18 @@ from orchestrator.config.limits import MOST_SAMPLES
 from orchestrator.config.loss import LossConfig
 from orchestrator.config.paths import LocalPath, PathOrName
 from orchestrator.config.schema import (
-    ActorCount,
     C,
-    CustomResources,
     Mark,
     PositiveFloat,
     PositiveInt,
     RunName,
     Section,
     Seed,
-    Share,
     StepCount,
     Text,
     read_config,
 )
+from orchestrator.config.verification import VerificationConfig
 
 
 class ModelConfig(Section):
@@ -95,22 +93,6 @@ class RolloutConfig(EngineConfig):
                 "devices of their own (rollout.colocate=false)"
             )
         return self
-
-
-class VerificationConfig(Section):
-    """The check of answers against the references."""
-
-    num_workers: Annotated[ActorCount, Mark.MAY_CHANGE] = 1
-    """Actors that check answers."""
-    timeout_s: Annotated[PositiveFloat, Mark.MAY_CHANGE] = 10.0
-    """Seconds that one check may take; then its process is killed and the status is `timeout`."""
-    cpus: Annotated[Share, Mark.MAY_CHANGE] = 1.0
-    """CPUs that a worker reserves; fractions share a CPU."""
-    resources: Annotated[CustomResources, Mark.MAY_CHANGE] = {}
-    """Custom resources that a worker reserves."""
-    verifier: Text = "math"
-    """What checks an answer: `math`, `math_verify_plain` (math-verify alone, the former default), or a
-    function as `package.module:function`. A run that resumes without naming one keeps its own."""
 
 
 class SelfRewardConfig(Section):

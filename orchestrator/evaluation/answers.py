@@ -6,6 +6,7 @@ In: verdicts, problem by problem. Out: a class for each answer, which `algorithm
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from actors.verification import can_vote
 from orchestrator.messages.verdicts import Status
 from orchestrator.pools.events import finished
 from orchestrator.pools.pool import Pool
@@ -60,11 +61,17 @@ def number_answers(samples: Iterable[Checked], wrong_classes: Iterable[int]) -> 
     return numbers
 
 
-def pool_answers(verifiers: Pool, problems: Sequence[Sequence[Checked]]) -> list[list[int]]:
+def pool_answers(
+    verifiers: Pool, problems: Sequence[Sequence[Checked]], verifier_of: Sequence[str]
+) -> list[list[int]]:
     """The class of each answer to each problem, as `number_answers` numbers them.
 
     Correct answers equal the reference. Wrong answers to one problem are compared exactly, in a
-    verifier of the pool; a comparison that times out or fails means "not equal".
+    verifier of the pool; a comparison that times out or fails means "not equal". Where a problem's verifier
+    cannot compare answers, none has a vote.
+
+    Args:
+        verifier_of: The canonical text of each problem's verifier.
 
     Raises:
         PoolError: The verifiers died too often.
@@ -72,8 +79,10 @@ def pool_answers(verifiers: Pool, problems: Sequence[Sequence[Checked]]) -> list
     numbers: list[list[int]] = [[] for _ in problems]
     for index, samples in enumerate(problems):
         wrong = wrong_answers(samples)
-        if len(set(wrong)) > 1:
-            verifiers.submit("pool_answers", wrong, context=index)
+        if not can_vote(verifier_of[index]):
+            numbers[index] = [NO_VOTE] * len(samples)
+        elif len(set(wrong)) > 1:
+            verifiers.submit("pool_answers", wrong, verifier_of[index], context=index)
         else:
             numbers[index] = number_answers(samples, [0] * len(wrong))
     for _, task, classes in finished(verifiers):

@@ -101,7 +101,7 @@ def draw(
         if pool is pools.rollouts:
             texts, ended = task.refs[1], value.finished.tolist()
             generated[part] = ray.get(texts), value
-            pools.verifiers.submit("verify", texts, ended, part.problem.reference, context=part)
+            pools.verifiers.submit("verify", texts, ended, part.problem, context=part)
         else:
             samples = list(_samples(part, *generated.pop(part), value, score))
             file.append(samples)
@@ -121,7 +121,7 @@ def verify(
     """
     for group in by_problem(samples).values():
         texts, ended = [sample.response for sample in group], [sample.finished for sample in group]
-        verifiers.submit("verify", texts, ended, group[0].reference, context=group)
+        verifiers.submit("verify", texts, ended, _problem_of(group[0]), context=group)
     checked = []
     for _, task, verdicts in finished(verifiers):
         checked += [
@@ -131,6 +131,8 @@ def verify(
                 answer=verdict.answer,
                 answer_class=None,
                 detail=verdict.detail,
+                reward=verdict.reward,
+                parts=dict(verdict.parts),
             )
             for sample, verdict in zip(task.context, verdicts, strict=True)
         ]
@@ -138,8 +140,15 @@ def verify(
     return checked
 
 
-def classify(verifiers: Pool, samples: Sequence[EvalSample]) -> list[EvalSample]:
+def _problem_of(sample: EvalSample) -> Problem:
+    return Problem.from_text(sample.problem_id, sample.problem, sample.reference, source=sample.set)
+
+
+def classify(verifiers: Pool, samples: Sequence[EvalSample], verifier: str) -> list[EvalSample]:
     """Samples with the classes of their answers (see `pool_answers`).
+
+    Args:
+        verifier: Canonical text of their verifier.
 
     Raises:
         PoolError: The verifiers died too often.
@@ -147,7 +156,9 @@ def classify(verifiers: Pool, samples: Sequence[EvalSample]) -> list[EvalSample]
     groups = list(by_problem(samples).values())
     return [
         replace(sample, answer_class=None if number == NO_VOTE else number)
-        for group, numbers in zip(groups, pool_answers(verifiers, groups), strict=True)
+        for group, numbers in zip(
+            groups, pool_answers(verifiers, groups, [verifier] * len(groups)), strict=True
+        )
         for sample, number in zip(group, numbers, strict=True)
     ]
 
@@ -179,4 +190,6 @@ def _samples(
             z_logprob=z_logprob,
             score=math.nan if score is None else score.of(z_logprob),
             detail=verdict.detail,
+            reward=verdict.reward,
+            parts=dict(verdict.parts),
         )

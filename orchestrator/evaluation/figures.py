@@ -27,7 +27,7 @@ from orchestrator.algorithm.voting import (
 )
 from orchestrator.evaluation.answers import NO_VOTE
 from orchestrator.evaluation.samples import EvalSample, by_problem
-from orchestrator.messages.verdicts import Status
+from orchestrator.messages.verdicts import UNJUDGED, Status
 
 AVERAGE = "average"
 BOOTSTRAP_DRAWS = 10_000
@@ -51,6 +51,10 @@ class SampleColumns:
     """Whether the response ended by itself, with an EOS token."""
     tokens: Int[np.ndarray, "samples"]
     """Response tokens."""
+    rewards: Float[np.ndarray, "samples"] | None = None
+    """0 to 1, NaN where the check timed out or failed; None takes 1 for correct samples and 0 for others."""
+    votes: bool = True
+    """Whether the answers to all problems can be pooled, so that there are votes."""
 
     @cached_property
     def correct(self) -> Bool[np.ndarray, "samples"]:
@@ -60,7 +64,7 @@ class SampleColumns:
     @cached_property
     def verified(self) -> Bool[np.ndarray, "samples"]:
         """Samples whose check neither timed out nor failed."""
-        return ~np.isin(self.status, [Status.TIMEOUT, Status.ERROR])
+        return ~np.isin(self.status, UNJUDGED)
 
     @cached_property
     def scored(self) -> Bool[np.ndarray, "samples"]:
@@ -90,6 +94,8 @@ class Figures:
 
     accuracy: float
     """Share of correct samples, over all samples that could be checked."""
+    reward: float
+    """Mean reward, over the same samples; equal to the accuracy unless rewards are graded."""
     accuracy_low: float
     accuracy_high: float
     """95 % bootstrap interval over problems; of the average, over the problems of each set."""
@@ -113,7 +119,7 @@ class Figures:
     ece: float
     """Expected calibration error."""
     maj_at_k: float
-    """Accuracy of the vote over all samples of a problem."""
+    """Accuracy of the vote over all samples of a problem; NaN where the verifier cannot compare answers."""
     weighted_at_k: float
     """The same with votes weighted by score."""
     response_tokens: float
@@ -201,8 +207,8 @@ class EvalResults:
         )
 
 
-def columns_of(samples: Iterable[EvalSample]) -> SampleColumns:
-    """The samples of one set as columns."""
+def columns_of(samples: Iterable[EvalSample], votes: bool = True) -> SampleColumns:
+    """The samples of one set as columns; `votes` as in `SampleColumns`."""
     rows = [(number, sample) for number, group in enumerate(by_problem(samples).values()) for sample in group]
     classes = [NO_VOTE if sample.answer_class is None else sample.answer_class for _, sample in rows]
     return SampleColumns(
@@ -213,7 +219,17 @@ def columns_of(samples: Iterable[EvalSample]) -> SampleColumns:
         score=np.array([sample.score for _, sample in rows]),
         finished=np.array([sample.finished for _, sample in rows]),
         tokens=np.array([sample.tokens for _, sample in rows]),
+        rewards=_rewards_of([sample for _, sample in rows]),
+        votes=votes,
     )
+
+
+def _rewards_of(samples: Sequence[EvalSample]) -> Float[np.ndarray, "samples"] | None:
+    """None where the samples were written by a version without rewards."""
+    verified = [sample for sample in samples if sample.status not in UNJUDGED]
+    if any(sample.reward is None for sample in verified):
+        return None
+    return np.array([math.nan if sample.reward is None else sample.reward for sample in samples])
 
 
 def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetResults:
@@ -227,6 +243,7 @@ def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetRe
     problem_rows = _rows_by_problem(samples)
     fewest = min(len(rows) for rows in problem_rows)
     checked = [rows[samples.verified[rows]] for rows in problem_rows]
+    rewards = samples.correct if samples.rewards is None else samples.rewards
     accuracy = np.array([samples.correct[rows].mean() for rows in checked if len(rows)])
     numbers = np.array([len(rows) for rows in checked if len(rows)])
     # Nobody knows the right winner of a problem without a checked sample; accuracy leaves it out too.
@@ -235,7 +252,7 @@ def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetRe
         for rows, known in zip(problem_rows, checked, strict=True)
         if len(known)
     ]
-    at_k = [_at_k(problems, k) for k in _sizes(fewest, tables)] if problems else []
+    at_k = [_at_k(problems, k, samples.votes) for k in _sizes(fewest, tables)] if problems else []
     quality, mixed = _quality(samples)
     return SetResults(
         name=name,
@@ -246,7 +263,8 @@ def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetRe
         unverified=int((~samples.verified).sum()),
         mixed_problems=mixed,
         figures=Figures(
-            accuracy=_accuracy(samples),
+            accuracy=_mean32(samples.correct[samples.verified]),
+            reward=_mean32(rewards[samples.verified]),
             **_interval(accuracy, numbers),
             finished_share=float(samples.finished.mean()),
             maj_at_k=at_k[-1].maj_at_k if at_k else math.nan,
@@ -255,7 +273,7 @@ def set_results(name: str, samples: SampleColumns, tables: bool = True) -> SetRe
             **quality,
         ),
         at_k=at_k,
-        cost=accuracy_against_tokens(problems) if tables and problems else [],
+        cost=accuracy_against_tokens(problems) if tables and problems and samples.votes else [],
         accuracy_by_problem=accuracy,
         verified_by_problem=numbers,
     )
@@ -282,10 +300,9 @@ def average(sets: Sequence[SetResults]) -> Figures:
     return Figures(**values)
 
 
-def _accuracy(samples: SampleColumns) -> float:
+def _mean32(values: Shaped[np.ndarray, "samples"]) -> float:
     """In float32, like the rewards of a training batch, whose accuracy has then the same digits."""
-    rewards = samples.correct[samples.verified].astype(np.float32)
-    return float(rewards.mean()) if len(rewards) else math.nan
+    return float(values.astype(np.float32).mean()) if len(values) else math.nan
 
 
 def _interval(
@@ -352,15 +369,15 @@ def _sizes(samples: int, tables: bool) -> list[int]:
     return sorted({*powers_of_two(samples), samples}) if tables else [samples]
 
 
-def _at_k(problems: Sequence[ProblemSamples], k: int) -> AtK:
+def _at_k(problems: Sequence[ProblemSamples], k: int, votes: bool) -> AtK:
     scored = problems[0].scores is not None
-    majority = maj_at_k(problems, k)
-    weighted = weighted_maj_at_k(problems, k) if scored else None
+    majority = maj_at_k(problems, k) if votes else None
+    weighted = weighted_maj_at_k(problems, k) if scored and votes else None
     return AtK(
         k=k,
         pass_at_k=pass_at_k(problems, k).value,
-        maj_at_k=majority.value,
-        maj_error=majority.standard_error,
+        maj_at_k=majority.value if majority else math.nan,
+        maj_error=majority.standard_error if majority else math.nan,
         weighted_at_k=weighted.value if weighted else math.nan,
         weighted_error=weighted.standard_error if weighted else math.nan,
         best_of_k=best_of_k(problems, k).value if scored else math.nan,

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.verification import load_verifier
+from actors.checking import refuse_unusable
+from actors.verification import can_vote
 from orchestrator.cluster.bundles import bundles_without_learner
 from orchestrator.cluster.nodes import connect, planned_nodes
 from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
@@ -77,7 +78,7 @@ def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalRe
     refuse_unusable_folder(folder, "folder (-o) or dir")
     uri = tracking_uri(config.tracking.uri, config.dir)
     Server(uri)  # refuses an unusable address before hours of work
-    load_verifier(config.verification.verifier)
+    refuse_unusable(config.verification.verifier_texts)
     with contextlib.ExitStack() as hold:  # an engine that restarts reads the model again
         return _evaluate(prepare(config, uri, progress.say, hold), uri, progress)
 
@@ -140,7 +141,7 @@ class EvalSession:
             self.progress.start("sampling", drawn + left, drawn)
             score, temperature = self.prepared.score, self.config.temperature
             draw(pools, parts, file, temperature, score, self.progress.advance)
-            return classify(pools.verifiers, file.samples), pools.undecided
+            return self._classified(pools, file.samples)
         finally:
             pools.stop()
 
@@ -155,12 +156,17 @@ class EvalSession:
                 token_ids = prepared.stored_token_ids
                 self.progress.start("scoring", len(token_ids))
                 samples = rescore(pools, samples, token_ids, prepared.score, self.progress.advance)
-            return classify(pools.verifiers, samples), pools.undecided
+            return self._classified(pools, samples)
         finally:
             pools.stop()
 
+    def _classified(self, pools: EvalPools, samples: Sequence[EvalSample]) -> tuple[list[EvalSample], int]:
+        """Samples with the classes of their answers, and the comparisons that timed out or failed."""
+        samples = classify(pools.verifiers, samples, self.config.verification.verifier_text)
+        return samples, pools.undecided
+
     def _start(self, engines: bool) -> EvalPools:
-        names = ["rollout (vLLM)"] * engines + [f"verification ({self.config.verification.verifier})"]
+        names = ["rollout (vLLM)"] * engines + [f"verification ({self.config.verification.verifier_name})"]
         self.progress.say(f"starting the pools: {', '.join(names)}")
         settings = self.prepared.engine_settings() if engines else None
         rollout = self.config.rollout if engines else None
@@ -200,7 +206,8 @@ def _conclude(prepared: PreparedEvaluation, samples: list[EvalSample], undecided
     by_set: dict[str, list[EvalSample]] = {}
     for sample in samples:
         by_set.setdefault(sample.set, []).append(sample)
-    found = [set_results(name, columns_of(group)) for name, group in by_set.items()]
+    votes = can_vote(prepared.config.verification.verifier_text)
+    found = [set_results(name, columns_of(group, votes)) for name, group in by_set.items()]
     model = prepared.model
     results = EvalResults(
         folder=prepared.folder,

@@ -50,6 +50,10 @@ class EvalSample:
     """NaN when unfinished or without a score."""
     detail: str = ""
     """Why it has its status: the verdict's explanation."""
+    reward: float | None = None
+    """0 to 1; None where the check timed out or failed, and in files of earlier versions."""
+    parts: dict[str, float] | None = None
+    """What the reward is made of."""
 
     @property
     def has_vote(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from actors.verification import load_verifier
+from actors.checking import refuse_unusable
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.micro_batches import plan_micro_batches, split_mini_batches
 from orchestrator.algorithm.schedule import Schedule
@@ -73,7 +73,7 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
     with local_cache_only() if offline else nullcontext():
         inputs = read_inputs(config)
         size = None if inputs.tokens is None else model_size(config.model.path)
-    load_verifier(config.verification.verifier)
+    refuse_unusable(config.verification.verifier_texts)
     batch = plan_batch(config)
     phases, warnings = plan_schedule(config)
     c_ref: list[str] = []

@@ -4,6 +4,7 @@ In: `Group`s, each a problem and the samples to draw. Out: a `Batch` of `Checked
 trajectories and texts, and with length, score and verdict of every sample.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, to_table
-from orchestrator.messages.verdicts import Status, Verdict
+from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 from orchestrator.pools.events import run_until
 from orchestrator.pools.pool import Pool, Task
 from orchestrator.storage.files import atomically
@@ -73,7 +74,9 @@ class Batch:
     group: Int32[np.ndarray, "samples"]
     """Index of the sample's group in `groups`."""
     rewards: Float32[np.ndarray, "samples"]
-    """1 for a correct sample, else 0."""
+    """0 to 1; 0 stands where `verified` is False."""
+    correct: Bool[np.ndarray, "samples"]
+    """Whether the reward is above `loss.correct_above`."""
     verified: Bool[np.ndarray, "samples"]
     """False where the check timed out or failed: it is neither right nor wrong, and not trained on."""
     finished: Bool[np.ndarray, "samples"]
@@ -99,7 +102,8 @@ class Batch:
     @property
     def accuracy(self) -> float:
         """Share of correct samples among the verified ones; NaN when none is verified."""
-        return float(self.rewards[self.verified].mean()) if self.verified.any() else float("nan")
+        correct = self.correct[self.verified].astype(np.float32)
+        return float(correct.mean()) if len(correct) else float("nan")
 
     def count(self, status: Status) -> int:
         """Samples with this status."""
@@ -174,7 +178,7 @@ class Collection:
             "verify",
             texts,
             summary.finished.tolist(),
-            group.problem.reference,
+            group.problem,
             context=(number, group),
             remake=partial(self._generate, number),
             done=self._keep,
@@ -207,14 +211,15 @@ def to_batch(groups: Sequence[CheckedGroup]) -> Batch:
     """Lay out the values of all samples, one group after another."""
     summaries = [group.summary for group in groups]
     sizes = [len(summary.lengths) for summary in summaries]
-    statuses = [verdict.status for group in groups for verdict in group.verdicts]
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
     lengths = np.concatenate([summary.lengths for summary in summaries])
     prompt_lengths = np.repeat(np.array([summary.prompt_tokens for summary in summaries], np.int32), sizes)
     return Batch(
         groups=list(groups),
         group=np.repeat(np.arange(len(groups), dtype=np.int32), sizes),
-        rewards=np.array([status is Status.CORRECT for status in statuses], np.float32),
-        verified=np.array([status not in (Status.TIMEOUT, Status.ERROR) for status in statuses], bool),
+        rewards=np.array([verdict.reward or 0.0 for verdict in verdicts], np.float32),
+        correct=np.array([verdict.status is Status.CORRECT for verdict in verdicts], bool),
+        verified=np.array([verdict.status not in UNJUDGED for verdict in verdicts], bool),
         finished=np.concatenate([summary.finished for summary in summaries]),
         z_logprobs=np.concatenate([summary.z_logprobs for summary in summaries]),
         lengths=lengths,
@@ -234,10 +239,7 @@ def save_rollouts(
     Raises:
         ray.exceptions.ObjectLostError: Tokens or texts were lost with a node.
     """
-    columns = sample_columns(batch, scores) | {
-        "reward": batch.rewards,
-        "advantage": advantages.astype(np.float32),
-    }
+    columns = sample_columns(batch, scores) | {"advantage": advantages.astype(np.float32)}
     _write(path, batch, columns, [group.trajectories for group in batch.groups])
 
 
@@ -258,13 +260,15 @@ def save_samples(path: Path, batch: Batch, scores: Float32[np.ndarray, "samples"
 
 
 def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) -> dict[str, Any]:
-    """Problem, verdict and score of each sample, as columns of a table. The score is NaN where missing."""
+    """Problem, verdict and score of each sample, as columns of a table. A missing number is NaN."""
     problems = [batch.groups[number].problem for number in batch.group]
     return {
         "problem_id": [problem.id for problem in problems],
         "problem": [problem.text for problem in problems],
         "reference": [problem.reference for problem in problems],
         "status": [str(verdict.status) for verdict in batch.verdicts],
+        "reward": np.where(batch.verified, batch.rewards, np.float32(np.nan)),
+        "parts": [json.dumps(dict(verdict.parts)) if verdict.parts else None for verdict in batch.verdicts],
         "answer": [verdict.answer for verdict in batch.verdicts],
         "detail": [verdict.detail for verdict in batch.verdicts],
         "score": np.full(len(batch.rewards), np.nan, np.float32) if scores is None else scores,

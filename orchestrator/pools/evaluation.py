@@ -31,7 +31,9 @@ class EvalPools:
             lambda index: self.placement.engine(RolloutWorker, index, engine),
             config.rollout.num_engines if engine is not None else 0,
         )
-        self.verifiers = verification_pool(self.placement, config.verification)
+        self.verifiers = verification_pool(
+            self.placement, config.verification, correct_above=config.correct_above
+        )
 
     def wait_ready(self) -> None:
         """Block until every actor can work.

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from ray import ObjectRef
 
 from orchestrator.messages.batches import StepSums, StreamedRound, TrainBatch
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
@@ -59,10 +60,10 @@ class VerifierHandle(WorkerHandle, Protocol):
     """A worker of the verification pool: `VerificationWorker`."""
 
     @property
-    def verify(self) -> RemoteMethod[[list[str], list[bool], str], list[Verdict]]: ...
+    def verify(self) -> RemoteMethod[[list[str], list[bool], Problem], list[Verdict]]: ...
 
     @property
-    def pool_answers(self) -> RemoteMethod[[list[str]], list[int]]: ...
+    def pool_answers(self) -> RemoteMethod[[list[str], str | None], list[int]]: ...
 
     @property
     def pooling_stats(self) -> RemoteMethod[[], dict[str, int]]: ...

@@ -3,15 +3,22 @@
 In: settings and where to start actors. Out: `Pool`s. Both kinds of run so have the same limits.
 """
 
-from collections.abc import Callable
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from ray import ObjectRef
 
+from actors.budget import BudgetShare
+from actors.checking import runs_many
 from actors.verification import VerificationWorker
 from orchestrator.cluster.placement import Placement
 from orchestrator.config.engine import EngineConfig
-from orchestrator.config.training import VerificationConfig
+from orchestrator.config.verification import VerificationConfig
 from orchestrator.messages.requests import EngineSettings
+from orchestrator.messages.verdicts import CORRECT_ABOVE
 from orchestrator.pools.handles import EngineHandle
 from orchestrator.pools.pool import MAX_RESTARTS, Pool
 
@@ -23,6 +30,10 @@ The other groups wait on the driver, so that an engine that starts later can tak
 
 VERIFIER_TASKS = 2
 """Groups that one verifier holds at a time: it checks one, and does not have to wait for the next one."""
+
+
+CONCURRENT_GROUPS = 16
+"""The same where a verifier is `async`: it waits for a network, with many checks in flight."""
 
 
 def engine_settings(
@@ -82,7 +93,11 @@ def rollout_pool(
 
 
 def verification_pool(
-    placement: Placement, settings: VerificationConfig, worker: type = VerificationWorker
+    placement: Placement,
+    settings: VerificationConfig,
+    worker: type = VerificationWorker,
+    correct_above: float = CORRECT_ABOVE,
+    others: Sequence[str] = (),
 ) -> Pool:
     """The pool of verifiers, each in its own bundle.
 
@@ -90,10 +105,17 @@ def verification_pool(
         placement: Starts the actors.
         settings: The section `verification`.
         worker: The class that runs as an actor.
+        correct_above: A reward above it is called correct.
+        others: Canonical texts of the verifiers that sources name.
     """
-    return Pool(
-        "verification",
-        lambda index: placement.verifier(worker, index, settings.verifier, settings.timeout_s),
-        settings.num_workers,
-        VERIFIER_TASKS,
-    )
+    texts = list(dict.fromkeys([*settings.verifier_texts, *others]))
+    groups = CONCURRENT_GROUPS if any(map(runs_many, texts)) else VERIFIER_TASKS
+    folder = Path(tempfile.gettempdir()) / f"laser-budget-{uuid.uuid4().hex}"
+
+    def spawn(index: int) -> Any:
+        # A replaced worker is in the same bundle, and so finds what the former one has spent.
+        share = BudgetShare(folder, index, settings.num_workers)
+        arguments = texts[0], settings.timeout_s, 20_000, correct_above, texts[1:], share
+        return placement.verifier(worker, index, groups, *arguments)
+
+    return Pool("verification", spawn, settings.num_workers, groups)

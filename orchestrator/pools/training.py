@@ -231,7 +231,9 @@ class Pools:
         check_shared_folders(
             self.config.folder, self.settings.model_path, self.placement.nodes(), self.config.run.remote
         )
-        self.verifiers = verification_pool(self.placement, self.config.verification, self.workers.verifier)
+        self.verifiers = verification_pool(
+            self.placement, self.config.verification, self.workers.verifier, self.config.loss.correct_above
+        )
         if self.colocated:
             self.learners = self._start_learners()
             self._release_learners()  # before an engine measures the free memory

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from jaxtyping import Bool, Float32
 
+from actors.verification import can_vote
 from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.evaluation.answers import pool_answers
 from orchestrator.evaluation.figures import SampleColumns, SetResults, set_results
@@ -47,19 +48,23 @@ def evaluate_held_out(session: Session) -> dict[str, float] | None:
     if not groups:
         return None
     batch = session.collect(groups)
+    default = session.config.verification.verifier_text
+    verifiers = [group.problem.verifier or default for group in batch.groups]
     with session.stop.interruptible():
-        classes = pool_answers(session.pools.verifiers, [group.verdicts for group in batch.groups])
+        verdicts = [group.verdicts for group in batch.groups]
+        classes = pool_answers(session.pools.verifiers, verdicts, verifiers)
     # The service has no reference model, so an evaluation scores with the one c_ref too.
     scores = session.scores(batch, session.constant_reference(batch))
     if scores is not None and (broken := batch.finished & ~np.isfinite(scores)).any():
         session.note(f"{int(broken.sum())} scores of {name} are not finite, and left out of its figures")
         scores = np.where(broken, np.float32(np.nan), scores)
-    figures = held_out_figures(set_results(name, columns_of_batch(batch, scores, classes), tables=False))
+    columns = columns_of_batch(batch, scores, classes, votes=all(map(can_vote, set(verifiers))))
+    figures = held_out_figures(set_results(name, columns, tables=False))
     histogram = None
     drawn = batch.scored if scores is None else batch.scored & np.isfinite(scores)
     if scores is not None and drawn.any():
         title = f"{name}, step {session.step}"
-        histogram = score_figure(scores[drawn], batch.rewards[drawn] > 0, title)
+        histogram = score_figure(scores[drawn], batch.correct[drawn], title)
     file = f"{short_name(name, SET_NAME_BYTES)}-{session.step:06d}.parquet"
     save_samples(session.config.folder / "evaluations" / file, batch, scores)
     table = sampled_solutions(batch, scores, session.config.tracking.sampled_solutions)
@@ -76,13 +81,17 @@ def is_evaluated(session: Session) -> bool:
 
 
 def columns_of_batch(
-    batch: Batch, scores: Float32[np.ndarray, "samples"] | None, classes: Sequence[Sequence[int]]
+    batch: Batch,
+    scores: Float32[np.ndarray, "samples"] | None,
+    classes: Sequence[Sequence[int]],
+    votes: bool = True,
 ) -> SampleColumns:
     """What the figures depend on, of a batch.
 
     Args:
         scores: Self-reward of each sample, NaN where unfinished; None without a score.
         classes: Of the answers to each problem, as `pool_answers` numbers them.
+        votes: As in `SampleColumns`.
     """
     kinds = np.array([group.problem.kind or "" for group in batch.groups])
     return SampleColumns(
@@ -93,6 +102,8 @@ def columns_of_batch(
         score=np.full(len(batch.rewards), np.nan, np.float32) if scores is None else scores,
         finished=batch.finished,
         tokens=batch.lengths,
+        rewards=batch.rewards,
+        votes=votes,
     )
 
 

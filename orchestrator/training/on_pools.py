@@ -34,7 +34,7 @@ def train_on_pools(
     context: RunContext,
 ) -> dict[str, Any]:
     """Start the pools on these nodes, train, stop the pools. Returns the run's summary."""
-    names = f"rollout (vLLM), verification ({config.verification.verifier}), learning (DeepSpeed ZeRO-3)"
+    names = f"rollout (vLLM), verification ({config.verification.verifier_name}), learning (DeepSpeed ZeRO-3)"
     progress.say(f"starting the pools: {names}")
     stop = Stop(progress.say)
     with contextlib.ExitStack() as stack:

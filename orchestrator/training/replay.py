@@ -6,6 +6,7 @@ do.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.messages.batches import StepSums
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import read_groups
-from orchestrator.messages.verdicts import Status, Verdict
+from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 from orchestrator.pools.collect import Batch, CheckedGroup, to_batch
 from orchestrator.pools.ranks import learner_settings, start_ranks
 from orchestrator.storage.card import SelfRewardCard
@@ -65,16 +66,21 @@ def load_batch(path: Path) -> tuple[Batch, int]:
         )
     packed, table = read_groups(path)
     rows = table.select(
-        ["group", "problem_id", "problem", "reference", "status", "answer", "response"]
+        ["group", "problem_id", "problem", "reference", "status", "reward", "answer", "response"]
     ).to_pylist()
     groups = []
     for number, trajectories in enumerate(packed):
         mine = [row for row in rows if row["group"] == number]
         problem = Problem.from_text(*(mine[0][name] for name in ("problem_id", "problem", "reference")))
-        verdicts = [Verdict(Status(row["status"]), row["answer"]) for row in mine]
+        verdicts = [_verdict_of(row) for row in mine]
         texts = ray.put([row["response"] for row in mine])
         groups.append(CheckedGroup(problem, ray.put(trajectories), texts, trajectories.summary(), verdicts))
     return to_batch(groups), int(name[1])
+
+
+def _verdict_of(row: Mapping[str, Any]) -> Verdict:
+    status = Status(row["status"])
+    return Verdict(status, row["answer"], reward=None if status in UNJUDGED else row["reward"])
 
 
 def replay(config: RunConfig, path: Path) -> Replay:

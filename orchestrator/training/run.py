@@ -1,7 +1,6 @@
 """A training run from its configuration to its summary: prepare, claim the folder, train, clean up."""
 
 import contextlib
-import inspect
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from actors.verification import load_verifier
+from actors.checking import refuse_unusable
 from orchestrator.cluster.nodes import Resources, connect, planned_nodes
 from orchestrator.config.resume import saved_settings, with_kept_verifier
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
@@ -19,7 +18,6 @@ from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.fingerprints import (
     Sources,
     changed_sources,
-    files_print,
     from_tree,
     refuse_changed_sources,
     saved_sources,
@@ -38,11 +36,10 @@ from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
 from orchestrator.training.preparation import PreparedRun, prepare
 from orchestrator.training.stopping import StopRequested
+from orchestrator.training.verifier_files import changed_verifiers, own_verifiers
 
 if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
-
-VERIFIER = "verification.verifier"
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,12 @@ def train(
 def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> PreparedRun:
     """Refuse what can be refused before anything starts, and load what the run reads."""
     _refuse_other_rank_count(config, checkpoints)
-    verifier = load_verifier(config.verification.verifier)
+    refuse_unusable(config.verification.verifier_texts)
     prepared = prepare(config)
-    prepared.sources.update(_own_verifier(config.verification.verifier, verifier))
+    prepared.sources.update(own_verifiers(config.verification.verifier_texts))
     _refuse_other_sources(config, context, checkpoints, prepared.sources)
     context.place(config, planned_nodes)
     return prepared
-
-
-def _own_verifier(import_path: str, verifier: Any) -> Sources:
-    """The fingerprint of the file with a verifier of the user's own."""
-    file = inspect.getsourcefile(inspect.unwrap(verifier)) if inspect.isroutine(verifier) else None
-    if file is None or import_path.startswith(("actors.", "orchestrator.")):
-        return {}
-    return {VERIFIER: files_print(import_path, Path(file).parent, [Path(file).name])}
 
 
 def _refuse_other_sources(
@@ -134,10 +123,7 @@ def _refuse_other_sources(
         )
         return
     before = from_tree(start[1].sources)
-    edited = changed_sources({VERIFIER: before.pop(VERIFIER)}, sources) if VERIFIER in before else {}
-    checkpoints.notes += [
-        f"{VERIFIER}: {change}: rewards may differ from now on" for change in edited.values()
-    ]
+    checkpoints.notes += changed_verifiers(before, sources)
     refuse_changed_sources(str(config.folder), before, sources)
 
 

@@ -1,14 +1,14 @@
 """The metrics of one training step, from what the driver knows of the batch and what the ranks summed up."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 
 from orchestrator.algorithm.metrics import self_verification
 from orchestrator.messages.batches import StepSums
-from orchestrator.messages.verdicts import Status
+from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Batch
 
 
@@ -62,11 +62,21 @@ def _rate(amount: float, seconds: float) -> float:
 def _batch_metrics(batch: Batch) -> dict[str, float]:
     return {
         "train/accuracy": batch.accuracy,
+        "train/reward": _mean(batch.rewards[batch.verified]),
         "train/response_tokens": float(batch.lengths.mean()),
         "train/finished_share": float(batch.finished.mean()),
         "verify/timeouts": float(batch.count(Status.TIMEOUT)),
         "verify/errors": float(batch.count(Status.ERROR)),
-    }
+    } | part_means(batch.verdicts)
+
+
+def part_means(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """The mean of each part of the rewards, over the samples that have it: `reward/<part>`."""
+    values: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        for name, value in verdict.parts.items():
+            values.setdefault(f"reward/{name}", []).append(value)
+    return {name: float(np.mean(values[name])) for name in sorted(values)}
 
 
 def _importance_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
@@ -99,7 +109,7 @@ def _loss_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:
 def _score_metrics(
     batch: Batch, scores: Float32[np.ndarray, "samples"], sums: Sequence[StepSums]
 ) -> dict[str, float]:
-    correct: Bool[np.ndarray, samples] = batch.rewards > 0
+    correct = batch.correct
     agreement = self_verification(
         scores[batch.verified], correct[batch.verified], batch.finished[batch.verified]
     )

@@ -93,7 +93,7 @@ def make_train_batch(
     Args:
         streamed: What the ranks have learned of the first mini-batch already.
     """
-    weights = class_weights(torch.from_numpy(batch.rewards), torch.from_numpy(batch.scored)).numpy()
+    weights = class_weights(torch.from_numpy(batch.correct).float(), torch.from_numpy(batch.scored)).numpy()
     alpha = self_reward_weight(config, step)
     learned = has_policy_term(config, advantages) | ((weights > 0) & (alpha > 0))
     done = np.zeros(len(learned), bool) if streamed is None else streamed.learned

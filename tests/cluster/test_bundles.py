@@ -208,7 +208,7 @@ def test_actors_live_in_the_bundle_of_their_pool(placement):
         ("rank", 1, group, "1"),
     ]
     assert free_shares(group, [0.0, 0.5, 0.25, 0.25]) == [0.0, 0.5, 0.25, 0.25]
-    others = [placement.engine(Where, 0, "engine"), placement.verifier(Where, 1, "verifier")]
+    others = [placement.engine(Where, 0, "engine"), placement.verifier(Where, 1, 2, "verifier")]
     assert ray.get([other.seen.remote() for other in others], timeout=60) == [
         ("engine", group, "1"),
         ("verifier", group, "1"),

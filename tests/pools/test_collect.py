@@ -80,18 +80,18 @@ class Echo:
         packed = pack(request.prompt_ids, samples)
         return packed, [str(seed) for seed in seeds], packed.summary()
 
-    def verify(self, texts, finished, reference):
+    def verify(self, texts, finished, problem):
         assert finished == [True] * len(texts)
-        return [Verdict(CORRECT if text == reference else WRONG, text) for text in texts]
+        return [Verdict(CORRECT if text == problem.reference else WRONG, text) for text in texts]
 
 
 class LosesOnce(Echo):
     """As if the node with the texts of the first group had died."""
 
-    def verify(self, texts, finished, reference):
+    def verify(self, texts, finished, problem):
         if next(self.calls) == 0:
             raise ObjectLostError("ff" * 28, "", "")
-        return super().verify(texts, finished, reference)
+        return super().verify(texts, finished, problem)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -13,6 +13,7 @@ from actors.deadline import DeadlineExecutor
 from actors.pooling import PLAIN_EQUALITY, AnswerComparer
 from actors.verification import VerificationWorker
 from orchestrator.algorithm.voting import majority_vote, pooled_votes, vote_weights
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status
 from orchestrator.serving.requests import Adaptive, Vote
 from orchestrator.serving.solutions import Solution
@@ -60,7 +61,9 @@ def voted(request, comparer, texts=TEXTS, scores=SCORES):
 @pytest.mark.parametrize("kind", ["weighted", "majority"])
 def test_the_vote_is_that_of_an_evaluation_of_the_same_samples(comparer, kind, reference):
     with closing(VerificationWorker()) as worker:
-        verdicts = worker.verify(TEXTS, [score is not None for score in SCORES], reference)
+        verdicts = worker.verify(
+            TEXTS, [score is not None for score in SCORES], Problem.from_text("p", "?", reference)
+        )
         wrong = worker.pool_answers(
             [verdict.answer for verdict in verdicts if verdict.status == Status.WRONG]
         )

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from actors.pooling import AnswerComparer, AnswerPool
 from actors.verification import PLAIN_VERIFIER, VerificationWorker
+from orchestrator.config.verifiers import verifier_text
 from orchestrator.evaluation.answers import number_answers, pool_answers, wrong_answers
 from orchestrator.evaluation.figures import set_results
 from orchestrator.evaluation.run import evaluate, load_eval
@@ -243,7 +244,13 @@ def test_training_and_laser_eval_give_equal_figures_for_equal_samples(verifiers,
     groups = {reference: [] for reference in SCORED_RESPONSES}
     for reference, responses in SCORED_RESPONSES.items():
         texts, ended = zip(*((text, not math.isnan(score)) for text, score in responses), strict=True)
-        verifiers.submit("verify", list(texts), list(ended), reference, context=reference)
+        verifiers.submit(
+            "verify",
+            list(texts),
+            list(ended),
+            Problem.from_text(reference, "?", reference),
+            context=reference,
+        )
     for _, task, verdicts in finished(verifiers):
         ended = [not math.isnan(score) for _, score in SCORED_RESPONSES[task.context]]
         samples = [(*pair, 10 + place) for place, pair in enumerate(zip(verdicts, ended, strict=True))]
@@ -256,7 +263,9 @@ def test_training_and_laser_eval_give_equal_figures_for_equal_samples(verifiers,
     scores = np.array(
         [score for responses in SCORED_RESPONSES.values() for _, score in responses], np.float32
     )
-    classes = pool_answers(verifiers, [one.verdicts for one in batch.groups])
+    classes = pool_answers(
+        verifiers, [one.verdicts for one in batch.groups], [verifier_text(PLAIN_VERIFIER)] * len(batch.groups)
+    )
     trained = held_out_figures(set_results("set", columns_of_batch(batch, scores, classes), tables=False))
 
     file = SampleFile(tmp_path)

@@ -1,0 +1,139 @@
+"""The child processes of a verification worker: one for each verifier in use.
+
+In: a verifier's settings, responses, a problem. Out: what each check returned or raised, and its seconds.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from actors.budget import SHARE_VARIABLE, BudgetShare
+from actors.concurrent import ConcurrentExecutor
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor
+from actors.verifiers.loading import loaded_verifier
+from orchestrator.config.verifiers import (
+    JudgeSettings,
+    VerifierSettings,
+    parts_of,
+    settings_of_text,
+    settings_text,
+)
+from orchestrator.messages.problems import Problem
+
+RUN_CHECK = "actors.verifiers.loading:run_check"
+WARM_UP = Problem.from_text("warm-up", "", r"\frac12")
+WARM_UP_RESPONSE = r"\boxed{\frac{\sqrt{4}}{4}}"
+"""A check that imports all that checks import."""
+
+OWN_IN_FLIGHT = 64
+"""Checks of a user's `async` verifier at a time in one worker."""
+
+
+def refuse_unusable(texts: Iterable[str]) -> None:
+    """Refuse verifiers that cannot be used: before anything starts.
+
+    Args:
+        texts: Canonical texts of verifiers.
+
+    Raises:
+        ConfigError: One cannot be imported, does not say what its second argument is, refuses its settings,
+            or does not work on this machine.
+    """
+    for text in dict.fromkeys(texts):
+        for part in parts_of(settings_of_text(text)):
+            loaded_verifier(settings_text(part))
+
+
+def runs_many(text: str) -> bool:
+    """Whether a verifier is `async`: then one worker has many checks at a time."""
+    return any(loaded_verifier(settings_text(part)).is_async for part in parts_of(settings_of_text(text)))
+
+
+class CheckPools:
+    """Child processes by verifier; the first check of a verifier starts its child. Threads may share it.
+
+    Args:
+        timeout_s: Seconds that a check may take, where its settings do not say.
+        share: Of a judge's budget; None makes one of its own.
+    """
+
+    def __init__(self, timeout_s: float, share: BudgetShare | None = None) -> None:
+        self._timeout_s = timeout_s
+        self._share = share
+        self._children: dict[str, DeadlineExecutor | ConcurrentExecutor] = {}
+        self._turns: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def start(self, settings: VerifierSettings) -> DeadlineExecutor | ConcurrentExecutor:
+        """The child of a verifier, started unless it runs. One child serves all settings of one name.
+
+        Raises:
+            ConfigError: The verifier cannot be used here, or the child did not start.
+        """
+        with self._lock:
+            child = self._children.get(settings.name)
+            if child is None:
+                text = settings_text(settings)
+                warm_up = (text, WARM_UP_RESPONSE, WARM_UP)
+                if loaded_verifier(text).is_async:
+                    in_flight = settings.in_flight if isinstance(settings, JudgeSettings) else OWN_IN_FLIGHT
+                    variables = {} if self._share is None else {SHARE_VARIABLE: self._share.text()}
+                    child = ConcurrentExecutor(RUN_CHECK, in_flight, warm_up, variables)
+                else:
+                    child = DeadlineExecutor(RUN_CHECK, self._timeout_s, warm_up)
+                self._children[settings.name] = child
+                self._turns[settings.name] = threading.Lock()
+            return child
+
+    def check(
+        self, settings: VerifierSettings, responses: Sequence[str], problem: Problem
+    ) -> list[tuple[Any, float]]:
+        """What each check returned, or the error that it ended with, and its seconds.
+
+        A check past its deadline is a `TimeoutError`.
+        """
+        child, text = self.start(settings), settings_text(settings)
+        timeout_s = settings.timeout_s or self._timeout_s
+        if isinstance(child, ConcurrentExecutor):
+            return _all_at_once(child, [(text, response, problem) for response in responses], timeout_s)
+        timed = []
+        with self._turns[settings.name]:  # a group after another, so that `seconds` is the check's own
+            for response in responses:
+                started = time.perf_counter()
+                outcome = _outcome(partial(child.call, text, response, problem, timeout_s=timeout_s))
+                timed.append((outcome, time.perf_counter() - started))
+        return timed
+
+    def close(self) -> None:
+        """Kill the children."""
+        with self._lock:
+            for child in self._children.values():
+                child.close()
+
+
+def _all_at_once(
+    child: ConcurrentExecutor, calls: Sequence[tuple[Any, ...]], timeout_s: float
+) -> list[tuple[Any, float]]:
+    started = time.perf_counter()
+    ends: dict[int, float] = {}
+
+    def note_end(number: int, future: Any) -> None:
+        ends[number] = time.perf_counter()
+
+    futures = [child.submit(*arguments, timeout_s=timeout_s) for arguments in calls]
+    for number, future in enumerate(futures):
+        future.add_done_callback(partial(note_end, number))
+    outcomes = [_outcome(future.result) for future in futures]
+    now = time.perf_counter()
+    return [(outcome, ends.get(number, now) - started) for number, outcome in enumerate(outcomes)]
+
+
+def _outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except DeadlineExceeded as error:
+        return TimeoutError(str(error))
+    except (ChildDied, CallFailed) as error:
+        return error
