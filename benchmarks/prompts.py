@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.messages.problems import Problem
 from orchestrator.data.prompts import PromptSet, render_prompt
+from orchestrator.messages.problems import Problem
 
 BASE = Path(__file__).parents[1] / "experiments/quickstart/base"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -64,7 +64,7 @@ def make_problems(count: int) -> list[Problem]:
         " ".join(part.format(*(draw.randint(1, 999) for _ in range(3))) for part in draw.choices(PARTS, k=3))
         for _ in range(count)
     )
-    return [Problem(str(line), text, "1", None, line) for line, text in enumerate(texts, 1)]
+    return [Problem.from_text(str(line), text, "1", line=line) for line, text in enumerate(texts, 1)]
 
 
 def one_by_one(chat: ChatEncoder, problems: Sequence[Problem]) -> list[list[int]]:

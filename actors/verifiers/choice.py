@@ -107,4 +107,4 @@ class ChoiceVerifier:
 
 def _words_of(stated: str) -> set[str]:
     """Capitals that are words of a sentence: `A dog`, `I think`."""
-    return set(re.findall(r"(?<![\w'])([AI])(?=\s+[a-z])", stated))
+    return set(re.findall(r"(?<![\w'])([AI])(?=\s+(?!or\b|and\b)[a-z])", stated))

@@ -68,31 +68,34 @@ class JudgeVerifier:
         self._client: httpx.AsyncClient | None = None
         self._room: asyncio.Semaphore | None = None
         self._away_until = 0.0
+        self._given_up_until = 0.0
         self._ledger: JudgeBudget | None = None
 
     async def __call__(self, response: str, problem: Problem) -> Verdict:
         prompt = self._prompt(response, problem)
+        best = self.settings.best_score
         reason = ""
         for number in range(self.settings.tries):
+            pause_s = self._pause(number)
             try:
                 reply = await self._ask(prompt)
+                mark = self._mark(reply)
+                if mark is not None:
+                    detail = f"mark {mark:g} of {best:g}: {_short(reply)}"
+                    return Verdict(Status.WRONG, None, detail, reward=mark / best)
+                reason = f"its reply holds no mark from 0 to {best:g}: {_short(reply)}"
             except _Failed as error:
                 reason = str(error)
                 if not error.again:
                     break
-            else:
-                mark = self._mark(reply)
-                if mark is not None:
-                    self._away_until = 0.0
-                    reward = mark / self.settings.best_score
-                    detail = f"mark {mark:g} of {self.settings.best_score:g}: {_short(reply)}"
-                    return Verdict(Status.WRONG, None, detail, reward=reward)
-                reason = f"its reply holds no mark from 0 to {self.settings.best_score:g}: {_short(reply)}"
-                error = _Failed(reason, again=True)
-            if time.monotonic() < self._away_until:
+                if error.pause_s is not None:
+                    pause_s = min(error.pause_s, LONGEST_PAUSE_S) * random.uniform(1.0, 1.25)
+            was_away = time.monotonic() < self._away_until
+            if was_away and number + 1 == self.settings.tries:
+                self._given_up_until = time.monotonic() + AWAY_S
+            if number + 1 == self.settings.tries or time.monotonic() < self._given_up_until:
                 break
-            if number + 1 < self.settings.tries:
-                await asyncio.sleep(self._pause(number, error.pause_s))
+            await asyncio.sleep(pause_s)
         return Verdict(Status.ERROR, None, f"judge {self.settings.model}: {reason}")
 
     async def _ask(self, prompt: str) -> str:
@@ -123,7 +126,8 @@ class JudgeVerifier:
                     },
                 )
             except httpx.HTTPError as error:
-                self._away_until = time.monotonic() + AWAY_S if self._is_away(error) else 0.0
+                if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                    self._away_until = time.monotonic() + AWAY_S
                 raise _Failed(f"{type(error).__name__}: {error}", again=True) from error
         return self._reply(answer, most)
 
@@ -145,9 +149,6 @@ class JudgeVerifier:
             raise _Failed("its reply has no text", again=True)
         return text
 
-    def _is_away(self, error: httpx.HTTPError) -> bool:
-        return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(self.settings.key_variable)
         return {"Authorization": f"Bearer {key}"} if key else {}
@@ -160,10 +161,8 @@ class JudgeVerifier:
             return None
         return mark if mark is not None and 0 <= mark <= self.settings.best_score else None
 
-    def _pause(self, number: int, asked_s: float | None) -> float:
+    def _pause(self, number: int) -> float:
         """Seconds before the next request, drawn at random so that checks do not ask all at once."""
-        if asked_s is not None:
-            return min(asked_s, LONGEST_PAUSE_S) * random.uniform(1.0, 1.25)
         return min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
     def _budget(self) -> JudgeBudget:

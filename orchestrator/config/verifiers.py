@@ -113,8 +113,12 @@ class CodeSettings(VerifierSettings):
     """A Python program that passes the row's tests, in a process with limits."""
 
     name: Literal["code"]
+    timeout_s: PositiveFloat | None = 60.0
+    """Seconds for all tests of a program."""
     tests_field: Text | None = None
     """Field of the row with the tests; null takes the reference."""
+    setup_field: Text | None = None
+    """Field of the row with code that runs before the program, such as imports."""
     graded: bool = False
     """Whether the reward is the share of tests that pass; otherwise all must."""
     cpu_s: PositiveFloat = 5.0
@@ -133,6 +137,8 @@ class JudgeSettings(VerifierSettings):
     """A language model that marks the response, behind an OpenAI-compatible endpoint."""
 
     name: Literal["judge"]
+    timeout_s: PositiveFloat | None = 120.0
+    """Seconds of one check, with all its tries."""
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
     """Address of the endpoint, such as http://judge:8000/v1."""
     model: Text

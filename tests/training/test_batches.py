@@ -78,7 +78,7 @@ class FakeSession:
     def draw(self, step):
         self.given.append((step, self.step))
         numbers = range(step * PROMPTS, (step + 1) * PROMPTS)
-        return [Group(Problem(str(n), "p", "1", None, n), GroupRequest([1], 2, n)) for n in numbers]
+        return [Group(Problem.from_text(str(n), "p", "1"), GroupRequest([1], 2, n)) for n in numbers]
 
 
 @pytest.fixture
