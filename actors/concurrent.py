@@ -193,6 +193,7 @@ class ConcurrentExecutor:
                     call.cancelled_at = now
                     self._send((number, None))
             elif now >= call.cancelled_at + GRACE_S:
+                self._restart()
                 if call.acknowledged or len(self._running) == 1:
                     self._end(number, DeadlineExceeded(f"took longer than {call.timeout_s:g} s"))
                     # The child is not blocked, so none of the others is suspect.
@@ -200,7 +201,6 @@ class ConcurrentExecutor:
                 else:
                     self._suspects.extend(self._running.values())
                 self._running.clear()
-                self._restart()
                 return
 
     def _lost(self) -> None:

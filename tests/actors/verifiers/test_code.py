@@ -11,7 +11,7 @@ import pytest
 
 from actors.verification import VerificationWorker
 from actors.verifiers import sandbox
-from actors.verifiers.code import UnreadableTests, program_of, tests_of
+from actors.verifiers.code import UnreadableTests, program_of, read_tests
 from orchestrator.config.verifiers import CodeSettings, verifier_text
 from orchestrator.errors import ConfigError
 from orchestrator.messages.verdicts import Status
@@ -42,7 +42,7 @@ def test_limits_hold_and_nothing_is_left():
         "import socket\nsocket.socket()": "opened a socket",
         "f = open('a', 'w')\nwhile True: f.write('x' * 10**6)": "exit status 1: OSError",
         "open('/usr/x', 'w')": "Read-only file system",
-        "import os\nos.fork() or os.setsid() or __import__('time').sleep(600)\nraise SystemExit(5)": "status 5",
+        "import os, time\nos.fork() or os.setsid() or time.sleep(600)\nraise SystemExit(5)": "status 5",
     }
     worker = VerificationWorker(verifier_text(FAST))
     try:
@@ -122,9 +122,7 @@ def test_call_tests():
 def test_a_program_sees_neither_the_environment_nor_the_files_of_the_worker(monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_KEY", "hunter2")
     (tmp_path / "data").write_text("private")
-    program = (
-        f"import os\nprint(os.environ.get('SECRET_KEY'), os.path.exists({str(tmp_path)!r}), os.getpid())"
-    )
+    program = f"import os\nprint(os.getenv('SECRET_KEY'), os.path.exists({str(tmp_path)!r}), os.getpid())"
     if sandbox.working_mode() == "namespaces":
         run = sandbox.run_program_with_limits(worker_settings(), {"main.py": program})
         assert run.stdout == "None False 2\n"
@@ -180,5 +178,5 @@ def test_a_response_without_a_program_and_a_row_without_tests():
         {"fn_name": "a b", "inputs": [1], "outputs": [1]},
     ):
         with pytest.raises(UnreadableTests):
-            tests_of(tests)
-    assert [test.stdin for test in tests_of([{"input": ["1", "2"], "output": "3"}])] == ["1\n2"]
+            read_tests(tests)
+    assert [test.stdin for test in read_tests([{"input": ["1", "2"], "output": "3"}])] == ["1\n2"]
