@@ -222,25 +222,16 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from orchestrator.planning.references import check_references, report_lines
+    from orchestrator.planning.responses import verify_command
 
-    found = check_references(options.data, options.problem_field, options.answer_field, options.split)
-    print("\n".join(report_lines(found)))
-    return 1 if found.unread else 0
+    return verify_command(options)
 
 
 def _replay(options: argparse.Namespace) -> int:
     config = _run_config(options)
     from orchestrator.training.replay import replay
 
-    found = replay(config, options.rollouts)
-    sums = found.sums
-    print(
-        f"step {found.step}: {found.samples} samples, {sums.tokens} tokens, under {config.model.path}\n"
-        f"  loss/total {sums.total_loss:.6f}  loss/policy {sums.policy_loss:.6f}  "
-        f"loss/self_reward {sums.self_reward_loss:.6f}\n"
-        f"  gradient norm {found.grad_norm:.6f}  largest |engine - learner| log-prob {sums.mismatch_max:.6f}"
-    )
+    print(replay(config, options.rollouts).described(config.model.path))
     return 0
 
 
@@ -400,12 +391,17 @@ COMMANDS = (
         CONFIG,
         _overrides("settings that replace the file's"),
     )),
-    Command("verify", _verify, "list the reference answers of a data set that the verifier cannot read", (
+    Command("verify", _verify, "list references that the verifier cannot read, or verify stored responses", (
         Argument("data", metavar="DATA",
                  help="a file, a data set, or math500, amc23, aime24, aime25, olympiadbench"),
         Argument("--problem-field", metavar="FIELD", default="problem", help="field of the problem"),
         Argument("--answer-field", metavar="FIELD", default="answer", help="field of the reference (answer)"),
         Argument("--split", metavar="SPLIT", default="train", help="split of a data set (train)"),
+        Argument("--responses", metavar="FILE", type=_path, help="responses to verify instead, JSON lines"),
+        Argument("--verifier", metavar="VERIFIER", default="math",
+                 help="with --responses: a name, an import path or {name: ..., ...} (math)"),
+        Argument("--workers", metavar="N", type=int, default=1, help="with --responses: workers (1)"),
+        Argument("-o", "--output", metavar="FILE", type=_path, help="with --responses: takes the verdicts"),
     )),
     Command("explain", _explain,
         "explain a setting or a section of settings: type, bounds, default, meaning", (

@@ -24,9 +24,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status, Verdict
 
-FIRST_PAUSE_S = 0.5
+_FIRST_PAUSE_S = 0.5
 """Mean pause before the second request of a check; each further one is twice as long."""
-LONGEST_PAUSE_S = 20.0
+_LONGEST_PAUSE_S = 20.0
 AWAY_S = 5.0
 """After a check has found the endpoint away, others make one request each for so long."""
 MESSAGE_TOKENS = 64
@@ -89,7 +89,7 @@ class JudgeVerifier:
                 if not error.again:
                     break
                 if error.pause_s is not None:
-                    pause_s = min(error.pause_s, LONGEST_PAUSE_S) * random.uniform(1.0, 1.25)
+                    pause_s = min(error.pause_s, _LONGEST_PAUSE_S) * random.uniform(1.0, 1.25)
             was_away = time.monotonic() < self._away_until
             if was_away and number + 1 == self.settings.tries:
                 self._given_up_until = time.monotonic() + AWAY_S
@@ -163,7 +163,7 @@ class JudgeVerifier:
 
     def _pause(self, number: int) -> float:
         """Seconds before the next request, drawn at random so that checks do not ask all at once."""
-        return min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
+        return min(_FIRST_PAUSE_S * 2**number, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
     def _budget(self) -> JudgeBudget:
         if self._ledger is None:

@@ -218,7 +218,7 @@ def as_other_user(settings: dict[str, Any], report: int) -> None:
     os.write(report, json.dumps(found).encode())
 
 
-def main() -> None:
+def launch() -> None:
     """Run the program that the settings describe."""
     control, report = int(sys.argv[1]), int(sys.argv[2])
     with os.fdopen(control, encoding="utf-8", errors="surrogatepass") as file:
@@ -230,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch()

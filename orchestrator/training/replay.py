@@ -41,6 +41,17 @@ class Replay:
     gradients: dict[str, np.ndarray]
     """Of the total loss, by parameter name."""
 
+    def described(self, model: str) -> str:
+        """The step in words."""
+        sums = self.sums
+        return (
+            f"step {self.step}: {self.samples} samples, {sums.tokens} tokens, under {model}\n"
+            f"  loss/total {sums.total_loss:.6f}  loss/policy {sums.policy_loss:.6f}  "
+            f"loss/self_reward {sums.self_reward_loss:.6f}\n"
+            f"  gradient norm {self.grad_norm:.6f}  "
+            f"largest |engine - learner| log-prob {sums.mismatch_max:.6f}"
+        )
+
     @property
     def grad_norm(self) -> float:
         return float(
