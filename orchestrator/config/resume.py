@@ -38,7 +38,7 @@ def with_kept_verifier(config: RunConfig, saved: str | bytes | None) -> RunConfi
         return config
     verification = tree.get("verification") if isinstance(tree, dict) else None
     kept = verification.get("verifier") if isinstance(verification, dict) else None
-    if not isinstance(kept, str):
+    if not isinstance(kept, str | dict):
         return config
     return config.model_copy(
         update={"verification": config.verification.model_copy(update={"verifier": kept})}

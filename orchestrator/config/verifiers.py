@@ -259,7 +259,10 @@ def read_verifier(choice: str | Mapping[str, Any], where: str) -> VerifierSettin
         key = ".".join(map(str, problem["loc"])) or "name"
         reason = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            reason = f"unknown setting; nearest: {nearest_keys(key, list(schema.model_fields))[0]}"
+            near = nearest_keys(key, list(schema.model_fields))[0]
+            reason = f"unknown setting; nearest: {near}"
+            if schema is OwnSettings:
+                reason = "unknown setting; what a verifier of your own takes goes under `settings`"
         raise ConfigError(f"{where}: verifier '{name}', {key}: {reason}") from error
 
 

@@ -108,3 +108,11 @@ def test_finished_sample_without_a_score_is_refused():
 def test_negative_filter_is_refused():
     with pytest.raises(ValueError, match=r"filter_std is -0\.1"):
         mix([0.5, 0.6], [True, True], [0, 0], filter_std=-0.1)
+
+
+def test_graded_rewards_are_normalised_in_their_group():
+    # Rewards 0.25, 1, 0, 0.25: mean 0.375, unbiased variance 0.5625 / 3.
+    rewards = torch.tensor([0.25, 1.0, 0.0, 0.25], dtype=torch.float64)
+    found = group_advantages(rewards, torch.zeros(4, dtype=torch.long))
+    expected = torch.tensor([-0.125, 0.625, -0.375, -0.125], dtype=torch.float64) / 0.1875**0.5
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.algorithm.c_ref import check_c_ref
+from orchestrator.algorithm.loss import LossInputs, LossSettings, laser_loss
 from orchestrator.algorithm.self_reward import (
     calibrate_c_ref,
     class_weights,
@@ -55,6 +56,49 @@ def test_a_class_alone_weighs_one_half(reward):
 
 def test_nothing_finished_weighs_nothing():
     assert class_weights(torch.tensor([1.0, 0.0]), torch.tensor([False, False])).tolist() == [0, 0]
+
+
+def test_a_graded_reward_is_the_scores_target():
+    """0.25 at beta_v 0.1 and c_ref -23: the target is log-prob -20.5, and the closed form holds there too."""
+    beta_v, c_ref, reward = 0.1, -23.0, 0.25
+    tilted = math.exp(c_ref + reward / beta_v)
+    normaliser = tilted + 1 - math.exp(c_ref)
+    z_logprob = torch.tensor([math.log(tilted / normaliser)], dtype=torch.float64, requires_grad=True)
+    score = self_reward_score(z_logprob, c_ref, beta_v)
+    assert z_logprob.item() == pytest.approx(-20.5, abs=1e-8)
+    assert score.item() == pytest.approx(reward - beta_v * math.log(normaliser), abs=1e-12)
+    (loss,) = self_reward_loss_terms(score, torch.tensor([reward]).double(), torch.ones(1).double())
+    assert loss.item() < 1e-18
+
+
+def test_graded_loss_and_gradients_by_hand():
+    """Rewards 0.25 (the right form), 1 and 0: two wrong solutions of weight 3 / 4, a correct one of 3 / 2.
+
+    Scores 0, 0.5 and -0.1. Terms 0.75 * 0.25^2, 1.5 * 0.5^2 and 0.75 * 0.1^2; each gradient is
+    2 * w * (score - r) * beta_v / N.
+    """
+    rewards = torch.tensor([0.25, 1.0, 0.0], dtype=torch.float64)
+    weights = class_weights((rewards > 0.5).double(), torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(weights, torch.tensor([0.75, 1.5, 0.75], dtype=torch.float64))
+    z_logprobs = torch.tensor([-20.0, -15.0, -21.0], dtype=torch.float64, requires_grad=True)
+    inputs = LossInputs(
+        logprobs=torch.zeros(3, dtype=torch.float64, requires_grad=True),
+        advantages=torch.zeros(3, dtype=torch.float64),
+        total_tokens=3,
+        total_finished=3,
+        z_logprobs=z_logprobs,
+        c_ref=-20.0,
+        rewards=rewards,
+        weights=weights,
+    )
+    settings = LossSettings(
+        alpha=0.1, beta_v=0.1, kl_coef=0.0, kl_estimator="k3", clip_low=0.2, clip_high=0.2
+    )
+    found = laser_loss(inputs, settings)
+    assert found.self_reward.item() == pytest.approx((0.046875 + 0.375 + 0.0075) / 3, abs=1e-12)
+    (gradient,) = torch.autograd.grad(found.total, z_logprobs)
+    expected = torch.tensor([-0.00125, -0.005, -0.0005], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

@@ -31,6 +31,11 @@ def test_a_run_that_names_none_keeps_its_own(tmp_path):
     assert set(changed_settings(tmp_path / "config.yaml", kept)) == {"verification.timeout_s"}
 
 
+def test_a_verifier_with_settings_is_kept_too():
+    graded = {"name": "number", "tolerance": 0.1}
+    assert with_kept_verifier(config(), saved(graded)).verification.verifier == graded
+
+
 @pytest.mark.parametrize("verifier", ["math", "mine:check"])
 def test_a_verifier_that_is_named_is_not_replaced(verifier):
     assert with_kept_verifier(config(verifier=verifier), saved()).verification.verifier == verifier

@@ -11,7 +11,7 @@ from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import GroupSummary
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
-from orchestrator.training.step_metrics import step_metrics
+from orchestrator.training.step_metrics import part_means, step_metrics
 
 
 @pytest.fixture
@@ -90,3 +90,13 @@ def test_engine_and_learner_are_compared_token_by_token():
     assert sums.mismatch_abs == pytest.approx(math.log(6.0))
     # k3 of KL(engine || learner): r - 1 - log r with r = pi_learner / pi_engine = 1.5 and 4.
     assert sums.mismatch_kl == pytest.approx(0.5 - math.log(1.5) + 3 - math.log(4.0))
+
+
+def test_the_parts_of_rewards_are_averaged_over_the_samples_that_have_them():
+    verdicts = [
+        Verdict(Status.WRONG, parts={"form": 1.0, "fields": 0.5}),
+        Verdict(Status.WRONG, parts={"form": 0.0}),
+        Verdict(Status.ERROR),
+    ]
+    assert part_means(verdicts) == {"reward/fields": 0.5, "reward/form": 0.5}
+    assert part_means([]) == {}

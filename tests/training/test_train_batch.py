@@ -131,3 +131,26 @@ def test_without_weights_the_learner_is_handed_the_same_batch_as_with_self_rewar
     np.testing.assert_array_equal(with_scores.advantages, without.advantages)
     assert with_scores.mini_batches == without.mini_batches
     assert with_scores.alpha == without.alpha == 0.0
+
+
+def test_graded_rewards_reach_the_learner_and_classes_follow_the_verdicts():
+    """A reward of 0.25 is of the wrong class, and is the score's target; an unchecked sample has none."""
+    found = [
+        Verdict(WRONG, reward=0.25),
+        Verdict(CORRECT, reward=0.75),
+        Verdict(WRONG),
+        Verdict(TIMEOUT),
+    ]
+    packed = pack([1, 1], [Generated([7], [-1.0], True, -5.0, [0]) for _ in found])
+    problem = Problem.from_text("a", "p", "1")
+    batch = to_batch([CheckedGroup(problem, "ref", "texts", packed.summary(), found)])
+    assert batch.rewards.tolist() == [0.25, 0.75, 0.0, 0.0]
+    assert batch.correct.tolist() == [False, True, False, False]
+    assert batch.verified.tolist() == [True, True, True, False]
+    advantages = estimate_advantages(configure(tau=0.0), batch, None, step=3)
+    # Rewards 0.25, 0.75 and 0 of the checked ones: mean 1/3, unbiased variance 7/48.
+    expected = [(value - 1 / 3) / (7 / 48) ** 0.5 for value in (0.25, 0.75, 0)]
+    np.testing.assert_allclose(advantages, [*expected, 0], atol=1e-5)
+    made = make_train_batch(configure(), batch, advantages, np.zeros(4, np.float32), step=3)
+    np.testing.assert_allclose(made.rewards, [0.25, 0.75, 0, 0])
+    np.testing.assert_allclose(made.class_weights, [0.75, 1.5, 0.75, 0])
