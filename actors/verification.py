@@ -7,16 +7,16 @@ the child process of every worker imports it.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.boxes import boxed_answers, last_answer
+from actors.boxes import boxed_answers, last_answer, only_answer
 from actors.budget import BudgetShare
 from actors.checking import CheckPools, refuse_unusable
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
 from actors.pooling import EQUALITY, PLAIN_EQUALITY, AnswerComparer, AnswerPool
-from actors.verifiers.loading import loaded_verifier
+from actors.verifiers.loading import loaded_verifier, offers_votes
 from actors.verifiers.weighted import combined
 from orchestrator.config.verifiers import (
     VerifierSettings,
@@ -26,10 +26,13 @@ from orchestrator.config.verifiers import (
     settings_text,
     verifier_text,
 )
+from orchestrator.errors import ConfigError
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import CORRECT_ABOVE, UNJUDGED, Status, Verdict
 
 DEFAULT_VERIFIER = "math"
+DEFAULT_TIMEOUT_S = 10.0
+"""Seconds that one check or comparison may take, where no settings say so."""
 PLAIN_VERIFIER = "actors.verification:verify_math"
 
 BOXES_ONLY = ("math", "math_verify_plain")
@@ -43,8 +46,34 @@ def can_vote(text: str) -> bool:
 
 def voting_part(text: str) -> str | None:
     """The text of the verifier that pools answers: itself, or the first part of a weighted one that can."""
-    texts = (settings_text(part) for part in parts_of(settings_of_text(text)))
-    return next((each for each in texts if loaded_verifier(each).votes), None)
+    parts = parts_of(settings_of_text(text))
+    return next((settings_text(part) for part in parts if offers_votes(part)), None)
+
+
+@dataclass(frozen=True)
+class VotingRule:
+    """How the answers of one verifier are found and compared."""
+
+    answer_of: Callable[[str], str | None]
+    comparer: AnswerComparer
+
+
+def voting_rule(text: str | None) -> VotingRule | None:
+    """The rule of a verifier's canonical text; None where its answers cannot be compared on this machine.
+
+    Without a text answers are boxes, compared as mathematics.
+    """
+    if text is None:
+        return VotingRule(only_answer, AnswerComparer())
+    try:
+        part = voting_part(text)
+        answer_of = None if part is None else loaded_verifier(part).answer
+    except ConfigError:  # a service may lack the module of a verifier of the user's own
+        return None
+    if part is None:
+        return None
+    assert answer_of is not None, "a verifier that votes has it"
+    return VotingRule(answer_of, _comparer_of(part, DEFAULT_TIMEOUT_S))
 
 
 class VerificationWorker:
@@ -68,7 +97,7 @@ class VerificationWorker:
     def __init__(
         self,
         verifier: str = DEFAULT_VERIFIER,
-        timeout_s: float = 10.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         cache_size: int = 20_000,
         correct_above: float = CORRECT_ABOVE,
         others: Iterable[str] = (),

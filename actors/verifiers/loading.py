@@ -74,6 +74,17 @@ def _class_of(settings: VerifierSettings) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def offers_votes(settings: VerifierSettings) -> bool:
+    """Whether a verifier has `answer` and `same`.
+
+    Raises:
+        ConfigError: It is a user's own, and cannot be used.
+    """
+    if isinstance(settings, OwnSettings):
+        return own_verifier(settings).votes
+    return settings.name in MODULES and hasattr(_class_of(settings), "same")
+
+
 def own_verifier(settings: OwnSettings) -> LoadedVerifier:
     """A user's verifier: the callable at the import path, or what it makes of `settings`.
 

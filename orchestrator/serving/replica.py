@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 
 from actors.engine import Engine
-from actors.pooling import AnswerComparer
+from actors.verification import voting_rule
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.serving import ReplicaConfig
 from orchestrator.messages.requests import SampleRequest
 from orchestrator.models.resolve import resolve_model
-from orchestrator.serving.errors import ApiError
+from orchestrator.serving.errors import ApiError, malformed
 from orchestrator.serving.metrics import ReplicaMetrics
 from orchestrator.serving.requests import ChatRequest, ScoreRequest
 from orchestrator.serving.served_engine import served_engine_settings, weights_name
@@ -79,7 +79,7 @@ class EngineReplica:
         )
         self.answered = time.monotonic()
         """When the engine last answered a health check."""
-        self.comparer = AnswerComparer()
+        self.voting = voting_rule(None if self.card is None else self.card.verifier)
         self.counted = ReplicaMetrics(self.weights)
 
     async def check_health(self) -> None:
@@ -139,8 +139,13 @@ class EngineReplica:
             if request.laser is None:
                 solutions = await self._solutions(prompt, range(request.n))
                 return Answer(self.weights, len(prompt.token_ids), solutions)
+            if self.voting is None:
+                return malformed("the model's verifier cannot compare answers, so there is no vote", "laser")
             winner, tally = await vote(
-                request.laser, lambda numbers: self._solutions(prompt, numbers), self.comparer
+                request.laser,
+                lambda numbers: self._solutions(prompt, numbers),
+                self.voting.comparer,
+                self.voting.answer_of,
             )
             return Answer(self.weights, len(prompt.token_ids), [winner], tally)
 

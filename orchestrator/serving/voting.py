@@ -17,12 +17,20 @@ Draw = Callable[[range], Awaitable[list[Solution]]]
 """Draws the solutions with these numbers, which count from 0 within a request."""
 
 
-async def vote(request: Vote, draw: Draw, comparer: AnswerComparer) -> tuple[Solution, Tally]:
+async def vote(
+    request: Vote,
+    draw: Draw,
+    comparer: AnswerComparer,
+    answer_of: Callable[[str], str | None] = only_answer,
+) -> tuple[Solution, Tally]:
     """Draw solutions until their vote is settled.
 
-    A solution votes when it has exactly one complete box that is not empty. After each round all answers so
-    far are pooled again and all votes are counted again, in the order of the solutions' numbers, so that the
-    outcome does not depend on the order in which solutions end.
+    A solution votes when it states an answer: by default exactly one complete box that is not empty. After
+    each round all answers so far are pooled again and all votes are counted again, in the order of the
+    solutions' numbers, so that the outcome does not depend on the order in which solutions end.
+
+    Args:
+        answer_of: The answer that a solution states; None where it states none.
 
     Returns:
         Of the solutions with the winning answer the one with the highest self-reward (of all solutions, when
@@ -36,7 +44,7 @@ async def vote(request: Vote, draw: Draw, comparer: AnswerComparer) -> tuple[Sol
     solutions: list[Solution] = []
     while True:
         solutions += await draw(_next_numbers(request, len(solutions)))
-        answers = [only_answer(solution.text) for solution in solutions]
+        answers = [answer_of(solution.text) for solution in solutions]
         classes = await _classes(pool, answers)
         count = AdaptiveVote(rule)
         for class_, solution in zip(classes, solutions, strict=True):

@@ -26,6 +26,8 @@ class SelfRewardCard:
     instruction: str
     """What training appended to each problem."""
     chat_template_sha256: str
+    verifier: str | None = None
+    """Canonical text of training's verifier; None in a card of an earlier version: answers are boxes."""
 
     def write(self, folder: Path) -> None:
         """Write the card into a model's folder."""
@@ -55,6 +57,8 @@ def _check(card: SelfRewardCard) -> None:
     ids = (card.token_id, *card.eos_token_ids)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is missing")
+    if not isinstance(card.verifier, str | None):
+        raise ValueError("the verifier is no text")
     if not all(isinstance(number, int) for number in ids):
         raise ValueError("a token id is not a whole number")
     if not (math.isfinite(card.c_ref) and math.isfinite(card.beta_v) and card.beta_v > 0):

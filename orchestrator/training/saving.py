@@ -107,6 +107,7 @@ class Saver:
                 eos_token_ids=list(tokens.eos_tokens),
                 instruction=config.data.instruction,
                 chat_template_sha256=template_hash(tokens.tokenizer),
+                verifier=config.verification.verifier_text,
             ).write(export)
         of_export = [path for path in sums if path.startswith(f"{EXPORT}/")]
         seal_export(export, {path.removeprefix(f"{EXPORT}/"): sums[path] for path in of_export})

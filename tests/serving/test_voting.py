@@ -11,8 +11,9 @@ import pytest
 
 from actors.deadline import DeadlineExecutor
 from actors.pooling import PLAIN_EQUALITY, AnswerComparer
-from actors.verification import VerificationWorker
+from actors.verification import VerificationWorker, voting_rule
 from orchestrator.algorithm.voting import majority_vote, pooled_votes, vote_weights
+from orchestrator.config.verifiers import verifier_text
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status
 from orchestrator.serving.requests import Adaptive, Vote
@@ -144,3 +145,27 @@ def test_a_vote_whose_client_left_compares_no_further():
         asyncio.run(left(comparer))
         # asyncio.run waits for the thread.
         assert comparer.counts == {"comparisons": 1, "timeout": 1}
+
+
+def test_a_rule_for_each_verifier():
+    """Votes on letters; a verifier that cannot compare answers, or is not there, has none."""
+    rule = voting_rule(verifier_text("choice"))
+    texts = ["The answer is (B)", "no", "Answer: b", r"\boxed{A}"]
+    answers = [rule.answer_of(text) for text in texts]
+    assert answers == ["B", None, "B", "A"]
+    boxes = voting_rule(None)
+    assert [boxes.answer_of(text) for text in texts] == [None, None, None, "A"]
+    assert voting_rule(verifier_text("token_f1")) is None
+    assert voting_rule(verifier_text("nowhere:check")) is None
+    parts = {"form": {"verifier": {"name": "pattern", "pattern": "x"}}, "answer": {"verifier": "number"}}
+    weighted = voting_rule(verifier_text({"name": "weighted", "parts": parts}))
+    try:
+        assert weighted.comparer.equal("1,000", "1000.0")
+        assert not weighted.comparer.equal("1", "2")
+    finally:
+        weighted.comparer.close()
+
+
+def test_answers_of_another_verifier_are_pooled_by_it():
+    with closing(VerificationWorker(verifier_text("text"))) as worker:
+        assert worker.pool_answers(["Paris", "paris.", "007", "7", "Rome"]) == [0, 0, 1, 2, 3]

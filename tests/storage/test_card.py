@@ -12,7 +12,7 @@ def test_the_card_holds_all_that_reading_the_score_needs(tmp_path):
     SelfRewardCard("<|z|>", 7, -23.0, 0.1, [2, 5], "Reason.", "ab12").write(tmp_path)
     assert json.loads((tmp_path / "self_reward.json").read_text()) == {
         "token": "<|z|>", "token_id": 7, "c_ref": -23.0, "beta_v": 0.1, "eos_token_ids": [2, 5],
-        "instruction": "Reason.", "chat_template_sha256": "ab12",
+        "instruction": "Reason.", "chat_template_sha256": "ab12", "verifier": None,
     }  # fmt: skip
 
 
