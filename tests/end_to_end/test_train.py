@@ -19,6 +19,9 @@ from orchestrator.storage.journal import NoteEvent, read_events
 STEPS = 6
 STEP_METRICS = {
     "train/accuracy",
+    "train/reward",
+    "reward/answer",
+    "reward/form",
     "train/response_tokens",
     "train/finished_share",
     "self_reward/f1",
@@ -44,6 +47,15 @@ STEP_METRICS = {
     "verify/errors",
     "pool/restarts",
 }
+
+GRADED = {
+    "name": "weighted",
+    "parts": {
+        "answer": {"verifier": "math", "weight": 3},
+        "form": {"verifier": {"name": "pattern", "pattern": r"\\boxed\{[^{}]+\}"}},
+    },
+}
+"""A quarter for the right form, and the rest for the right answer."""
 
 # Not defined in a step without a finished solution of that class.
 SCORE_METRICS = {"self_reward/accuracy_wrong", "self_reward/score_wrong"}
@@ -71,7 +83,7 @@ def config(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cpus": 0.5,
             "engine_args": {"enforce_eager": True},
         },
-        "verification": {"cpus": 0.25},
+        "verification": {"cpus": 0.25, "verifier": GRADED},
         "learning": {
             "num_ranks": 2,
             "cpus_per_rank": 0.25,
@@ -163,6 +175,10 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     )
     assert set(table.column("status").to_pylist()) <= {"correct", "wrong", "no_answer", "format"}
     assert "correct" in table.column("status").to_pylist()
+    for status, reward in zip(
+        *(table.column(name).to_pylist() for name in ("status", "reward")), strict=True
+    ):
+        assert reward in ((1.0,) if status == "correct" else (0.0, 0.25)), "a graded reward and its status"
     finished = np.array(table.column("finished").to_pylist())
     assert np.isnan(np.array(table.column("score").to_pylist(), dtype=float)[~finished]).all()
 
