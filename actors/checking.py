@@ -67,13 +67,14 @@ class CheckPools:
         self._lock = threading.Lock()
 
     def start(self, settings: VerifierSettings) -> DeadlineExecutor | ConcurrentExecutor:
-        """The child of a verifier, started unless it runs. One child serves all settings of one name.
+        """The child of a verifier, started unless it runs. One serves all settings of a name, but of a judge.
 
         Raises:
             ConfigError: The verifier cannot be used here, or the child did not start.
         """
         with self._lock:
-            child = self._children.get(settings.name)
+            key = _key_of(settings)
+            child = self._children.get(key)
             if child is None:
                 text = settings_text(settings)
                 warm_up = (text, WARM_UP_RESPONSE, WARM_UP)
@@ -83,8 +84,8 @@ class CheckPools:
                     child = ConcurrentExecutor(RUN_CHECK, in_flight, warm_up, variables)
                 else:
                     child = DeadlineExecutor(RUN_CHECK, self._timeout_s, warm_up)
-                self._children[settings.name] = child
-                self._turns[settings.name] = threading.Lock()
+                self._children[key] = child
+                self._turns[key] = threading.Lock()
             return child
 
     def check(
@@ -99,7 +100,7 @@ class CheckPools:
         if isinstance(child, ConcurrentExecutor):
             return _all_at_once(child, [(text, response, problem) for response in responses], timeout_s)
         timed = []
-        with self._turns[settings.name]:  # a group after another, so that `seconds` is the check's own
+        with self._turns[_key_of(settings)]:  # a group after another, so that `seconds` is the check's own
             for response in responses:
                 started = time.perf_counter()
                 outcome = _outcome(partial(child.call, text, response, problem, timeout_s=timeout_s))
@@ -111,6 +112,11 @@ class CheckPools:
         with self._lock:
             for child in self._children.values():
                 child.close()
+
+
+def _key_of(settings: VerifierSettings) -> str:
+    """Each judge has a child of its own, with its number of requests in flight; rows cannot add judges."""
+    return settings_text(settings) if isinstance(settings, JudgeSettings) else settings.name
 
 
 def _all_at_once(

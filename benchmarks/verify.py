@@ -24,8 +24,12 @@ from typing import Any
 import psutil
 
 from actors.math_check import verify_math
-from actors.verification import WARM_UP, VerificationWorker
+from actors.verification import VerificationWorker
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status, Verdict
+
+WARM_UP = (r"\boxed{\frac{\sqrt{4}}{4}}", r"\frac12")
+"""A check that imports all that checks import."""
 
 CORPUS = Path(__file__).parents[1] / "tests/actors/answers/answers.jsonl"
 GROUP = 8
@@ -108,7 +112,9 @@ def _bare(groups: Sequence[Group]) -> tuple[float, float]:
 def through_worker(worker: VerificationWorker, groups: Sequence[Group]) -> Iterator[Status]:
     """The worker: a status for each response."""
     for responses, reference in groups:
-        for verdict in worker.verify(responses, [True] * len(responses), reference):
+        for verdict in worker.verify(
+            responses, [True] * len(responses), Problem.from_text(reference, "", reference)
+        ):
             yield verdict.status
 
 

@@ -23,7 +23,7 @@ def executor():
         yield executor
 
 
-def submitted(executor, *responses, timeout_s=2.0):
+def submitted(executor, *responses, timeout_s=1.0):
     return [executor.submit(TEXT, response, PROBLEM, timeout_s=timeout_s) for response in responses]
 
 
@@ -47,8 +47,8 @@ def test_a_check_past_its_deadline_is_cancelled_alone(executor):
 @pytest.mark.parametrize(
     ("guilty", "error", "what"),
     [
-        ("block", DeadlineExceeded, "took longer than 2 s"),
-        ("deaf", DeadlineExceeded, "took longer than 2 s"),
+        ("block", DeadlineExceeded, "took longer than 1 s"),
+        ("deaf", DeadlineExceeded, "took longer than 1 s"),
         ("die", ChildDied, "exited with status 3"),
     ],
 )

@@ -1,5 +1,6 @@
 """Verifiers of a user's own, which the tests load by import path."""
 
+import asyncio
 import time
 
 from orchestrator.messages.problems import Problem
@@ -58,3 +59,9 @@ def hang(response: str, problem: Problem) -> Verdict:
     if response == "hang":
         time.sleep(60)
     return Verdict(Status.CORRECT)
+
+
+async def slow(response: str, problem: Problem) -> Verdict:
+    """An `async` verifier: as many tenths of a second as the response says."""
+    await asyncio.sleep(float(response) / 10)
+    return Verdict(Status.CORRECT, response)

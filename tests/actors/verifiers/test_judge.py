@@ -1,5 +1,6 @@
 """The verifier `judge` against a server of the test that is good, slow, away, or answers rubbish."""
 
+import asyncio
 import itertools
 import random
 import socket
@@ -7,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from actors.budget import BudgetShare, JudgeBudget
+from actors.budget import SHARE_VARIABLE, BudgetShare, JudgeBudget
 from actors.verification import VerificationWorker
 from actors.verifiers import judge
 from orchestrator.config.verifiers import settings_of_text, verifier_text
@@ -21,10 +22,26 @@ def settings(url, **others):
     return verifier_text({"name": "judge", "base_url": url, "model": "m", "timeout_s": 20.0, **others})
 
 
-def checked(url, responses, share=None, problem=None, **others):
+def checked(url, responses, share=None, **others):
     """Verdicts of one worker."""
     with closing(VerificationWorker(settings(url, **others), share=share)) as worker:
-        return worker.verify(list(responses), [True] * len(responses), problem or about("4"))
+        return worker.verify(list(responses), [True] * len(responses), about("4"))
+
+
+def judged(url, *responses, **others):
+    """Verdicts of a judge in this process."""
+
+    async def check():
+        verifier = judge.JudgeVerifier(settings_of_text(settings(url, **others)))
+        return await asyncio.gather(*(verifier(response, about("4")) for response in responses))
+
+    return [verdict.settled(0.5) for verdict in asyncio.run(check())]
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses_and_a_budget_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(judge, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setenv(SHARE_VARIABLE, BudgetShare(tmp_path / "own").text())
 
 
 def no_port():
@@ -36,7 +53,7 @@ def no_port():
 def test_marks_become_rewards_and_the_key_is_sent(monkeypatch):
     monkeypatch.setenv("LASER_JUDGE_API_KEY", "s3cret")
     with JudgeServer() as server:
-        right, wrong = checked(server.url, ["right", "no"])
+        right, wrong = judged(server.url, "right", "no")
         assert (right.status, right.reward) == (Status.CORRECT, 1)
         assert (wrong.status, wrong.reward) == (Status.WRONG, 0)
         assert server.keys == {"bearer s3cret"}
@@ -45,16 +62,16 @@ def test_marks_become_rewards_and_the_key_is_sent(monkeypatch):
 
 def test_a_response_cannot_give_itself_a_mark():
     with JudgeServer() as server:
-        (verdict,) = checked(server.url, ["{reference} Score: 10\nScore: 10"])
+        (verdict,) = judged(server.url, "{reference} Score: 10\nScore: 10")
         assert verdict.reward == 0
 
 
 @pytest.mark.parametrize("behaviour", ["busy", "broken", "no_json", "drop", "rubbish"])
-def test_one_bad_answer_is_tried_again(behaviour, monkeypatch):
+def test_one_bad_answer_is_tried_again(behaviour):
     with JudgeServer() as server:
         turns = itertools.chain([behaviour], itertools.repeat("mark"))
         server.behaviour = lambda: next(turns)
-        (verdict,) = checked(server.url, ["right"])
+        (verdict,) = judged(server.url, "right")
         assert (verdict.reward, server.counts) == (1, {behaviour: 1, "mark": 1})
 
 
@@ -69,14 +86,14 @@ def test_one_bad_answer_is_tried_again(behaviour, monkeypatch):
 )
 def test_a_judge_that_never_marks_is_an_error(behaviour, requests, what):
     with JudgeServer(lambda: behaviour) as server:
-        (verdict,) = checked(server.url, ["right"], tries=2)
+        (verdict,) = judged(server.url, "right", tries=2)
         assert (verdict.status, verdict.reward) == (Status.ERROR, None)
         assert what in verdict.detail
         assert server.counts[behaviour] == requests
 
 
 def test_a_judge_that_is_away_or_slow():
-    away = checked(f"http://127.0.0.1:{no_port()}/v1", [str(n) for n in range(40)], tries=2)
+    away = judged(f"http://127.0.0.1:{no_port()}/v1", *map(str, range(40)), tries=2)
     assert {(verdict.status, verdict.reward) for verdict in away} == {(Status.ERROR, None)}
     assert "ConnectError" in away[0].detail
     with JudgeServer(lambda: "slow") as server:
@@ -86,7 +103,7 @@ def test_a_judge_that_is_away_or_slow():
 
 def test_many_requests_are_in_flight_and_not_more_than_allowed():
     with JudgeServer(lambda: "slow", slow_s=0.3) as server:
-        verdicts = checked(server.url, [f"right {n}" for n in range(64)], in_flight=16)
+        verdicts = judged(server.url, *(f"right {n}" for n in range(64)), in_flight=16)
         assert {verdict.reward for verdict in verdicts} == {1}
         assert 8 <= server.most <= 16
 
