@@ -108,3 +108,19 @@ def test_the_average_weighs_sets_alike_and_a_figure_that_one_lacks_is_not_define
     tree = json.loads(json.dumps(results.tree(), allow_nan=False))
     assert tree["average"]["auroc"] is None
     assert tree["sets"][0]["figures"]["auroc"] == 7 / 8
+
+
+def test_graded_rewards_have_a_mean_and_a_verifier_that_compares_no_answers_has_no_votes():
+    rewards = [1.0, 0.25, 0.25, 0.0, 0.75, 0.0, 0.0, None]
+    samples = [
+        replace(one, reward=reward) for one, reward in zip(samples_of_two_problems(), rewards, strict=True)
+    ]
+    found = set_results("s", columns_of(samples, votes=False))
+    assert found.figures.reward == pytest.approx(2.25 / 7), "the sample that timed out has none"
+    assert found.figures.accuracy == pytest.approx(2 / 7)
+    assert math.isnan(found.figures.maj_at_k)
+    assert math.isnan(found.figures.weighted_at_k)
+    assert all(math.isnan(row.maj_at_k) and not math.isnan(row.pass_at_k) for row in found.at_k)
+    assert found.cost == []
+    earlier = set_results("s", columns_of(samples_of_two_problems()))
+    assert earlier.figures.reward == earlier.figures.accuracy, "files without rewards"
