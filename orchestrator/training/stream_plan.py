@@ -67,7 +67,7 @@ class StreamPlan:
         self.refs[number] = group.groups[0].trajectories
         self.lengths[mine] = group.total_lengths
         self.advantages[mine], self.rewards[mine], self.c_ref[mine] = advantages, group.rewards, c_ref
-        self.weights[mine], self.correct[mine] = group.scored, group.rewards > 0.5
+        self.weights[mine], self.correct[mine] = group.scored, group.correct
         has_policy = has_policy_term(self.config, advantages)
         for position in range(self.per_group):
             sample = start + position

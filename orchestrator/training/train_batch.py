@@ -36,7 +36,7 @@ class StreamedSamples:
     def part(
         self,
         mini: MiniBatch,
-        rewards: Float32[np.ndarray, "samples"],
+        correct: Bool[np.ndarray, "samples"],
         weights: Float32[np.ndarray, "samples"],
     ) -> StreamedPart | None:
         """The factors that turn the rounds' losses into those of the complete mini-batch.
@@ -48,7 +48,6 @@ class StreamedSamples:
         if not self.rounds:
             return None
         per_finished = self.expected_finished / max(mini.total_finished, 1)
-        correct = rewards > 0.5
         return StreamedPart(
             self.rounds,
             {
@@ -112,7 +111,7 @@ def make_train_batch(
         c_ref=c_ref,
         mini_batches=mini_batches,
         alpha=alpha,
-        streamed=streamed.part(mini_batches[0], batch.rewards, weights) if streamed else None,
+        streamed=streamed.part(mini_batches[0], batch.correct, weights) if streamed else None,
     )
 
 
