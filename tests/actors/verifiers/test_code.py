@@ -3,8 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,3 +184,37 @@ def test_a_response_without_a_program_and_a_row_without_tests():
         with pytest.raises(UnreadableTests):
             read_tests(tests)
     assert [test.stdin for test in read_tests([{"input": ["1", "2"], "output": "3"}])] == ["1\n2"]
+
+
+def test_a_user_without_rights_holds_programs_in_a_namespace_of_users(monkeypatch):
+    """The launcher as an ordinary user runs it, with a Python that every user can read."""
+    python = Path(f"/usr/bin/python3.{sys.version_info.minor}")
+    if os.getuid() != 0 or not python.exists():
+        pytest.skip("needs root to become another user, and a Python that it can read")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o777)
+        launcher = folder / "launcher.py"
+        shutil.copy(sandbox.LAUNCHER, launcher)
+        launcher.chmod(0o644)
+        monkeypatch.setattr(sandbox, "LAUNCHER", launcher)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(sys, "base_prefix", "/usr")
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        run = partial(subprocess.Popen, user=1234, group=1234, extra_groups=[])
+        monkeypatch.setattr(sandbox.subprocess, "Popen", run)
+        monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: _owned_folder(folder))
+        assert sandbox._fault_of("namespaces") is None
+        program = "import os\nprint(os.getuid(), os.listdir('/work'))\nopen('/usr/x', 'w')"
+        found = sandbox.run_program_with_limits(worker_settings(), {"main.py": program}, mode="namespaces")
+        assert found.stdout == "0 ['main.py']\n", "root of its own namespace alone"
+        assert "Read-only file system" in found.stderr
+    finally:
+        shutil.rmtree(folder)
+
+
+def _owned_folder(parent):
+    folder = parent / str(time.monotonic_ns())
+    folder.mkdir()
+    os.chown(folder, 1234, 1234)
+    return str(folder)
