@@ -32,7 +32,7 @@ from ray import ObjectRef
 
 from orchestrator.config.schema import validate
 from orchestrator.config.training import RunConfig
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import Generated, GroupSummary, pack
 from orchestrator.messages.verdicts import Status, Verdict
@@ -93,7 +93,7 @@ class Host:
         summary = pack(request.prompt_ids, samples).summary()
         return [], ["text"], GroupSummary(512, np.array(lengths, np.int32), *_rest(summary))
 
-    async def verify(self, texts: Any, finished: Sequence[bool], reference: str) -> list[Verdict]:
+    async def verify(self, texts: Any, finished: Sequence[bool], problem: Problem) -> list[Verdict]:
         await asyncio.sleep(CHECK_S * len(finished) / self.compress)
         return [
             Verdict(Status.CORRECT if number % 2 else Status.WRONG, "1") for number in range(len(finished))
@@ -147,9 +147,7 @@ class Session:
         rollout = self.config.rollout
         first = step * rollout.prompts_per_step
         return [
-            Group(
-                Problem(str(number), "problem", "1", None, number), GroupRequest([1] * 512, SAMPLES, number)
-            )
+            Group(Problem.from_text(str(number), "problem", "1"), GroupRequest([1] * 512, SAMPLES, number))
             for number in range(first, first + rollout.prompts_per_step)
         ]
 

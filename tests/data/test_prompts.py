@@ -201,7 +201,10 @@ def test_a_problem_that_the_template_refuses_is_named(tokenizer, tmp_path):
 
 
 def made(*texts):
-    return [Problem(f"{line}", text, "1", None, line, "a.jsonl") for line, text in enumerate(texts, 1)]
+    return [
+        Problem.from_text(f"{line}", text, "1", line=line, file="a.jsonl")
+        for line, text in enumerate(texts, 1)
+    ]
 
 
 def test_prompts_of_several_batches_are_those_rendered_alone(tokenizer):

@@ -21,8 +21,8 @@ from orchestrator.algorithm.advantages import group_advantages
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import class_weights
 from orchestrator.config.training import RunConfig
-from orchestrator.data.problems import Problem
 from orchestrator.messages.batches import MiniBatch, StepSums, StreamedPart, StreamedRound, TrainBatch
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import Generated, Trajectories, pack
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -309,7 +309,7 @@ def checked_groups(groups: list[Trajectories], correct: int = 3) -> list[Checked
             Verdict(Status.CORRECT if correct and (number * SAMPLES + i) % correct == 1 else Status.WRONG)
             for i in range(SAMPLES)
         ]
-        problem = Problem(str(number), "p", "1", None, number)
+        problem = Problem.from_text(str(number), "p", "1")
         checked.append(CheckedGroup(problem, ray.put(group), None, group.summary(), verdicts))
     return checked
 

@@ -1,12 +1,13 @@
 """The rounds of a mini-batch that is not complete: which samples, which term, and what is left, by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from orchestrator.data.problems import Problem
 from orchestrator.messages.batches import Term
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import CheckedGroup, to_batch
@@ -43,7 +44,7 @@ def group(number, statuses, truncated=()):
     packed = pack([1, 1], samples)
     verdicts = [Verdict(status) for status in statuses]
     return CheckedGroup(
-        Problem(str(number), "p", "1", None, number), f"ref {number}", "texts", packed.summary(), verdicts
+        Problem.from_text(str(number), "p", "1"), f"ref {number}", "texts", packed.summary(), verdicts
     )
 
 
@@ -151,3 +152,13 @@ def test_without_rounds_the_batch_is_the_unstreamed_one():
     made = make_train_batch(*arguments, StreamPlan(config, step=1).streamed)
     assert made.streamed is None
     assert made.mini_batches == make_train_batch(*arguments).mini_batches
+
+
+def test_graded_rewards_are_streamed_in_the_class_of_their_verdicts():
+    """The verdict's class counts, and not the reward: 0.75 is wrong where `correct_above` is higher."""
+    plan = StreamPlan(configure(), step=1)
+    verdicts = [Verdict(C), Verdict(W, reward=0.25), Verdict(C, reward=0.75), Verdict(W, reward=0.75)]
+    checked = replace(group(0, (W,) * SAMPLES), verdicts=verdicts)
+    plan.add(0, to_batch([checked]), np.zeros(SAMPLES, np.float32), REFERENCE)
+    assert rounds_of(plan) == [(Term.CORRECT, [[[0, 2]]]), (Term.WRONG, [[[1, 3]]])]
+    assert plan.rewards[:SAMPLES].tolist() == [1.0, 0.25, 0.75, 0.75]

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from orchestrator.data.problems import Problem
+from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.messages.verdicts import Status, Verdict
@@ -50,7 +50,7 @@ class Halves:
     def ping(self):
         return True
 
-    def verify(self, texts, finished, reference):
+    def verify(self, texts, finished, problem):
         return [Verdict(Status.CORRECT if i % 2 else Status.WRONG, text) for i, text in enumerate(texts)]
 
 
@@ -122,7 +122,7 @@ def rounds_of(collection, ranks, pools, alpha=0.5):
 
 
 def groups():
-    return [Group(Problem(str(n), "p", "1", None, n), GroupRequest([1, 2], 4, n)) for n in range(PROMPTS)]
+    return [Group(Problem.from_text(str(n), "p", "1"), GroupRequest([1, 2], 4, n)) for n in range(PROMPTS)]
 
 
 def test_ranks_learn_what_has_landed_while_others_are_generated(pools, gate):
