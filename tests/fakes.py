@@ -140,7 +140,7 @@ class FakeEngine:
 class FakeVerifier:
     """A verifier that has started; nothing is verified."""
 
-    def __init__(self, verifier, timeout_s):
+    def __init__(self, *settings):
         pass
 
     def ping(self):
