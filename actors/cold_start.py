@@ -44,7 +44,7 @@ def learning_rate(config: SFTConfig, step: int) -> float:
     )
 
 
-def policy_settings(config: SFTConfig) -> PolicySettings:
+def policy_settings(config: SFTConfig, chat_template: str | None = None) -> PolicySettings:
     """A cold start's settings that its ranks load and update the model with."""
     learning = config.learning
     return PolicySettings(
@@ -59,6 +59,7 @@ def policy_settings(config: SFTConfig) -> PolicySettings:
         gradient_checkpointing=learning.gradient_checkpointing,
         deepspeed=learning.deepspeed,
         eos_tokens=tuple(map(int, config.model.eos_tokens)),  # the driver has replaced texts by ids
+        chat_template=chat_template,
     )
 
 
@@ -86,12 +87,19 @@ def share_of_loss(
 class SupervisedRank:
     """One ZeRO-3 rank of the cold start, in Ray Train's process group. Every method is a collective."""
 
-    def __init__(self, config: SFTConfig, demonstrations: Demonstrations, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        config: SFTConfig,
+        demonstrations: Demonstrations,
+        rank: int,
+        world_size: int,
+        chat_template: str | None = None,
+    ) -> None:
         self.config = config
         self.demonstrations = demonstrations
         self.rank = rank
         self.world_size = world_size
-        settings = policy_settings(config)
+        settings = policy_settings(config, chat_template)
         process_group.start_deepspeed(settings.on_gpu)
         self.learner = zero3.Learner(settings)
 
@@ -137,12 +145,14 @@ def train_rank(job: dict[str, Any]) -> None:
     """Run one of Ray Train's workers: all steps, reported several at a time, and the export as a checkpoint.
 
     Args:
-        job: `config`, the `SFTConfig`, and `demonstrations`, an ObjectRef to `Demonstrations`.
+        job: `config`, the `SFTConfig`; `demonstrations`, an ObjectRef to `Demonstrations`; and
+            `chat_template`, that of the exported model, or None for its own.
     """
     config: SFTConfig = job["config"]
     demonstrations: Demonstrations = ray.get(job["demonstrations"])
     context = ray.train.get_context()
-    rank = SupervisedRank(config, demonstrations, context.get_world_rank(), context.get_world_size())
+    place = context.get_world_rank(), context.get_world_size()
+    rank = SupervisedRank(config, demonstrations, *place, job["chat_template"])
     batches = length_batches(demonstrations.lengths, config.learning.batch_size, config.run.seed)
     done: list[StepMetrics] = []
     reported = time.monotonic()

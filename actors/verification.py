@@ -27,7 +27,7 @@ from orchestrator.config.verifiers import (
     verifier_text,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.messages.problems import Problem
+from orchestrator.messages.problems import Problem, judged_part
 from orchestrator.messages.verdicts import CORRECT_ABOVE, UNJUDGED, Status, Verdict
 
 DEFAULT_VERIFIER = "math"
@@ -122,12 +122,16 @@ class VerificationWorker:
 
         A truncated response counts like any other when it holds one complete box, as in the paper's reward.
         Equal responses share one check; for `math` those with equal boxes do. A timeout or an error may come
-        from a busy machine, so the next call checks that response again.
+        from a busy machine, so the next call checks that response again. Where the problem says after which
+        text its answers follow, only that part is checked, and a response without it has no answer.
 
         Args:
             finished: Whether each response ended by itself; it only makes the detail of a missing answer
                 clearer.
         """
+        judged = [judged_part(text, problem.answer_after) for text in texts]
+        finished = [ended and part is not None for ended, part in zip(finished, judged, strict=True)]
+        texts = [part or "" for part in judged]
         settings = settings_of_text(problem.verifier or self._verifier)
         keys = [self._key(settings, text, problem) for text in texts]
         with self._lock:

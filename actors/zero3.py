@@ -103,6 +103,8 @@ class Learner:
                 return_large_blocks()
         self.world_size = torch.distributed.get_world_size()
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
+        if settings.chat_template is not None:
+            self.tokenizer.chat_template = settings.chat_template
         self.pad_token = padding_token(self.tokenizer)
         configuration = zero3_config(settings)
         self.model = load_model(settings, configuration, trained=True)

@@ -68,6 +68,8 @@ class Measure:
         return f"{self.about}." + (f" {advice}." if advice else "")
 
 
+AVERAGE = "average"
+"""The name of the mean over several sets, in place of a set's."""
 EVALUATION_CHARTS = "On held-out problems"
 BATCH_CHARTS = "On training batches"
 LOSS_CHARTS = "Losses"
@@ -240,6 +242,9 @@ MEASURES = (
     Measure("verify/timeouts", "timed-out checks", "Checks of a step that were ended at their deadline",
             better="lower"),
     Measure("verify/errors", "failed checks", "Checks of a step that failed", better="lower"),
+    Measure("data/skipped", "skipped problems",
+            "Problems that were skipped because their prompts are too long, since the run started",
+            better="lower"),
     Measure("pool/restarts", "restarts", "Workers replaced after they died, since the run started",
             better="lower"),
     Measure("sync/bytes", "size of the weights", "Size of the weights that each engine reads", unit="bytes"),

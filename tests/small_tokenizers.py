@@ -23,6 +23,13 @@ THINKING = (
     "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
 )
+QWEN_3 = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
 LLAMA_3 = (
     "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message.role "
     "+ '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}{%- endfor %}"

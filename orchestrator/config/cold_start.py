@@ -20,16 +20,18 @@ from orchestrator.config.schema import (
     StepCount,
     Text,
 )
-from orchestrator.config.training import DataConfig, ModelConfig, TrackingConfig
+from orchestrator.config.sources import ChatConfig, DataConfig
+from orchestrator.config.training import ModelConfig, TrackingConfig
 
 
-class SFTDataConfig(Section):
+class SFTDataConfig(ChatConfig):
     """Worked solutions to train on."""
 
     train: PathOrName
-    """Worked solutions: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
+    """Worked solutions: a file, a folder or pattern of files, or a data set of the hub, as in `data.train` of
+    `laser train`."""
     problem_field: Text = "problem"
-    """Field that holds the problem's text."""
+    """Field that holds the problem: a text, or a list of chat messages."""
     solution_field: Text = "solution"
     """Field that holds the worked solution."""
     instruction: str = DataConfig.model_fields["instruction"].default

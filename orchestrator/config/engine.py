@@ -83,7 +83,7 @@ class EngineConfig(VllmConfig):
     num_engines: Annotated[ActorCount, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
     """vLLM engines; each is an actor."""
     max_prompt_tokens: PositiveInt = 2048
-    """Longer prompts are dropped and counted."""
+    """Longer prompts are skipped and counted."""
     max_response_tokens: PositiveInt = 8192
     """A response that is longer is cut: it is unfinished and has no score."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -5,13 +5,14 @@ This module imports neither torch nor Ray.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from orchestrator.config.engine import EngineConfig, EosTokens
 from orchestrator.config.paths import LocalPath, PathOrName, short_name
 from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Seed, Text
+from orchestrator.config.sources import Source, SourceConfig, verifiers_in_use
 from orchestrator.config.training import TrackingConfig, VerificationConfig
 from orchestrator.errors import ConfigError
 
@@ -58,9 +59,9 @@ class EvalConfig(Section):
 
     model: PathOrName | None = None
     """A Hugging Face folder or hub name, a run, a checkpoint, a sweep, or models:/NAME@ALIAS."""
-    data: tuple[PathOrName, ...] = ()
+    data: tuple[PathOrName | SourceConfig, ...] = ()
     """Problem sets: files, Hugging Face data sets, or math500, amc23, aime24, aime25, olympiadbench. `:16`
-    after a set draws 16 samples a problem."""
+    after a set draws 16 samples a problem. A mapping has the keys of `data.eval` of `laser train`."""
     samples: LocalPath | None = None
     """A samples.jsonl to check and score again instead of generating; `model`, if given, scores them."""
     folder: LocalPath | None = None
@@ -77,8 +78,19 @@ class EvalConfig(Section):
     """Field that holds the reference answer, in files and data sets without a name."""
     split: Text = "test"
     """Split of data sets without a name."""
+    answer_pattern: Text | None = None
+    """Regular expression with one group, which finds the reference in the answer's text."""
     instruction: str | None = None
     """Text after each problem; may be empty; null means that of the score's training, else the paper's."""
+    system: str | None = None
+    """System message before each problem that has none; null means that of the score's training."""
+    chat_template: LocalPath | None = None
+    """File with a chat template in place of the tokenizer's own; a trained score keeps its own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Values that the chat template takes; null means those of the score's training."""
+    answer_after: str | None = None
+    """The verifier sees what follows this text in a response, such as `</think>`; null means that of the
+    score's training."""
     eos_tokens: EosTokens = ()
     """Tokens that end a response, as texts or ids; empty takes those of the score's training, else of the
     model's files."""
@@ -95,19 +107,27 @@ class EvalConfig(Section):
     verification: VerificationConfig = VerificationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def verifier_texts(self) -> list[str]:
+        """The canonical texts of all verifiers that the settings name, the default one first."""
+        return verifiers_in_use(self.verification, self.data)
+
 
 @dataclass(frozen=True)
 class SetRequest:
     """One entry of `data`."""
 
-    name: str
-    """The set's name in figures and files."""
-    source: NamedSet
+    source: Source
+    """Its instruction and `answer_after` are those of the model."""
+    samples_per_problem: int
+    """Solutions that are sampled for each problem."""
+    has_instruction: bool = False
+    """The entry itself names its instruction."""
 
     @property
-    def samples_per_problem(self) -> int:
-        """Solutions that are sampled for each problem."""
-        return self.source.samples_per_problem
+    def name(self) -> str:
+        """The set's name in figures and files."""
+        return self.source.name
 
 
 def requested_sets(config: EvalConfig) -> list[SetRequest]:
@@ -134,23 +154,39 @@ def requested_sets(config: EvalConfig) -> list[SetRequest]:
     return requests
 
 
-def _request(entry: str, config: EvalConfig) -> SetRequest:
-    source, _, number = entry.rpartition(":")
-    override = int(number) if source and number.isascii() and number.isdigit() and int(number) else None
-    source = entry if override is None else source
-    samples = override or config.samples_per_problem
-    if named := NAMED_SETS.get(source):
-        fields = (
-            named.source,
-            named.split,
-            samples or named.samples_per_problem,
-            named.problem_field,
-            named.answer_field,
-        )
-        return SetRequest(source, NamedSet(*fields))
-    fields = (source, config.split, samples or SAMPLES_PER_PROBLEM, config.problem_field, config.answer_field)
-    path = Path(source)
-    return SetRequest((path.stem if path.suffix else path.name).replace(":", "-"), NamedSet(*fields))
+def _request(entry: str | SourceConfig, config: EvalConfig) -> SetRequest:
+    if isinstance(entry, SourceConfig):
+        samples = config.samples_per_problem or SAMPLES_PER_PROBLEM
+        return SetRequest(_filled(entry, config), samples, entry.instruction is not None)
+    path, _, number = entry.rpartition(":")
+    override = int(number) if path and number.isascii() and number.isdigit() and int(number) else None
+    path = entry if override is None else path
+    samples = override or config.samples_per_problem or SAMPLES_PER_PROBLEM
+    named = NAMED_SETS.get(path)
+    if named is None:
+        return SetRequest(_filled(SourceConfig(path=path), config), samples)
+    source = Source(
+        named.source,
+        path,
+        named.split,
+        problem_field=named.problem_field,
+        answer_field=named.answer_field,
+        max_problems=config.max_problems,
+        named_verifiers=config.verification.named,
+    )
+    return SetRequest(source, override or config.samples_per_problem or named.samples_per_problem)
+
+
+def _filled(entry: SourceConfig, config: EvalConfig) -> Source:
+    limits = [most for most in (entry.max_problems, config.max_problems) if most is not None]
+    return entry.filled(
+        split=config.split,
+        problem_field=config.problem_field,
+        answer_field=config.answer_field,
+        answer_pattern=config.answer_pattern,
+        max_problems=min(limits, default=None),
+        verification=config.verification,
+    )
 
 
 def default_folder(config: EvalConfig, names: list[str]) -> Path:

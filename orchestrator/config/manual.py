@@ -26,6 +26,9 @@ SCHEMAS: dict[str, type[Section]] = {
 ANY_KEY = "KEY"
 """Stands for the keys of a dictionary of sections, such as a sweep's `space`."""
 
+ANY_NUMBER = "N"
+"""Stands for the number of a section in a list, such as `data.train`."""
+
 TYPES = {
     "integer": "whole number",
     "number": "number",
@@ -107,19 +110,35 @@ def markdown() -> str:
     return "\n\n".join(parts)
 
 
-def _settings(node: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) -> Iterator[Setting]:
-    """The settings of a section's JSON Schema."""
+def _settings(
+    node: Mapping[str, Any], sections: Mapping[str, Any], prefix: str, listed: list[Any] | None = None
+) -> Iterator[Setting]:
+    """The settings of a section's JSON Schema.
+
+    Args:
+        listed: The sections that lists hold, described so far; each is described once.
+    """
+    listed = [] if listed is None else listed
     required = node.get("required", [])
     for name, field in node["properties"].items():
         key = f"{prefix}{name}"
         if (section := _section_in(field, sections)) is not None:
-            yield from _settings(section, sections, f"{key}.")
+            yield from _settings(section, sections, f"{key}.", listed)
             continue
         default = "required" if name in required else json.dumps(field.get("default"), ensure_ascii=False)
         meaning = " ".join(field.get("description", "").split())
         yield Setting(key, _type(field), default, meaning)
         if (values := _section_in(field.get("additionalProperties"), sections)) is not None:
-            yield from _settings(values, sections, f"{key}.{ANY_KEY}.")
+            yield from _settings(values, sections, f"{key}.{ANY_KEY}.", listed)
+        item = _section_in(_list_in(field).get("items"), sections)
+        if item is not None and item not in listed:
+            listed.append(item)
+            yield from _settings(item, sections, f"{key}.{ANY_NUMBER}.", listed)
+
+
+def _list_in(field: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The list that a field holds, which may be null; nothing for any other field."""
+    return next((each for each in [field, *field.get("anyOf", [])] if each.get("type") == "array"), {})
 
 
 def _section_in(field: Any, sections: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -134,6 +153,8 @@ def _section_in(field: Any, sections: Mapping[str, Any]) -> Mapping[str, Any] | 
 
 def _type(field: Mapping[str, Any]) -> str:
     """A type of JSON Schema with its bounds, in words."""
+    if "$ref" in field:
+        return "mapping"
     if "anyOf" in field:
         kinds = [_type(each) for each in field["anyOf"] if each.get("type") != "null"]
         return "; or ".join(kinds) + (" (or null)" if len(kinds) < len(field["anyOf"]) else "")
@@ -168,6 +189,8 @@ def _list_type(field: Mapping[str, Any]) -> str:
     if "prefixItems" in field:
         items = [_type(each) for each in field["prefixItems"]]
         return f"list of {len(items)} [{' and '.join(dict.fromkeys(items))}]"
+    if "$ref" in field["items"]:
+        return "text, mapping, or list of these"
     return f"list{', not empty,' if field.get('minItems') else ''} of [{_type(field['items'])}]"
 
 
@@ -190,7 +213,10 @@ def _section_meaning(schema: type[Section], section: str) -> str:
     tree = schema.model_json_schema()
     node: Any = tree
     for name in section.split("."):
-        field = node["additionalProperties"] if name == ANY_KEY else node["properties"][name]
+        if name in (ANY_KEY, ANY_NUMBER):
+            field = node["additionalProperties"] if name == ANY_KEY else _list_in(node)["items"]
+        else:
+            field = node["properties"][name]
         node = _section_in(field, tree["$defs"]) or field
     return " ".join(node.get("description", "").split())
 

@@ -290,8 +290,9 @@ def _below(annotation: Any, part: int | str) -> Any:
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is dict:
             return arguments[1]
-        if origin in (list, tuple) and isinstance(part, int):
-            return arguments[min(part, len(arguments) - 1)]
+        if origin in (list, tuple) and (isinstance(part, int) or part.isdecimal()):
+            items = [each for each in arguments if each is not ...]
+            return items[min(int(part), len(items) - 1)]
     return None
 
 

@@ -25,6 +25,7 @@ from orchestrator.config.schema import (
     Text,
     read_config,
 )
+from orchestrator.config.sources import DataConfig, verifiers_in_use
 from orchestrator.config.verification import VerificationConfig
 
 
@@ -35,30 +36,6 @@ class ModelConfig(Section):
     """Hugging Face folder or hub name of the model."""
     eos_tokens: EosTokens = ()
     """Tokens that end a response, as texts or ids; empty takes those of the model's files."""
-
-
-class DataConfig(Section):
-    """Training problems and held-out problems."""
-
-    train: PathOrName
-    """Training problems: a .jsonl, .json or .parquet file, a Hugging Face data set folder or name."""
-    eval: PathOrName | None = None
-    """Held-out problems, in the same formats. The stem of the file's name is the set's name in metrics."""
-    problem_field: Text = "problem"
-    """Field that holds the problem's text."""
-    answer_field: Text = "answer"
-    """Field that holds the reference answer (text or number)."""
-    eval_problem_field: Text | None = None
-    """The field of the held-out problems' text; null means `problem_field`."""
-    eval_answer_field: Text | None = None
-    """The field of the held-out problems' answers; null means `answer_field`."""
-    instruction: str = r"Please reason step by step, and put your final answer within \boxed{}."
-    """Text after each problem in training, evaluation and service; may be empty."""
-
-    @property
-    def eval_fields(self) -> tuple[str, str]:
-        """Fields of problem and answer in the held-out problems."""
-        return self.eval_problem_field or self.problem_field, self.eval_answer_field or self.answer_field
 
 
 class RolloutConfig(EngineConfig):
@@ -188,6 +165,11 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """The run's folder."""
         return self.run.dir / self.run.name
+
+    @property
+    def verifier_texts(self) -> list[str]:
+        """The canonical texts of all verifiers that the settings name, the default one first."""
+        return verifiers_in_use(self.verification, (*self.data.train, *(self.data.eval or ())))
 
     @property
     def samples_per_step(self) -> int:

@@ -7,8 +7,9 @@ In: a tokenizer, and messages or a text. Out: token ids. A text that spells a co
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.control_tokens import NEUTRAL_TEXT, ControlTokens, has_marks
 from orchestrator.errors import DataError
@@ -25,6 +26,18 @@ class ControlTokenError(DataError):
     """A text would become control tokens, and this tokenizer cannot encode it in another way."""
 
 
+@dataclass(frozen=True)
+class ChatSettings:
+    """What a chat template is given besides the conversation."""
+
+    system: str = ""
+    """The system message of a conversation that has none; empty for none."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Values that the template takes, such as `enable_thinking`."""
+    template: str | None = None
+    """The text of a chat template in place of the tokenizer's own."""
+
+
 class ChatEncoder:
     """Encodes conversations and texts for one model.
 
@@ -32,13 +45,20 @@ class ChatEncoder:
         tokenizer: The model's tokenizer, with a chat template.
         z_token: z_c; None where self-rewarding is off.
         eos_tokens: The tokens that end a response.
+        settings: The system message and the template's values.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", z_token: int | None = None, eos_tokens: Iterable[int] = ()
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        z_token: int | None = None,
+        eos_tokens: Iterable[int] = (),
+        settings: ChatSettings | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.control = ControlTokens(tokenizer, z_token, eos_tokens)
+        self.settings = settings or ChatSettings()
+        self.control = ControlTokens(tokenizer, z_token, eos_tokens, self.settings.template_kwargs)
+        self._around: dict[tuple[str, ...], list[int]] = {}
 
     def chat(self, messages: Sequence[Turn]) -> list[int]:
         """The token ids of a conversation and of the start of the assistant's next turn.
@@ -47,47 +67,53 @@ class ChatEncoder:
             ControlTokenError: A text would become control tokens.
             Exception: Whatever the template raises for this conversation.
         """
-        token_ids = self._template_ids(messages)
-        texts = [turn["content"] for turn in messages]
+        turns = self.with_system(messages)
+        token_ids = self._template_ids(turns)
+        texts = [turn["content"] for turn in turns]
         found, unknown = self.control.among(token_ids), self.control.spells_unknown(texts)
-        if not messages[1:] and found == self._around_a_question and not unknown:
+        if _is_question(turns) and found == self._around_neutral(turns) and not unknown:
             return token_ids
-        marked = self._render_marked(messages)
+        marked = self._render_marked(turns)
         if marked is not None:
             plain = found == self.control.outside_of_marks(marked) and not unknown
             return token_ids if plain else self._encode(marked, texts)
         # Where no text spells a control token, other texts in their places leave the same ones.
-        neutral = [{**turn, "content": NEUTRAL_TEXT} for turn in messages]
-        if found == self.control.among(self._template_ids(neutral)) and not unknown:
+        if found == self._around_neutral(turns) and not unknown:
             return token_ids
         raise self._refusal(texts)
 
-    def questions(self, contents: Sequence[str]) -> list[list[int] | None]:
-        """The token ids of a conversation for each of these user messages, made together and on all cores.
+    def chats(self, conversations: Sequence[Sequence[Turn]]) -> list[list[int] | None]:
+        """The token ids of these conversations, made together and on all cores.
 
         Returns:
-            As `chat` gives them, in order; None where only `chat` itself can tell, or refuses the message.
+            As `chat` gives them, in order; None where only `chat` itself can tell, or refuses a message.
         """
-        conversations = [[{"role": "user", "content": content}] for content in contents]
         if not conversations or not self._encodes_together:
-            return [None] * len(contents)
+            return [None] * len(conversations)
+        dialogues = [self.with_system(messages) for messages in conversations]
         try:
-            # It leaves the tokenizer ready for a batch, and tells whether that is encoded the same.
-            first = self._template_ids(conversations[0])
-            texts = self.tokenizer.apply_chat_template(
-                conversations, add_generation_prompt=True, tokenize=False
-            )
+            # Tells whether a batch is encoded like one conversation, and leaves the tokenizer ready for it.
+            first = self._template_ids(dialogues[0])
+            texts = self._apply([[*map(dict, turns)] for turns in dialogues], tokenize=False)
             encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            around = self._around_a_question
+            around = [self._around_neutral(turns) if _is_question(turns) else None for turns in dialogues]
         except Exception:  # `chat` finds the message that fails, and how
-            return [None] * len(contents)
+            return [None] * len(conversations)
         if encoded[0].ids != first:
-            return [None] * len(contents)
-        token_ids = (encoding.ids for encoding in encoded)
-        return [
-            ids if self.control.among(ids) == around and not self.control.spells_unknown([content]) else None
-            for content, ids in zip(contents, token_ids, strict=True)
-        ]
+            return [None] * len(conversations)
+        found = []
+        for turns, encoding, expected in zip(dialogues, encoded, around, strict=True):
+            plain = self.control.among(encoding.ids) == expected
+            plain = plain and not self.control.spells_unknown([turn["content"] for turn in turns])
+            found.append(encoding.ids if plain else None)
+        return found
+
+    def with_system(self, messages: Sequence[Turn]) -> list[Turn]:
+        """The conversation, begun by the system message of the settings unless it has one."""
+        system = self.settings.system
+        if not system or (messages and messages[0]["role"] in ("system", "developer")):
+            return [*messages]
+        return [{"role": "system", "content": system}, *messages]
 
     def response(self, text: str) -> list[int]:
         """The token ids of an assistant's text, without the end of its turn.
@@ -104,16 +130,25 @@ class ChatEncoder:
 
     def render(self, messages: Sequence[Turn]) -> str:
         """The text of a conversation and of the start of the assistant's next turn."""
-        turns = [dict(turn) for turn in messages]
-        return str(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        return str(self._apply([*map(dict, self.with_system(messages))], tokenize=False))
 
-    def _template_ids(self, messages: Sequence[Turn]) -> list[int]:
-        turns = [dict(turn) for turn in messages]
-        return list(
-            self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+    def render_answered(self, messages: Sequence[Turn]) -> str:
+        """The text of a conversation that the assistant ends."""
+        turns = [*map(dict, messages)]
+        return str(self._apply(turns, add_generation_prompt=False, tokenize=False))
+
+    def answered(self, messages: Sequence[Turn]) -> list[int]:
+        """The token ids of a conversation as it is, without the start of another turn."""
+        turns = [*map(dict, self.with_system(messages))]
+        return list(self._apply(turns, add_generation_prompt=False, tokenize=True, return_dict=False))
+
+    def _apply(self, turns: Sequence[Any], add_generation_prompt: bool = True, **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, **self.settings.template_kwargs, **options
         )
+
+    def _template_ids(self, turns: Sequence[Turn]) -> list[int]:
+        return list(self._apply([*map(dict, turns)], tokenize=True, return_dict=False))
 
     @cached_property
     def _encodes_together(self) -> bool:
@@ -126,10 +161,13 @@ class ChatEncoder:
             for method in ("apply_chat_template", "__call__", "_encode_plus")
         )
 
-    @cached_property
-    def _around_a_question(self) -> list[int]:
-        """The control tokens that the template writes around one user message."""
-        return self.control.among(self._template_ids([{"role": "user", "content": NEUTRAL_TEXT}]))
+    def _around_neutral(self, turns: Sequence[Turn]) -> list[int]:
+        """The control tokens that the template writes around texts of these roles."""
+        roles = tuple(turn["role"] for turn in turns)
+        if roles not in self._around:
+            neutral = [{"role": role, "content": NEUTRAL_TEXT} for role in roles]
+            self._around[roles] = self.control.among(self._template_ids(neutral))
+        return self._around[roles]
 
     def _render_marked(self, messages: Sequence[Turn]) -> str | None:
         """The conversation with marked texts; None where one has marks, or the template looks into it."""
@@ -140,7 +178,7 @@ class ChatEncoder:
             for turn in messages
         ]
         try:
-            marked = self.render(turns)
+            marked = self.render(turns)  # has its system message already
         except Exception:  # a template is a program: it may refuse a text with marks
             return None
         return marked if self.control.unmark(marked) == self.render(messages) else None
@@ -230,3 +268,8 @@ class ChatEncoder:
         return {
             stand_in: self.control.ids[text] for text, stand_in in stand_ins.items() if stand_in is not None
         }
+
+
+def _is_question(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation is one message of the user, perhaps behind one of the system."""
+    return [turn["role"] for turn in turns] in (["user"], ["system", "user"])

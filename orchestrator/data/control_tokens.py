@@ -4,9 +4,9 @@ In: a tokenizer with its chat template, z_c and EOS. Out: `ControlTokens`.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -36,11 +36,17 @@ class ControlTokens:
         tokenizer: The model's tokenizer, with a chat template.
         z_token: z_c; None where self-rewarding is off.
         eos_tokens: The tokens that end a response.
+        template_kwargs: Values that the chat template takes.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", z_token: int | None, eos_tokens: Iterable[int]
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        z_token: int | None,
+        eos_tokens: Iterable[int],
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        self._template_kwargs = template_kwargs or {}
         self._tokenizer = tokenizer
         self._z_token = z_token
         self._named = {z_token, *eos_tokens}
@@ -134,7 +140,9 @@ class ControlTokens:
     @cached_property
     def _pattern_of_assistants(self) -> re.Pattern[str]:
         question = [{"role": "user", "content": NEUTRAL_TEXT}]
-        turn = self._tokenizer.apply_chat_template(question, add_generation_prompt=False, tokenize=False)
+        turn = self._tokenizer.apply_chat_template(
+            question, add_generation_prompt=False, tokenize=False, **self._template_kwargs
+        )
         return _any_of(
             text
             for text, token in self.by_text.items()

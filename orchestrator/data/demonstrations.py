@@ -8,21 +8,20 @@ In: a data file or data set whose rows hold a problem and a solution. Out: `Demo
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
 from orchestrator.config.cold_start import SFTDataConfig
 from orchestrator.data.chat import ChatEncoder
-from orchestrator.data.problems import read_rows
+from orchestrator.data.problems import asked_messages
 from orchestrator.data.prompts import encode_response, render_prompt
+from orchestrator.data.rows import open_rows, read_rows
 from orchestrator.data.texts import Row, field_text
 from orchestrator.data.tokens import ModelTokens, check_round_trip
 from orchestrator.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from orchestrator.messages.problems import ChatMessage
 
 BUCKET_BATCHES = 20
 """The samples of so many batches are sorted by length together: enough for little padding, and few enough
@@ -78,7 +77,7 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
             EOS.
     """
     tokenizer = tokens.tokenizer
-    end = turn_end(tokenizer, tokens.eos_tokens)
+    end = turn_end(tokens.chat, tokens.eos_tokens)
     if tokens.z_token is not None and tokens.z_token in (*tokens.eos_tokens, end.following):
         raise ConfigError(
             f"self_reward.token: {tokenizer.decode([tokens.z_token])!r} ends responses, or the chat template "
@@ -90,10 +89,10 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
     samples: list[np.ndarray] = []
     prompt_lengths: list[int] = []
     dropped, shortest = 0, 0
-    for where, problem, solution in _solved_problems(data):
+    for where, messages, solution in _solved_problems(data):
         if len(samples) + dropped < 100:
-            check_round_trip(tokenizer, [problem, solution])
-        prompt = render_prompt(tokens.chat, problem, data.instruction, f"{where}: '{data.problem_field}'")
+            check_round_trip(tokenizer, [*(message["content"] for message in messages), solution])
+        prompt = render_prompt(tokens.chat, messages, data.instruction, f"{where}: '{data.problem_field}'")
         response = encode_response(tokens.chat, solution, f"{where}: '{data.solution_field}'")
         if found := reserved.intersection(response):
             raise DataError(
@@ -118,27 +117,31 @@ def load_demonstrations(data: SFTDataConfig, tokens: ModelTokens) -> Demonstrati
     return Demonstrations(np.concatenate(samples), starts, np.array(prompt_lengths, dtype=np.int32), dropped)
 
 
-def _solved_problems(data: SFTDataConfig) -> Iterator[tuple[str, str, str]]:
-    """The place, problem and solution of each row."""
+def _solved_problems(data: SFTDataConfig) -> Iterator[tuple[str, tuple[ChatMessage, ...], str]]:
+    """The place, conversation and solution of each row."""
+    rows = open_rows(data.train)
 
-    def texts(row: Row, number: int, where: str) -> tuple[str, str, str]:
-        problem = field_text(row, data.problem_field, "data.problem_field", where)
-        return where, problem, field_text(row, data.solution_field, "data.solution_field", where)
+    def texts(row: Row, number: int) -> tuple[str, tuple[ChatMessage, ...], str]:
+        file, line = rows.place(number)
+        where = f"{file}, line {line}"
+        messages = asked_messages(row, data.problem_field, "data.problem_field", where)
+        return where, messages, field_text(row, data.solution_field, "data.solution_field", where)
 
-    return read_rows(data.train, "train", texts)
+    return read_rows(rows, texts)
 
 
-def turn_end(tokenizer: "PreTrainedTokenizerBase", eos_tokens: tuple[int, ...]) -> TurnEnd:
+def turn_end(chat: ChatEncoder, eos_tokens: tuple[int, ...]) -> TurnEnd:
     """EOS and the token after it, as the chat template writes an answered message.
 
     In ChatML a newline follows, in Llama 3 the start of the next turn. Where the template ends turns without
     one of `eos_tokens`, EOS is the tokenizer's, followed by the padding token or, without one, by itself.
     """
     question: dict[str, Any] = {"role": "user", "content": "1+1="}
-    prompt = ChatEncoder(tokenizer).chat([question])
+    tokenizer = chat.tokenizer
+    prompt = chat.chat([question])
     conversation = [question, {"role": "assistant", "content": "2"}, question]
     try:
-        rendered = list(tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False))
+        rendered = chat.answered(conversation)
     except Exception:  # a template is a program: it may accept single questions only
         rendered = []
     shared = next(

@@ -71,10 +71,10 @@ def template_turn_end(chat: ChatEncoder) -> int | None:
     answer = {"role": "assistant", "content": chat.control.mark("2", of_assistant=True)}
     dialogue = [{"role": "user", "content": NEUTRAL_TEXT}, answer]
     try:
-        rendered = chat.tokenizer.apply_chat_template(dialogue, add_generation_prompt=False, tokenize=False)
+        rendered = chat.render_answered(dialogue)
     except Exception:  # a template is a program: it may accept single questions only
         return None
-    return chat.control.first_behind(str(rendered))
+    return chat.control.first_behind(rendered)
 
 
 def response_end(chat: ChatEncoder, eos_tokens: Sequence[int]) -> int:

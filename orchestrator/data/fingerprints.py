@@ -33,13 +33,16 @@ class RowsPrint:
     block: int
     """Rows that each digest covers."""
     digests: list[str]
+    fields: str = ""
+    """Digest of the other fields of all rows; empty in a fingerprint of an earlier version."""
 
     def change(self, now: "RowsPrint | FilesPrint") -> str | None:
         """How rows that are read now differ from these, in words; None if they are the same."""
         if not isinstance(now, RowsPrint):
             return f"{self.rows:,} rows before, files now"
         if (self.rows, self.digests) == (now.rows, now.digests):
-            return None
+            same_fields = self.fields == now.fields or not self.fields or not now.fields
+            return None if same_fields else "problems and answers are the same, but other fields differ"
         counts = f"{self.rows:,} rows before, {now.rows:,} now"
         if self.block != now.block:
             return counts
@@ -77,19 +80,46 @@ Sources = dict[str, RowsPrint | FilesPrint]
 """By the setting that names the source, such as `data.train`."""
 
 
+class RowsDigest:
+    """Makes the fingerprint of problems that are given one by one, in their order.
+
+    Args:
+        place: The file or data set.
+        rows: How many problems there will be.
+    """
+
+    def __init__(self, place: str, rows: int) -> None:
+        self._place, self._rows = place, rows
+        self._block = -(-rows // _MOST_BLOCKS) or 1
+        self._digests: list[str] = []
+        self._digest = xxhash.xxh3_64()
+        self._fields = xxhash.xxh3_64()
+        self._count = 0
+
+    def add(self, problem: Problem) -> None:
+        """Take the next problem."""
+        text = problem.text if len(problem.messages) == 1 else json.dumps(problem.messages)
+        for part in (problem.id, text, problem.reference or "", problem.kind or ""):
+            content = part.encode(errors="surrogatepass")
+            self._digest.update(b"%d %b" % (len(content), content))
+        if problem.fields:
+            self._fields.update(json.dumps(problem.fields, sort_keys=True).encode())
+        self._count += 1
+        if self._count % self._block == 0 or self._count == self._rows:
+            self._digests.append(self._digest.hexdigest())
+            self._digest.reset()
+
+    def result(self) -> RowsPrint:
+        """The fingerprint of all of them."""
+        return RowsPrint(self._place, self._rows, self._block, self._digests, self._fields.hexdigest())
+
+
 def rows_print(place: str, problems: Sequence[Problem]) -> RowsPrint:
     """The fingerprint of problems in their order."""
-    block = -(-len(problems) // _MOST_BLOCKS) or 1
-    digests = []
-    for start in range(0, len(problems), block):
-        digest = xxhash.xxh3_64()
-        for problem in problems[start : start + block]:
-            for text in (problem.id, problem.text, problem.reference or "", problem.kind or ""):
-                content = text.encode(errors="surrogatepass")
-                digest.update(f"{len(content)} ".encode())
-                digest.update(content)
-        digests.append(digest.hexdigest())
-    return RowsPrint(place, len(problems), block, digests)
+    digest = RowsDigest(place, len(problems))
+    for problem in problems:
+        digest.add(problem)
+    return digest.result()
 
 
 def files_print(place: str, folder: Path, names: Iterable[str]) -> FilesPrint:

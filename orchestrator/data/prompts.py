@@ -5,36 +5,41 @@ In: `Problem`s and a tokenizer. Out: their prompts as token ids (`PromptSet`), a
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.messages.problems import Problem
+from orchestrator.messages.problems import ChatMessage, Problem
 from orchestrator.terminal import progress_bar
 
 RENDERED_TOGETHER = 1000
 """Prompts of a batch: enough for all cores, few enough that their texts take little memory."""
 
 
-def render_prompt(chat: ChatEncoder, problem_text: str, instruction: str, where: str) -> list[int]:
-    """The token ids of a problem's prompt: one user message, and the start of the assistant's turn.
+def render_prompt(
+    chat: ChatEncoder, asked: str | Sequence[ChatMessage], instruction: str, where: str
+) -> list[int]:
+    """The token ids of a problem's prompt: the conversation, and the start of the assistant's turn.
 
-    The message is the problem and, unless `instruction` is empty, the instruction on the next line.
+    The last message is followed by the instruction, unless it is empty, on the next line.
 
     Args:
+        asked: The conversation, or the text of its only message.
         where: The problem's file, line and field, for messages.
 
     Raises:
-        DataError: The text would become control tokens, or the chat template fails on it.
+        DataError: A text would become control tokens, or the chat template fails on it.
     """
-    content = _message(problem_text, instruction)
-    refuse_lone_surrogates(content, where)
+    turns = instructed(asked, instruction)
+    for turn in turns:
+        refuse_lone_surrogates(turn["content"], where)
     try:
-        return chat.chat([{"role": "user", "content": content}])
+        return chat.chat(turns)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:  # a template is a program and may raise any error
@@ -53,14 +58,25 @@ def render_prompts(
     """
     for start in range(0, len(problems), RENDERED_TOGETHER):
         batch = problems[start : start + RENDERED_TOGETHER]
-        messages = [_message(problem.text, instruction) for problem in batch]
+        conversations = [instructed(problem.messages, instruction) for problem in batch]
         prompts: list[list[int]] = []
-        for problem, message, token_ids in zip(batch, messages, chat.questions(messages), strict=True):
+        for problem, turns, token_ids in zip(batch, conversations, chat.chats(conversations), strict=True):
             if token_ids is None:
-                token_ids = render_prompt(chat, problem.text, instruction, problem.where)
-            refuse_lone_surrogates(message, problem.where)
+                token_ids = render_prompt(chat, problem.messages, instruction, problem.where)
+            for turn in turns:
+                refuse_lone_surrogates(turn["content"], problem.where)
             prompts.append(token_ids)
         yield prompts
+
+
+def instructed(asked: str | Sequence[ChatMessage], instruction: str) -> list[ChatMessage]:
+    """The conversation with the instruction, unless it is empty, on the line after its last message.
+
+    Args:
+        asked: The conversation, or the text of its only message.
+    """
+    *before, last = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    return [*before, last | {"content": f"{last['content']}\n{instruction}"} if instruction else last]
 
 
 def encode_response(chat: ChatEncoder, text: str, where: str) -> list[int]:
@@ -126,8 +142,13 @@ class PromptSet:
         return self._token_ids[index].tolist()
 
 
-def _message(problem_text: str, instruction: str) -> str:
-    return f"{problem_text}\n{instruction}" if instruction else problem_text
+@dataclass(frozen=True)
+class ProblemSet:
+    """A set of problems to evaluate."""
+
+    name: str
+    prompts: PromptSet
+    samples_per_problem: int
 
 
 class PromptOrderState(TypedDict):
@@ -142,8 +163,11 @@ class PromptOrderState(TypedDict):
 class PromptOrder:
     """An endless order of `size` problems. Each epoch is a shuffle that depends on seed and epoch only."""
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, salt: int | None = None) -> None:
         """Start at the first problem of the first epoch.
+
+        Args:
+            salt: Keeps orders of the same size and seed apart.
 
         Raises:
             ValueError: `size` is less than 1.
@@ -152,6 +176,7 @@ class PromptOrder:
             raise ValueError(f"size is {size}; an order needs at least one problem")
         self._size = size
         self._seed = seed
+        self._salt = [] if salt is None else [salt]
         self._start_epoch(0)
 
     def next(self, n: int) -> list[int]:
@@ -169,7 +194,7 @@ class PromptOrder:
         """The state from which `load_state_dict` continues."""
         return {"seed": self._seed, "size": self._size, "epoch": self._epoch, "position": self._position}
 
-    def load_state_dict(self, state: PromptOrderState) -> None:
+    def load_state_dict(self, state: PromptOrderState | Mapping[str, Any]) -> None:
         """Continue with the index that follows `state`.
 
         Raises:
@@ -178,8 +203,7 @@ class PromptOrder:
         if state["size"] != self._size:
             raise ConfigError(
                 f"the checkpoint was made with {state['size']} problems, but this configuration has "
-                f"{self._size}: resume "
-                "with the same data.train, data.instruction and rollout.max_prompt_tokens, or start a new run"
+                f"{self._size}: resume with the same data.train, or start a new run"
             )
         if state["seed"] != self._seed:
             raise ConfigError(
@@ -193,4 +217,4 @@ class PromptOrder:
     def _start_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._position = 0
-        self._shuffled = np.random.default_rng((self._seed, epoch)).permutation(self._size)
+        self._shuffled = np.random.default_rng((self._seed, epoch, *self._salt)).permutation(self._size)

@@ -21,12 +21,33 @@ MOST_NAMES = 30
 LARGEST_EXPONENT = 10_000
 """A check of a number with a larger one would time out on each sample."""
 
+MISSING: Any = object()
+"""Stands for the value of a field that a row has not."""
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Tabs and line breaks belong to texts, NEL (U+0085) among them.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 # Marks of direction, soft hyphens and zero-width spaces, but not joiners: these belong to words and emoji.
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SCIENTIFIC = re.compile(r"[+-]?[\d.]+[eE][+-]?0*(\d+)")
+
+
+def field_value(row: Row, field: str, default: Any = None) -> Any:
+    """The value of a field, which may be nested: `reward_model.ground_truth`, or `choices.0` for a list.
+
+    A field whose own name has dots is found first.
+    """
+    if field in row:
+        return row[field]
+    value: Any = row
+    for part in field.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return default
+    return value
 
 
 def field_text(row: Row, field: str, key: str, where: str, is_answer: bool = False) -> str:
@@ -40,10 +61,11 @@ def field_text(row: Row, field: str, key: str, where: str, is_answer: bool = Fal
     Raises:
         DataError: The field is missing, empty, or neither text nor a number; or as `check_text`.
     """
-    if field not in row:
+    value = field_value(row, field, MISSING)
+    if value is MISSING:
         names = ", ".join(map(shown, list(row)[:MOST_NAMES])) or "none"
         raise DataError(f"{where}: no field '{field}'; its fields are {names}: set {key} to one of them")
-    place, value = f"{where}: '{field}'", row[field]
+    place = f"{where}: '{field}'"
     if field in getattr(row, "repeated", ()):
         raise DataError(f"{place} is there more than once; leave one of them")
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
@@ -67,7 +89,7 @@ def answer_text(row: Row, field: str, key: str, where: str) -> str:
     Raises:
         DataError: As `field_text`.
     """
-    parts = row.get(field)
+    parts = field_value(row, field)
     if not isinstance(parts, list) or not parts or any(isinstance(part, list | dict) for part in parts):
         return field_text(row, field, key, where, is_answer=True)
     return ", ".join(field_text({field: part}, field, key, where, is_answer=True) for part in parts)

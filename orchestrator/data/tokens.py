@@ -7,18 +7,21 @@ In: a model folder or hub name, and `self_reward.token`. Out: `ModelTokens`, or 
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.cold_start import SFTConfig
 from orchestrator.config.optional_packages import without_packages
+from orchestrator.config.sources import ChatConfig
+from orchestrator.config.texts import read_text
 from orchestrator.config.training import RunConfig
-from orchestrator.data.chat import ChatEncoder
+from orchestrator.data.chat import ChatEncoder, ChatSettings
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
 from orchestrator.data.eos import chosen_eos_ids, eos_token_ids
 from orchestrator.errors import ConfigError
+from orchestrator.storage.card import SelfRewardCard
 from orchestrator.storage.checksums import refuse_damaged_model
 
 if TYPE_CHECKING:
@@ -34,11 +37,13 @@ class ModelTokens:
     """z_c; None where self-rewarding is off."""
     eos_tokens: tuple[int, ...]
     """All tokens that end a response, ascending."""
+    settings: ChatSettings = field(default_factory=ChatSettings)
+    """The system message and the values of the chat template."""
 
     @cached_property
     def chat(self) -> ChatEncoder:
         """Encodes prompts and responses."""
-        return ChatEncoder(self.tokenizer, self.z_token, self.eos_tokens)
+        return ChatEncoder(self.tokenizer, self.z_token, self.eos_tokens, self.settings)
 
 
 def load_tokens(
@@ -46,6 +51,7 @@ def load_tokens(
     z_token: str | None,
     eos_tokens: Sequence[str | int] = (),
     eos_key: str = "model.eos_tokens",
+    chat: ChatSettings | None = None,
 ) -> ModelTokens:
     """Load the tokenizer of a model folder or hub name, and check its chat template and tokens.
 
@@ -53,6 +59,7 @@ def load_tokens(
         z_token: z_c as text; None where self-rewarding is off.
         eos_tokens: Tokens that end a response, as texts or ids, in place of the model's own.
         eos_key: The setting that names these, for messages.
+        chat: The system message, the values of the chat template, and perhaps another template.
 
     Raises:
         ConfigError: The model does not exist, has no usable chat template or no EOS token. Or `z_token` is
@@ -71,7 +78,10 @@ def load_tokens(
         raise ConfigError(
             f"model.path: no tokenizer could be loaded from {model_path}: {str(error).splitlines()[0]}"
         ) from error
-    check_template(tokenizer)
+    chat = chat or ChatSettings()
+    if chat.template is not None:
+        tokenizer.chat_template = chat.template
+    check_template(tokenizer, chat)
     z_id = None if z_token is None else resolve_token(tokenizer, z_token)
     eos = (
         chosen_eos_ids(tokenizer, eos_tokens, eos_key) if eos_tokens else eos_token_ids(tokenizer, model_path)
@@ -81,14 +91,50 @@ def load_tokens(
             f"self_reward.token: {z_token!r} is one of the model's EOS tokens; choose a token that the model "
             "never uses"
         )
-    tokens = ModelTokens(tokenizer, z_id, tuple(eos))
+    tokens = ModelTokens(tokenizer, z_id, tuple(eos), chat)
     _refuse_tokens_without_rows(tokens, model_path, z_token)
     return tokens
 
 
 def tokens_of(config: RunConfig | SFTConfig) -> ModelTokens:
     """The tokens of a training run or a cold start. Raises as `load_tokens`."""
-    return load_tokens(config.model.path, config.self_reward.token, config.model.eos_tokens)
+    chat = chat_settings(config.data)
+    tokens = load_tokens(config.model.path, config.self_reward.token, config.model.eos_tokens, chat=chat)
+    if isinstance(config, RunConfig):
+        refuse_ended_thinking(tokens.chat, config.data.answer_after or "")
+    return tokens
+
+
+def chat_settings(data: ChatConfig) -> ChatSettings:
+    """The settings of the chat template, with the text of its file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    file, template = data.chat_template, None
+    if file is not None:
+        template = read_text(file, "data.chat_template names a file with a Jinja chat template.")
+    return ChatSettings(data.system, data.chat_template_kwargs, template)
+
+
+def settings_of_card(card: SelfRewardCard | None) -> ChatSettings:
+    """The settings of the chat template with which a model's score was trained; plain ones without a card."""
+    return ChatSettings() if card is None else ChatSettings(card.system, card.chat_template_kwargs)
+
+
+def refuse_ended_thinking(chat: ChatEncoder, answer_after: str) -> None:
+    """Refuse to judge what follows the end of thinking where the chat template itself ends it.
+
+    Raises:
+        ConfigError: The prompt holds `answer_after` behind the problem, so no response does.
+    """
+    prompt = chat.render([{"role": "user", "content": NEUTRAL_TEXT}])
+    if answer_after and answer_after in prompt.rpartition(NEUTRAL_TEXT)[2]:
+        raise ConfigError(
+            f"data.answer_after: the chat template itself writes {answer_after!r} before the response, so no "
+            "response holds it; leave data.answer_after out, or let the model think "
+            "(data.chat_template_kwargs)"
+        )
 
 
 def refuse_unfit_model(config: RunConfig) -> None:
@@ -97,15 +143,19 @@ def refuse_unfit_model(config: RunConfig) -> None:
     Raises:
         ConfigError: As `load_tokens` and `refuse_uneven_heads`.
     """
-    tensor_parallel = config.rollout.tensor_parallel
-    _refuse_unfit(config.model.path, config.self_reward.token, config.model.eos_tokens, tensor_parallel)
+    token, chat = config.self_reward.token, chat_settings(config.data)
+    _refuse_unfit(config.model.path, token, config.model.eos_tokens, config.rollout.tensor_parallel, chat)
 
 
 @lru_cache(maxsize=64)  # a sweep's trials are many, and most differ in other settings
 def _refuse_unfit(
-    model_path: str, z_token: str | None, eos_tokens: tuple[str | int, ...], tensor_parallel: int
+    model_path: str,
+    z_token: str | None,
+    eos_tokens: tuple[str | int, ...],
+    tensor_parallel: int,
+    chat: ChatSettings,
 ) -> None:
-    load_tokens(model_path, z_token, eos_tokens)
+    load_tokens(model_path, z_token, eos_tokens, chat=chat)
     refuse_uneven_heads(model_path, tensor_parallel, "rollout.tensor_parallel")
 
 
@@ -147,7 +197,7 @@ def resolve_token(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
     return token_id
 
 
-def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_template(tokenizer: "PreTrainedTokenizerBase", chat: ChatSettings | None = None) -> None:
     """Check that the tokenizer can render one user message.
 
     Raises:
@@ -159,7 +209,7 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
             f"{folder}: its tokenizer has no chat template; write one to chat_template.jinja in that folder"
         )
     try:
-        ChatEncoder(tokenizer).chat([{"role": "user", "content": NEUTRAL_TEXT}])
+        ChatEncoder(tokenizer, settings=chat).chat([{"role": "user", "content": NEUTRAL_TEXT}])
     except Exception as error:  # a template is a program and may raise any error
         raise ConfigError(
             f"{folder}: its chat template fails on a single user message ({type(error).__name__}: {error}); "

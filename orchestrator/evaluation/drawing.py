@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from orchestrator.data.prompts import PromptSet
+from orchestrator.data.prompts import ProblemSet
 from orchestrator.evaluation.answers import NO_VOTE, pool_answers
 from orchestrator.evaluation.samples import EvalSample, SampleFile, by_problem, problem_seed
 from orchestrator.evaluation.scores import ScoreRule
@@ -24,15 +24,6 @@ from orchestrator.pools.pool import Pool
 
 SAMPLES_PER_REQUEST = 8
 """Samples of a problem in one request; a killed process loses at most these of a problem."""
-
-
-@dataclass(frozen=True)
-class ProblemSet:
-    """A set of problems to evaluate."""
-
-    name: str
-    prompts: PromptSet
-    samples_per_problem: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +100,15 @@ def draw(
 
 
 def verify(
-    verifiers: Pool, samples: Sequence[EvalSample], advance: Callable[[int], None]
+    verifiers: Pool,
+    samples: Sequence[EvalSample],
+    advance: Callable[[int], None],
+    answer_after: str = "",
 ) -> list[EvalSample]:
     """Stored samples with new verdicts, and without the classes of their answers.
 
     Args:
+        answer_after: The verifier sees what follows this text in a response; empty for all of it.
         advance: Called with the number of samples after each checked problem.
 
     Raises:
@@ -121,7 +116,7 @@ def verify(
     """
     for group in by_problem(samples).values():
         texts, ended = [sample.response for sample in group], [sample.finished for sample in group]
-        verifiers.submit("verify", texts, ended, _problem_of(group[0]), context=group)
+        verifiers.submit("verify", texts, ended, group[0].asked(answer_after), context=group)
     checked = []
     for _, task, verdicts in finished(verifiers):
         checked += [
@@ -138,10 +133,6 @@ def verify(
         ]
         advance(len(verdicts))
     return checked
-
-
-def _problem_of(sample: EvalSample) -> Problem:
-    return Problem.from_text(sample.problem_id, sample.problem, sample.reference, source=sample.set)
 
 
 def classify(verifiers: Pool, samples: Sequence[EvalSample], verifier: str) -> list[EvalSample]:
@@ -192,4 +183,6 @@ def _samples(
             detail=verdict.detail,
             reward=verdict.reward,
             parts=dict(verdict.parts),
+            messages=[*problem.messages] if problem.messages[1:] else None,
+            fields=dict(problem.fields) or None,
         )

@@ -27,9 +27,9 @@ from orchestrator.algorithm.voting import (
 )
 from orchestrator.evaluation.answers import NO_VOTE
 from orchestrator.evaluation.samples import EvalSample, by_problem
+from orchestrator.measures import AVERAGE
 from orchestrator.messages.verdicts import UNJUDGED, Status
 
-AVERAGE = "average"
 BOOTSTRAP_DRAWS = 10_000
 
 

@@ -16,14 +16,22 @@ from typing import Any
 from rich.markup import escape
 
 from orchestrator.config.evaluation import EvalConfig, SetRequest, default_folder, requested_sets
-from orchestrator.config.training import DataConfig
+from orchestrator.config.sources import DataConfig
+from orchestrator.config.texts import read_text
+from orchestrator.data.chat import ChatSettings
 from orchestrator.data.eos import response_end, turn_end_warning
 from orchestrator.data.fingerprints import model_print
-from orchestrator.data.problems import load_problems
-from orchestrator.data.prompts import PromptSet, encode_response, render_prompt
-from orchestrator.data.tokens import check_round_trip, refuse_uneven_heads, resolve_token
+from orchestrator.data.problems import ProblemSource
+from orchestrator.data.prompts import ProblemSet, PromptSet, encode_response, render_prompt
+from orchestrator.data.tokens import (
+    ModelTokens,
+    check_round_trip,
+    check_template,
+    refuse_ended_thinking,
+    refuse_uneven_heads,
+    resolve_token,
+)
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.evaluation.drawing import ProblemSet
 from orchestrator.evaluation.samples import EvalSample, by_problem, read_samples
 from orchestrator.evaluation.scores import ScoreRule
 from orchestrator.messages.requests import EngineSettings
@@ -43,6 +51,7 @@ class PreparedEvaluation:
         sets: The problems to draw samples of; empty with stored samples.
         stored: The samples of `config.samples`; empty when samples are drawn.
         instruction: Text after each problem.
+        answer_after: The verifier sees what follows this text in a response; empty for all of it.
         longest_response: Tokens that a response may have: `rollout.max_response_tokens`, or fewer where the
             model's context leaves less room after the longest prompt.
     """
@@ -54,6 +63,7 @@ class PreparedEvaluation:
     sets: list[ProblemSet]
     stored: list[EvalSample]
     instruction: str
+    answer_after: str
     longest_response: int
 
     @property
@@ -86,7 +96,18 @@ class PreparedEvaluation:
             "dtype": self.dtype,
             "verifier": config.verification.verifier,
             "score": None if self.score is None else vars(self.score),
+        } | self._chat_protocol()
+
+    def _chat_protocol(self) -> dict[str, Any]:
+        """Of the chat's settings those that are not the plain ones, which earlier versions did not know."""
+        chat = ChatSettings() if self.model is None else self.model.tokens.settings
+        settings = {
+            "system": chat.system,
+            "chat_template_kwargs": dict(chat.template_kwargs),
+            "chat_template": chat.template,
+            "answer_after": self.answer_after,
         }
+        return {name: value for name, value in settings.items() if value}
 
     def engine_settings(self) -> EngineSettings:
         """The settings of an engine for this evaluation, which needs a model."""
@@ -118,7 +139,8 @@ class PreparedEvaluation:
         for sample in self.stored:
             if sample.finished:
                 where = f"{self.config.samples}: sample {sample.sample} of {sample.problem_id}"
-                prompt = render_prompt(chat, sample.problem, self.instruction, f"{where}: 'problem'")
+                asked = sample.messages or sample.problem
+                prompt = render_prompt(chat, asked, self.instruction, f"{where}: 'problem'")
                 response = encode_response(chat, sample.response, f"{where}: 'response'")
                 found[sample.set, sample.problem_id, sample.sample] = [*prompt, *response, end]
         return found
@@ -166,14 +188,15 @@ def prepare(
         if warning is not None and model.card is None:
             say(f"[yellow]warning[/yellow] {escape(warning)}")
     score = _score(config, model, stored, say)
+    if model is not None:
+        model = replace(model, tokens=_with_chat(config, model))
     if model is not None and score is not None:  # a baseline's z_c is a control token too
         model = replace(model, tokens=replace(model.tokens, z_token=score.token_id))
-    instruction = _instruction(config, model)
-    sets = (
-        []
-        if model is None
-        else [_problem_set(config, model, instruction, request, say) for request in requests]
-    )
+    instruction, answer_after = _instruction(config, model), _answer_after(config, model)
+    sets = []
+    if model is not None:
+        refuse_ended_thinking(model.tokens.chat, answer_after)
+        sets = [_problem_set(config, model, instruction, answer_after, request, say) for request in requests]
     prepared = PreparedEvaluation(
         config=config,
         folder=config.folder or default_folder(config, [request.name for request in requests]),
@@ -182,6 +205,7 @@ def prepare(
         sets=sets,
         stored=stored,
         instruction=instruction,
+        answer_after=answer_after,
         longest_response=_longest_response(config, model, sets, say),
     )
     if prepared.needs_scoring and model is not None:
@@ -241,21 +265,47 @@ def _instruction(config: EvalConfig, model: ResolvedModel | None) -> str:
     return card.instruction if card is not None else DataConfig.model_fields["instruction"].default
 
 
+def _answer_after(config: EvalConfig, model: ResolvedModel | None) -> str:
+    if config.answer_after is not None:
+        return config.answer_after
+    card = model.card if model is not None else None
+    return "" if card is None else card.answer_after
+
+
+def _with_chat(config: EvalConfig, model: ResolvedModel) -> ModelTokens:
+    """The model's tokens with the chat's settings of `config` in place of those of the score's training."""
+    tokens, own = model.tokens, model.tokens.settings
+    template = None
+    if config.chat_template is not None:
+        if model.card is not None:
+            raise ConfigError(
+                f"chat_template: the score of {config.model} was trained with the model's own chat template, "
+                "and would be wrong with another; leave the setting out"
+            )
+        template = read_text(config.chat_template, "chat_template names a file with a chat template.")
+        tokens.tokenizer.chat_template = template
+    kwargs = own.template_kwargs if config.chat_template_kwargs is None else config.chat_template_kwargs
+    chat = ChatSettings(own.system if config.system is None else config.system, kwargs, template)
+    check_template(tokens.tokenizer, chat)
+    return replace(tokens, settings=chat)
+
+
 def _problem_set(
     config: EvalConfig,
     model: ResolvedModel,
     instruction: str,
+    answer_after: str,
     request: SetRequest,
     say: Callable[[str], None],
 ) -> ProblemSet:
-    source = request.source
-    problems = load_problems(source.source, source.problem_field, source.answer_field, split=source.split)
-    problems = problems[: config.max_problems]
+    own = request.source.instruction if request.has_instruction else instruction
+    source = replace(request.source, instruction=own, answer_after=answer_after)
+    problems = list(ProblemSource(source, "data"))
     check_round_trip(model.tokens.tokenizer, [problem.text for problem in problems[:100]])
-    prompts = PromptSet(model.tokens.chat, problems, instruction, config.rollout.max_prompt_tokens)
+    prompts = PromptSet(model.tokens.chat, problems, source.instruction, config.rollout.max_prompt_tokens)
     if prompts.dropped:
-        say(f"{request.name}: left out {prompts.dropped} problems longer than rollout.max_prompt_tokens")
-    return ProblemSet(request.name, prompts, request.samples_per_problem)
+        say(f"{source.name}: left out {prompts.dropped} problems longer than rollout.max_prompt_tokens")
+    return ProblemSet(source.name, prompts, request.samples_per_problem)
 
 
 def _longest_response(

@@ -78,7 +78,7 @@ def evaluate(config: EvalConfig, progress: EvalProgress | None = None) -> EvalRe
     refuse_unusable_folder(folder, "folder (-o) or dir")
     uri = tracking_uri(config.tracking.uri, config.dir)
     Server(uri)  # refuses an unusable address before hours of work
-    refuse_unusable(config.verification.verifier_texts)
+    refuse_unusable(config.verifier_texts)
     with contextlib.ExitStack() as hold:  # an engine that restarts reads the model again
         return _evaluate(prepare(config, uri, progress.say, hold), uri, progress)
 
@@ -151,7 +151,7 @@ class EvalSession:
         pools = self._start(engines=prepared.needs_scoring)
         try:
             self.progress.start("checking", len(prepared.stored))
-            samples = verify(pools.verifiers, prepared.stored, self.progress.advance)
+            samples = verify(pools.verifiers, prepared.stored, self.progress.advance, prepared.answer_after)
             if prepared.needs_scoring and prepared.score is not None:
                 token_ids = prepared.stored_token_ids
                 self.progress.start("scoring", len(token_ids))

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.data.texts import refuse_lone_surrogates
 from orchestrator.errors import ConfigError, DataError, RunError
 from orchestrator.evaluation.answers import has_vote
+from orchestrator.messages.problems import ChatMessage, Problem
 from orchestrator.storage.files import read_record, write_atomically
 
 SAMPLES = "samples.jsonl"
@@ -54,11 +55,28 @@ class EvalSample:
     """0 to 1; None where the check timed out or failed, and in files of earlier versions."""
     parts: dict[str, float] | None = None
     """What the reward is made of."""
+    messages: list[ChatMessage] | None = None
+    """The conversation that asks the problem; None where it is one message, the problem's text."""
+    fields: dict[str, Any] | None = None
+    """The other fields of the problem's row."""
 
     @property
     def has_vote(self) -> bool:
         """See `answers.has_vote`."""
         return has_vote(self)
+
+    def asked(self, answer_after: str = "") -> Problem:
+        """The problem that it solves, as a verifier sees it."""
+        messages = self.messages or [{"role": "user", "content": self.problem}]
+        return Problem(
+            id=self.problem_id,
+            messages=tuple(messages),
+            reference=self.reference,
+            kind=self.kind,
+            fields=self.fields or {},
+            source=self.set,
+            answer_after=answer_after,
+        )
 
     def line(self) -> str:
         """The sample as a line of the file."""

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from orchestrator.algorithm.metrics import paired_difference
-from orchestrator.evaluation.figures import AVERAGE, EvalResults, Figures, SetResults
-from orchestrator.measures import Place, shown_in
+from orchestrator.evaluation.figures import EvalResults, Figures, SetResults
+from orchestrator.measures import AVERAGE, Place, shown_in
 from orchestrator.storage.files import atomically
 from orchestrator.terminal import LOGGER, clock
 

@@ -4,6 +4,7 @@ In: a configuration file and overrides. Out: a `Job`, and a folder that Ray unpa
 working directory.
 """
 
+import glob
 import importlib
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.cluster.bundles import bundles_for, bundles_without_learner
 from orchestrator.cluster.nodes import Resources
@@ -19,6 +20,7 @@ from orchestrator.config.evaluation import EvalConfig, default_folder, requested
 from orchestrator.config.paths import checked_path, homes_elsewhere
 from orchestrator.config.resume import dump_named
 from orchestrator.config.schema import Section
+from orchestrator.config.sources import FILE_SUFFIXES, DataConfig, source_paths
 from orchestrator.config.sweep import SweepConfig, base_config, load_sweep
 from orchestrator.config.texts import read_yaml
 from orchestrator.config.training import RunConfig, TrackingConfig, load_config
@@ -151,7 +153,7 @@ def stage(job: Job, storage: str, folder: Path) -> None:
 
 
 def _training(config: RunConfig) -> Job:
-    inputs = _local_models(config.model.path) | _local_data(config.data.train, config.data.eval)
+    inputs = _local_models(config.model.path) | _local_data(*_data_paths(config.data))
     results = _relative({"run.dir": config.run.dir})
     return Job("train", config.run.name, config, config.folder, config.tracking, [config], inputs, results)
 
@@ -163,13 +165,15 @@ def _sweep(config: SweepConfig) -> Job:
     # With Optuna the trials are not known yet.
     runs = [trial.config for trial in SweepPlan(config, base).trials] or [base]
 
-    def named(key: str, base_value: str | None) -> list[str | None]:
-        """The values of a key in the base and in all trials."""
+    def searched(key: str) -> list[Any]:
+        """The values of a key in all trials."""
         values = config.space.get(key)
-        return [base_value, *(getattr(values, values.kind) if values is not None else ())]
+        return [] if values is None else list(getattr(values, values.kind))
 
-    inputs = _local_models(*named("model.path", base.model.path))
-    inputs |= _local_data(*named("data.train", base.data.train), *named("data.eval", base.data.eval))
+    inputs = _local_models(base.model.path, *searched("model.path"))
+    inputs |= _local_data(*_data_paths(base.data))
+    for key in ("data.train", "data.eval"):
+        inputs |= _local_data(*(path for value in searched(key) for path in source_paths(value)))
     if _is_portable(config.base):
         inputs[config.base] = Path(config.base)
     else:  # the base is always a file of this machine, unlike other absolute paths
@@ -183,7 +187,7 @@ def _evaluation(config: EvalConfig) -> Job:
     requests = requested_sets(config)
     folder = config.folder or default_folder(config, [request.name for request in requests])
     inputs = _local_data(
-        *(request.source.source for request in requests),
+        *(request.source.path for request in requests),
         None if config.samples is None else str(config.samples),
     )
     if config.model is not None:
@@ -198,8 +202,16 @@ def _local_models(*names: str | None) -> dict[str, Path]:
     return _local(names, looks_local)
 
 
+def _data_paths(data: DataConfig) -> list[str]:
+    """All files that the settings of a run's data name."""
+    template = [] if data.chat_template is None else [str(data.chat_template)]
+    return [*(source.path for source in (*data.train, *(data.eval or ()))), *template]
+
+
 def _local_data(*names: str | None) -> dict[str, Path]:
-    return _local(names, lambda name: name.startswith(".") or name.endswith((".jsonl", ".json", ".parquet")))
+    """The data files that the names mean; of a pattern, the files that match it."""
+    files = [file for name in names if name for file in (glob.glob(name, recursive=True) or [name])]
+    return _local(files, lambda name: name.startswith(".") or name.endswith(FILE_SUFFIXES))
 
 
 def _local(names: Iterable[str | None], is_path: Callable[[str], bool]) -> dict[str, Path]:

@@ -56,6 +56,8 @@ class PolicySettings:
     """Sections merged over the DeepSpeed configuration that the other settings make."""
     eos_tokens: tuple[int, ...] = ()
     """What the exported model names as its EOS tokens; empty keeps those of the model."""
+    chat_template: str | None = None
+    """The chat template of the exported model; None keeps the model's own."""
 
 
 @dataclass(frozen=True)

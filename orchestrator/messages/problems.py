@@ -35,6 +35,8 @@ class Problem:
     """The file or data set."""
     field: str = "problem"
     """The field that holds the text."""
+    answer_after: str = ""
+    """The verifier sees what follows this text's last occurrence in a response; empty for all of it."""
 
     @classmethod
     def from_text(cls, id: str, text: str, reference: str | None, **others: Any) -> "Problem":
@@ -51,3 +53,12 @@ class Problem:
     def where(self) -> str:
         """File, line and field of the text, for messages."""
         return f"{self.file}, line {self.line}: '{self.field}'"
+
+
+def judged_part(response: str, answer_after: str) -> str | None:
+    """The part of a response that is judged: what follows the last `answer_after`, or all if that is empty.
+
+    None where the response does not hold it: the model has not ended its thinking.
+    """
+    _, found, rest = response.rpartition(answer_after) if answer_after else ("", "all", response)
+    return rest if found else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local
+from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local, settings_of_card
 from orchestrator.errors import ConfigError
 from orchestrator.storage.card import SELF_REWARD, SelfRewardCard, template_hash
 from orchestrator.storage.checkpoints import LEASED
@@ -67,7 +67,8 @@ def resolve_model(
         path, origin = _leased(name, tracking_uri, lease)
         card = _card(path)
         try:
-            tokens = load_tokens(path, None if card is None else card.token, eos_tokens, eos_key)
+            token = None if card is None else card.token
+            tokens = load_tokens(path, token, eos_tokens, eos_key, settings_of_card(card))
         except ConfigError as error:
             raise ConfigError(f"model {name}: {str(error).removeprefix('model.path: ')}") from error
         if card is not None:

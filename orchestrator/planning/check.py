@@ -23,7 +23,8 @@ from orchestrator.cluster.nodes import local_nodes
 from orchestrator.config.loss import LossConfig
 from orchestrator.config.training import RunConfig
 from orchestrator.data.eos import turn_end_warning
-from orchestrator.data.problems import FILE_SUFFIXES, load_problems
+from orchestrator.data.files import is_local_data
+from orchestrator.data.problems import ProblemSource
 from orchestrator.data.tokens import looks_local, tokens_of
 from orchestrator.errors import ConfigError, LaserError
 from orchestrator.planning.fit import gpu_memory, memory_notes
@@ -73,7 +74,7 @@ def build_report(config: RunConfig, sizing: Sizing | None = None) -> Report:
     with local_cache_only() if offline else nullcontext():
         inputs = read_inputs(config)
         size = None if inputs.tokens is None else model_size(config.model.path)
-    refuse_unusable(config.verification.verifier_texts)
+    refuse_unusable(config.verifier_texts)
     batch = plan_batch(config)
     phases, warnings = plan_schedule(config)
     c_ref: list[str] = []
@@ -273,12 +274,8 @@ def plan_placement(config: RunConfig) -> list[PoolShare]:
 
 
 def _names_the_hub(config: RunConfig) -> bool:
-    data = [path for path in (config.data.train, config.data.eval) if path is not None]
-    return not (looks_local(config.model.path) and all(map(_is_file_name, data)))
-
-
-def _is_file_name(path: str) -> bool:
-    return os.path.exists(path) or path.endswith(FILE_SUFFIXES)
+    paths = [source.path for source in (*config.data.train, *(config.data.eval or ()))]
+    return not (looks_local(config.model.path) and all(map(is_local_data, paths)))
 
 
 def _absent_inputs(config: RunConfig) -> dict[str, str]:
@@ -300,15 +297,15 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
                 raise
             absent[key] = str(error) if str(error).startswith(key) else f"{key}: {error}"
 
-    def attempt_data(key: str, path: str, *arguments: str) -> None:
-        attempt(key, path, _is_file_name(path), load_problems, path, *arguments)
-
     local_model = looks_local(model)
     config_file = os.path.join(model, "config.json") if local_model else model
     attempt("model.path", config_file, local_model, tokens_of, config)
-    attempt_data("data.train", data.train, data.problem_field, data.answer_field)
-    if data.eval is not None:
-        attempt_data("data.eval", data.eval, *data.eval_fields, "test")
+    for key, sources in (
+        ("data.train", data.train_sources(config.verification)),
+        ("data.eval", data.eval_sources(config.verification)),
+    ):
+        for source in sources:
+            attempt(key, source.path, is_local_data(source.path), ProblemSource, source, key)
     return absent
 
 

@@ -21,9 +21,11 @@ from actors.budget import BudgetShare
 from actors.checking import runs_many
 from actors.verification import VerificationWorker
 from orchestrator.config.schema import validate
+from orchestrator.config.sources import SourceConfig
 from orchestrator.config.texts import parse_yaml
 from orchestrator.config.verification import VerificationConfig
-from orchestrator.data.problems import load_problems, read_rows
+from orchestrator.data.problems import ProblemSource
+from orchestrator.data.rows import open_rows, read_rows
 from orchestrator.data.texts import Row
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.messages.problems import Problem
@@ -87,7 +89,10 @@ def read_responses(path: Path, problems: Sequence[Problem]) -> Iterator[tuple[Pr
     """
     by_id = {problem.id: problem for problem in problems}
 
-    def read(row: Row, number: int, where: str) -> tuple[str | None, list[str]]:
+    stored = open_rows(str(path))
+
+    def read(row: Row, number: int) -> tuple[str | None, list[str]]:
+        where = "{}, line {}".format(*stored.place(number))
         found = row.get("responses", row.get("response"))
         texts = [found] if isinstance(found, str) else found
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -97,7 +102,7 @@ def read_responses(path: Path, problems: Sequence[Problem]) -> Iterator[tuple[Pr
             raise DataError(f"{where}: no problem of the data has the id {id_!r}")
         return None if id_ is None else str(id_), texts
 
-    rows = list(read_rows(str(path), "train", read))
+    rows = list(read_rows(stored, read))
     if any(id_ is not None for id_, _ in rows):
         if any(id_ is None for id_, _ in rows):
             raise DataError(f"{path}: some rows name their problem ('problem_id') and others do not")
@@ -126,7 +131,8 @@ def judge_responses(
         ConfigError: The verifier cannot be used.
         DataError: Problems or responses cannot be read.
     """
-    problems = load_problems(data, *fields, split=split)
+    source = SourceConfig(path=data).filled(split, *fields, verification=settings)
+    problems = list(ProblemSource(source, "data"))
     groups = list(read_responses(responses, problems))
     texts = [*settings.verifier_texts, *(problem.verifier for problem, _ in groups if problem.verifier)]
     others = list(dict.fromkeys(texts))[1:]

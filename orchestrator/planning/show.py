@@ -1,6 +1,7 @@
 """Prints the `Report` of `laser check`."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +12,7 @@ from rich.text import Text
 from orchestrator.cluster.machine import GIB, MainMemory
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
+from orchestrator.data.tokens import ModelTokens
 from orchestrator.planning.report import BatchPlan, Inputs, PoolShare, Report, TrainingPhase
 from orchestrator.planning.sizing import Sizing
 from orchestrator.pools.memory import DRIVER_BYTES, RAY_BYTES, VERIFIER_BYTES, MemoryPlan, ModelSize
@@ -28,7 +30,7 @@ def show(report: Report, console: Console) -> None:
     _show_header(config, console)
     _section(console, "Tokens and prompt", _tokens_table(inputs, config))
     if inputs.prepared is not None:
-        _show_prompt(inputs.prepared, console)
+        _show_prompts(inputs.prepared, console)
     _section(console, "One step", _batch_table(report.batch, inputs.prepared, config))
     phases = _pairs((_steps(phase), phase.terms) for phase in report.phases)
     _section(console, "Schedule", phases if report.phases else NO_STEPS)
@@ -114,17 +116,33 @@ def _tokens_table(inputs: Inputs, config: RunConfig) -> Table:
     return _pairs(rows)
 
 
-def _show_prompt(prepared: PreparedRun, console: Console) -> None:
-    """Print the first training problem as the model sees it, decoded from its token ids."""
-    tokenizer = prepared.tokens.tokenizer
-    ids = prepared.train.token_ids(0)
-    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    if len(text) > SHOWN_PROMPT_CHARACTERS:
-        text = f"{text[:SHOWN_PROMPT_CHARACTERS]} [... {len(text) - SHOWN_PROMPT_CHARACTERS} more characters]"
-    console.print(f"  the first prompt, {len(ids)} tokens (⏎ marks a newline):")
-    console.print(Padding(Text(text.replace("\n", "⏎\n"), style="dim"), (0, 0, 0, 4)))
-    if len(ids) <= SHORT_PROMPT_TOKENS:
-        console.print(Padding(Text(f"ids {' '.join(map(str, ids))}", style="dim"), (0, 0, 0, 4)))
+def _show_prompts(prepared: PreparedRun, console: Console) -> None:
+    """Print the first training problem of each source as the model sees it, decoded from its token ids."""
+    for source in prepared.train.sources:
+        ids = prepared.train.first_prompt(source).token_ids
+        text = marked_tokens(prepared.tokens, ids)
+        if len(text) > SHOWN_PROMPT_CHARACTERS:
+            more = len(text) - SHOWN_PROMPT_CHARACTERS
+            text = f"{text[:SHOWN_PROMPT_CHARACTERS]} [... {more} more characters]"
+        of = f" of {source.settings.name}" if prepared.train.sources[1:] else ""
+        console.print(
+            f"  the first prompt{escape(of)}, {len(ids)} tokens (⏎ marks a newline, ⟦ ⟧ a special token):"
+        )
+        console.print(Padding(Text(text.replace("\n", "⏎\n"), style="dim"), (0, 0, 0, 4)))
+        if len(ids) <= SHORT_PROMPT_TOKENS:
+            console.print(Padding(Text(f"ids {' '.join(map(str, ids))}", style="dim"), (0, 0, 0, 4)))
+
+
+def marked_tokens(tokens: ModelTokens, token_ids: Sequence[int]) -> str:
+    """The text of token ids, with each special token in brackets."""
+    special = {*tokens.tokenizer.all_special_ids, *tokens.chat.control.ids.values()}
+
+    def text(is_special: bool, ids: Iterable[int]) -> str:
+        if is_special:
+            return "".join(f"⟦{tokens.tokenizer.convert_ids_to_tokens(id_)}⟧" for id_ in ids)
+        return str(tokens.tokenizer.decode([*ids], clean_up_tokenization_spaces=False))
+
+    return "".join(text(*run) for run in groupby(token_ids, special.__contains__))
 
 
 def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConfig) -> Table:
@@ -156,24 +174,31 @@ def _batch_table(batch: BatchPlan, prepared: PreparedRun | None, config: RunConf
         f"at most, for each rank and optimiser step; {batch.samples_per_micro_batch} samples each, {budget}",
     )
     if prepared is not None:
-        problems, dropped = len(prepared.train), prepared.train.dropped
+        problems, sample = len(prepared.train), prepared.sample
         table.add_row(
             "problems",
             f"{problems:,}",
-            f"{dropped:,} more are longer than rollout.max_prompt_tokens and left out",
+            f"{sample.too_long:,} of the first {sample.prompts:,} are longer than rollout.max_prompt_tokens "
+            "and are skipped",
         )
+        shares = sum(source.settings.weight for source in prepared.train.sources)
+        for source in prepared.train.sources if prepared.train.sources[1:] else ():
+            share = source.settings.weight / shares
+            table.add_row(
+                f"  {escape(source.settings.name)}", f"{len(source):,}", f"{share:.1%} of a step's prompts"
+            )
         epoch = problems / batch.prompts
         table.add_row(
             "steps an epoch",
             f"{epoch:,.1f}",
             f"the run's {config.run.steps:,} steps are {config.run.steps / epoch:.2g} epochs",
         )
-        if prepared.eval is not None:
-            samples = config.evaluation.samples_per_problem
+        for held_out in prepared.eval:
             table.add_row(
                 "held-out problems",
-                f"{len(prepared.eval):,}",
-                f"x evaluation.samples_per_problem={samples}, each evaluation",
+                f"{len(held_out.prompts):,}",
+                f"of {escape(held_out.name)}, x evaluation.samples_per_problem="
+                f"{held_out.samples_per_problem}, each evaluation",
             )
     return table
 

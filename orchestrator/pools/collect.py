@@ -263,9 +263,11 @@ def sample_columns(batch: Batch, scores: Float32[np.ndarray, "samples"] | None) 
     """Problem, verdict and score of each sample, as columns of a table. A missing number is NaN."""
     problems = [batch.groups[number].problem for number in batch.group]
     return {
+        "source": [problem.source for problem in problems],
         "problem_id": [problem.id for problem in problems],
         "problem": [problem.text for problem in problems],
         "reference": [problem.reference for problem in problems],
+        "fields": [json.dumps(problem.fields) for problem in problems],
         "status": [str(verdict.status) for verdict in batch.verdicts],
         "reward": np.where(batch.verified, batch.rewards, np.float32(np.nan)),
         "parts": [json.dumps(dict(verdict.parts)) if verdict.parts else None for verdict in batch.verdicts],

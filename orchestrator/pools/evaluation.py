@@ -32,7 +32,10 @@ class EvalPools:
             config.rollout.num_engines if engine is not None else 0,
         )
         self.verifiers = verification_pool(
-            self.placement, config.verification, correct_above=config.correct_above
+            self.placement,
+            config.verification,
+            correct_above=config.correct_above,
+            others=config.verifier_texts,
         )
 
     def wait_ready(self) -> None:

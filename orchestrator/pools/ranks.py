@@ -23,13 +23,17 @@ PING_TIMEOUT_S = 5.0
 
 
 def learner_settings(
-    config: RunConfig, z_token: int | None, eos_tokens: tuple[int, ...] = ()
+    config: RunConfig,
+    z_token: int | None,
+    eos_tokens: tuple[int, ...] = (),
+    chat_template: str | None = None,
 ) -> LearnerSettings:
     """A run's settings that its learner ranks use.
 
     Args:
         z_token: Id of z_c; None when self-rewarding is off.
         eos_tokens: What the exported model names as its EOS tokens; empty keeps those of the model.
+        chat_template: That of the exported model; None keeps the model's own.
     """
     learning, loss = config.learning, config.loss
     return LearnerSettings(
@@ -48,6 +52,7 @@ def learner_settings(
             shares_prefixes=learning.share_prefixes,
             deepspeed=learning.deepspeed,
             eos_tokens=eos_tokens,
+            chat_template=chat_template,
         ),
         num_ranks=learning.num_ranks,
         seed=config.run.seed,

@@ -74,6 +74,7 @@ class Pools:
         self.config = config
         self.z_token = tokens.z_token
         self.exported_eos = tokens.eos_tokens if config.model.eos_tokens else ()
+        self.chat_template = tokens.settings.template
         self.workers = workers
         self.settings = engine_settings(
             config.rollout,
@@ -232,7 +233,11 @@ class Pools:
             self.config.folder, self.settings.model_path, self.placement.nodes(), self.config.run.remote
         )
         self.verifiers = verification_pool(
-            self.placement, self.config.verification, self.workers.verifier, self.config.loss.correct_above
+            self.placement,
+            self.config.verification,
+            self.workers.verifier,
+            self.config.loss.correct_above,
+            self.config.verifier_texts,
         )
         if self.colocated:
             self.learners = self._start_learners()
@@ -243,7 +248,7 @@ class Pools:
             self.learners = self._start_learners()
 
     def _start_learners(self) -> list[RankHandle]:
-        settings = learner_settings(self.config, self.z_token, self.exported_eos)
+        settings = learner_settings(self.config, self.z_token, self.exported_eos, self.chat_template)
         try:
             return start_ranks(settings, self.placement.learner, POOL_START_TIMEOUT_S, self.workers.rank)
         except GetTimeoutError as error:

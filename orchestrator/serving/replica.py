@@ -146,6 +146,7 @@ class EngineReplica:
                 lambda numbers: self._solutions(prompt, numbers),
                 self.voting.comparer,
                 self.voting.answer_of,
+                "" if self.card is None else self.card.answer_after,
             )
             return Answer(self.weights, len(prompt.token_ids), [winner], tally)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.data.chat import ChatEncoder, ControlTokenError
 from orchestrator.data.eos import response_end
+from orchestrator.data.tokens import settings_of_card
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.serving.errors import ApiError, malformed
 from orchestrator.serving.requests import ChatRequest, Item, Message, MessagesItem, TokensItem
@@ -43,7 +44,7 @@ class RequestTokenizer:
         self.card = card
         self.settings = settings
         self.vocabulary = vocabulary
-        self.chat = ChatEncoder(tokenizer, settings.z_token, settings.eos_tokens)
+        self.chat = ChatEncoder(tokenizer, settings.z_token, settings.eos_tokens, settings_of_card(card))
 
     def prompt(self, request: ChatRequest) -> tuple[list[int], int]:
         """Token ids of the prompt, and the most tokens that a response may have.

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from actors.boxes import only_answer
 from actors.pooling import AnswerComparer, AnswerPool
 from orchestrator.algorithm.adaptive import AdaptiveVote, StopRule
+from orchestrator.messages.problems import judged_part
 from orchestrator.serving.requests import Vote
 from orchestrator.serving.solutions import Solution, Tally
 
@@ -22,6 +23,7 @@ async def vote(
     draw: Draw,
     comparer: AnswerComparer,
     answer_of: Callable[[str], str | None] = only_answer,
+    answer_after: str = "",
 ) -> tuple[Solution, Tally]:
     """Draw solutions until their vote is settled.
 
@@ -31,6 +33,7 @@ async def vote(
 
     Args:
         answer_of: The answer that a solution states; None where it states none.
+        answer_after: A solution's answer follows this text; see `judged_part`.
 
     Returns:
         Of the solutions with the winning answer the one with the highest self-reward (of all solutions, when
@@ -44,7 +47,8 @@ async def vote(
     solutions: list[Solution] = []
     while True:
         solutions += await draw(_next_numbers(request, len(solutions)))
-        answers = [answer_of(solution.text) for solution in solutions]
+        judged = [judged_part(solution.text, answer_after) for solution in solutions]
+        answers = [None if text is None else answer_of(text) for text in judged]
         classes = await _classes(pool, answers)
         count = AdaptiveVote(rule)
         for class_, solution in zip(classes, solutions, strict=True):

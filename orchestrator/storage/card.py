@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ class SelfRewardCard:
     chat_template_sha256: str
     verifier: str | None = None
     """Canonical text of training's verifier; None in a card of an earlier version: answers are boxes."""
+    system: str = ""
+    """Training's system message; empty for none."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The values that training gave the chat template."""
+    answer_after: str = ""
+    """Training judged what follows this text in a response; empty for all of it."""
 
     def write(self, folder: Path) -> None:
         """Write the card into a model's folder."""
@@ -53,12 +59,14 @@ class SelfRewardCard:
 
 def _check(card: SelfRewardCard) -> None:
     """Raise ValueError where a value is not of its kind, or not a finite number."""
-    texts = (card.token, card.instruction, card.chat_template_sha256)
+    texts = (card.token, card.instruction, card.chat_template_sha256, card.system, card.answer_after)
     ids = (card.token_id, *card.eos_token_ids)
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is missing")
     if not isinstance(card.verifier, str | None):
         raise ValueError("the verifier is no text")
+    if not isinstance(card.chat_template_kwargs, dict):
+        raise ValueError("chat_template_kwargs is no mapping")
     if not all(isinstance(number, int) for number in ids):
         raise ValueError("a token id is not a whole number")
     if not (math.isfinite(card.c_ref) and math.isfinite(card.beta_v) and card.beta_v > 0):

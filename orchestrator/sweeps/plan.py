@@ -12,12 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config.paths import LONGEST_NAME, short_name
 from orchestrator.config.schema import Mark, has_mark, with_settings
+from orchestrator.config.sources import absolute_sources
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
@@ -195,10 +195,12 @@ def _slug(value: Any) -> str:
 def _with_absolute_paths(base: RunConfig) -> RunConfig:
     """The base with absolute paths: a trial runs in an actor, which may have another working directory."""
     data = {
-        key: str(Path(path).resolve())
+        f"data.{key}": absolute_sources(sources)
         for key in ("train", "eval")
-        if (path := getattr(base.data, key)) and Path(path).exists()
+        if (sources := getattr(base.data, key)) is not None
     }
+    if base.data.chat_template is not None:
+        data["data.chat_template"] = str(base.data.chat_template.resolve())
     # A server from the environment is not written into the settings, which each run saves: its address may
     # hold a password.
     uri = (
@@ -208,6 +210,5 @@ def _with_absolute_paths(base: RunConfig) -> RunConfig:
     )
     return with_settings(
         base,
-        {"model.path": absolute_path(base.model.path), "tracking.uri": uri}
-        | {f"data.{key}": path for key, path in data.items()},
+        {"model.path": absolute_path(base.model.path), "tracking.uri": uri} | data,
     )

@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.algorithm.self_reward import Calibration, calibrate_c_ref
-from orchestrator.data.prompts import PromptOrder
 from orchestrator.errors import RunError
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.pools.collect import Group
@@ -71,11 +70,8 @@ def _calibrate(session: Session) -> Calibration:
     samples = config.rollout.samples_per_prompt
     count = min(len(prompts), math.ceil(config.self_reward.calibration_samples / samples))
     groups = [
-        Group(
-            prompts.problems[index],
-            GroupRequest(prompts.token_ids(index), samples, CALIBRATION_SEED + position * samples),
-        )
-        for position, index in enumerate(PromptOrder(len(prompts), config.run.seed).next(count))
+        Group(prompt.problem, GroupRequest(prompt.token_ids, samples, CALIBRATION_SEED + position * samples))
+        for position, prompt in enumerate(prompts.draws(config.run.seed).next(count))
     ]
     batch = session.collect(groups)
     if not batch.finished.any():

@@ -24,7 +24,7 @@ from orchestrator.config.cold_start import SFTConfig
 from orchestrator.config.schema import dump_config
 from orchestrator.data.demonstrations import Demonstrations, load_demonstrations
 from orchestrator.data.eos import turn_end_warning
-from orchestrator.data.tokens import absolute_path, tokens_of
+from orchestrator.data.tokens import absolute_path, chat_settings, tokens_of
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.pools.failures import translated_failures
 from orchestrator.storage.checksums import seal_export
@@ -207,7 +207,11 @@ def _trainer(config: SFTConfig, demonstrations: Any, reports: Queue) -> TorchTra
     threads = str(max(1, int(settings.cpus_per_rank)))
     return TorchTrainer(
         train_rank,
-        train_loop_config={"config": config, "demonstrations": demonstrations},
+        train_loop_config={
+            "config": config,
+            "demonstrations": demonstrations,
+            "chat_template": chat_settings(config.data).template,
+        },
         torch_config=TorchConfig(backend="nccl" if settings.gpus_per_rank else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.num_ranks,

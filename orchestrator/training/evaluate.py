@@ -14,16 +14,19 @@ from jaxtyping import Bool, Float32
 
 from actors.verification import can_vote
 from orchestrator.config.paths import SET_NAME_BYTES, short_name
+from orchestrator.data.prompts import ProblemSet
 from orchestrator.evaluation.answers import pool_answers
 from orchestrator.evaluation.figures import SampleColumns, SetResults, set_results
 from orchestrator.measures import Place, shown_in
 from orchestrator.messages.requests import GroupRequest
-from orchestrator.pools.collect import Batch, Group, save_samples
+from orchestrator.pools.collect import Batch, Group, save_samples, to_batch
 from orchestrator.training.session import Session
 
 EVALUATION_SEED = 2**40
 """Seed of the first sample; the next ones count up."""
 
+MOST_KINDS = 50
+"""Figures by kind are recorded for so many kinds of a set at most."""
 HEADLINE = {
     "accuracy": "accuracy",
     "self_verification_f1": "F1",
@@ -35,30 +38,51 @@ HEADLINE = {
 
 
 def evaluate_held_out(session: Session) -> dict[str, float] | None:
-    """Evaluate the session's model on the held-out problems, and record the figures.
+    """Evaluate the session's model on every held-out set, and record the figures of each and their mean.
 
     Returns:
-        The figures by name, NaN where the samples do not define one; None without held-out problems.
+        The figures by name, of the mean where there are several sets; NaN where the samples do not define
+        one. None without held-out problems.
 
     Raises:
         StopRequested: Someone asked the run to stop.
     """
-    name = session.prepared.eval_name
-    groups = _groups(session)
-    if not groups:
+    sets, name = session.prepared.eval, session.prepared.eval_name
+    if not sets:
         return None
-    batch = session.collect(groups)
+    batch = session.collect([group for held_out in sets for group in _groups(session, held_out)])
     default = session.config.verification.verifier_text
     verifiers = [group.problem.verifier or default for group in batch.groups]
     with session.stop.interruptible():
         verdicts = [group.verdicts for group in batch.groups]
         classes = pool_answers(session.pools.verifiers, verdicts, verifiers)
+    found, first = [], 0
+    for held_out in sets:
+        last = first + len(held_out.prompts)
+        part = batch if not sets[1:] else to_batch(batch.groups[first:last])
+        votes = all(map(can_vote, {*verifiers[first:last]}))
+        found.append(_record(session, held_out.name, part, classes[first:last], votes))
+        first = last
+    figures = found[0]
+    if sets[1:]:
+        figures = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+        session.tracker.log_evaluation(name, session.step, figures, {}, None)
+        session.say(headline_of(f"step {session.step}, {name} of {len(sets)} sets", figures))
+    if 0 < session.step < session.config.run.steps:
+        session.context.report(session.step, figures)
+    return figures
+
+
+def _record(
+    session: Session, name: str, batch: Batch, classes: Sequence[Sequence[int]], votes: bool
+) -> dict[str, float]:
+    """Record the samples and figures of one set. Returns the figures."""
     # The service has no reference model, so an evaluation scores with the one c_ref too.
     scores = session.scores(batch, session.constant_reference(batch))
     if scores is not None and (broken := batch.finished & ~np.isfinite(scores)).any():
         session.note(f"{int(broken.sum())} scores of {name} are not finite, and left out of its figures")
         scores = np.where(broken, np.float32(np.nan), scores)
-    columns = columns_of_batch(batch, scores, classes, votes=all(map(can_vote, set(verifiers))))
+    columns = columns_of_batch(batch, scores, classes, votes)
     figures = held_out_figures(set_results(name, columns, tables=False))
     histogram = None
     drawn = batch.scored if scores is None else batch.scored & np.isfinite(scores)
@@ -68,10 +92,9 @@ def evaluate_held_out(session: Session) -> dict[str, float] | None:
     file = f"{short_name(name, SET_NAME_BYTES)}-{session.step:06d}.parquet"
     save_samples(session.config.folder / "evaluations" / file, batch, scores)
     table = sampled_solutions(batch, scores, session.config.tracking.sampled_solutions)
-    session.tracker.log_evaluation(name, session.step, figures, table, histogram)
+    by_kind = accuracy_by_kind(columns)
+    session.tracker.log_evaluation(name, session.step, figures | by_kind, table, histogram)
     session.say(headline_of(f"step {session.step} on {name}", figures))
-    if 0 < session.step < session.config.run.steps:
-        session.context.report(session.step, figures)
     return figures
 
 
@@ -105,6 +128,22 @@ def columns_of_batch(
         rewards=batch.rewards,
         votes=votes,
     )
+
+
+def accuracy_by_kind(samples: SampleColumns) -> dict[str, float]:
+    """Accuracy on the problems of each kind, under `kind/<name>/accuracy`; empty for fewer than two kinds.
+
+    Of many kinds, those with the most samples are taken.
+    """
+    kinds, counts = np.unique(samples.kind[samples.kind != ""], return_counts=True)
+    if len(kinds) < 2:
+        return {}
+    most = sorted(kinds[np.argsort(-counts, kind="stable")[:MOST_KINDS]].tolist())
+    rows = {kind: samples.verified & (samples.kind == kind) for kind in most}
+    return {
+        f"kind/{kind}/accuracy": float(samples.correct[chosen].mean()) if chosen.any() else float("nan")
+        for kind, chosen in rows.items()
+    }
 
 
 def held_out_figures(results: SetResults) -> dict[str, float]:
@@ -164,18 +203,14 @@ def score_figure(
     return figure
 
 
-def _groups(session: Session) -> list[Group]:
-    """The held-out problems as groups to generate; their samples have the same seeds in every evaluation."""
-    problems, settings = session.prepared.eval, session.config.evaluation
-    if problems is None:
-        return []
-    samples = settings.samples_per_problem
+def _groups(session: Session, held_out: ProblemSet) -> list[Group]:
+    """A held-out set as groups to generate; its samples have the same seeds in every evaluation."""
+    prompts, samples = held_out.prompts, held_out.samples_per_problem
+    temperature = session.config.evaluation.temperature
     return [
         Group(
-            problems.problems[index],
-            GroupRequest(
-                problems.token_ids(index), samples, EVALUATION_SEED + index * samples, settings.temperature
-            ),
+            prompts.problems[index],
+            GroupRequest(prompts.token_ids(index), samples, EVALUATION_SEED + index * samples, temperature),
         )
-        for index in range(len(problems))
+        for index in range(len(prompts))
     ]

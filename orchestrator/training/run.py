@@ -96,9 +96,9 @@ def train(
 def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> PreparedRun:
     """Refuse what can be refused before anything starts, and load what the run reads."""
     _refuse_other_rank_count(config, checkpoints)
-    refuse_unusable(config.verification.verifier_texts)
+    refuse_unusable(config.verifier_texts)
     prepared = prepare(config)
-    prepared.sources.update(own_verifiers(config.verification.verifier_texts))
+    prepared.sources.update(own_verifiers(config.verifier_texts))
     _refuse_other_sources(config, context, checkpoints, prepared.sources)
     context.place(config, planned_nodes)
     return prepared
@@ -207,12 +207,8 @@ def _deliver(config: RunConfig, progress: RunProgress | None, context: RunContex
 def _show_warnings(prepared: PreparedRun, progress: RunProgress) -> None:
     if warning := turn_end_warning(prepared.tokens.chat, prepared.tokens.eos_tokens):
         progress.say(f"[yellow]warning[/yellow] {escape(warning)}")
-    for problems, name in ((prepared.train, "training"), (prepared.eval, "held-out")):
-        if problems is not None and problems.dropped:
-            progress.say(
-                f"{problems.dropped} {name} problems are longer than rollout.max_prompt_tokens "
-                "and are left out"
-            )
+    for line in prepared.too_long():
+        progress.say(escape(line))
 
 
 def _forget_other_attempt(config: RunConfig, sources: Sources) -> None:

@@ -108,6 +108,9 @@ class Saver:
                 instruction=config.data.instruction,
                 chat_template_sha256=template_hash(tokens.tokenizer),
                 verifier=config.verification.verifier_text,
+                system=config.data.system,
+                chat_template_kwargs=config.data.chat_template_kwargs,
+                answer_after=config.data.answer_after or "",
             ).write(export)
         of_export = [path for path in sums if path.startswith(f"{EXPORT}/")]
         seal_export(export, {path.removeprefix(f"{EXPORT}/"): sums[path] for path in of_export})

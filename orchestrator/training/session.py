@@ -262,6 +262,7 @@ class Session:
             **self.start.take_metrics(),
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
+            "data/skipped": float(self.problems.state["skipped"]),
         }
         self.tracker.log_step(step, metrics)
         self.progress.step(step, metrics)

@@ -11,6 +11,9 @@ from orchestrator.messages.batches import StepSums
 from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Batch
 
+MOST_LABELS = 50
+"""Metrics by source and by kind are made for so many of them at most."""
+
 
 def step_metrics(
     step: int,
@@ -51,6 +54,7 @@ def step_metrics(
             "throughput/learning_tokens_per_s": tokens / learning_s,
         }
         | ({} if scores is None else _score_metrics(batch, scores, sums))
+        | metrics_by_source(batch)
     )
 
 
@@ -88,6 +92,27 @@ def _importance_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, floa
         # With every weight 0 no token is left.
         "policy/importance_ess": _share(weights**2 / squares if squares else 0.0, tokens),
     }
+
+
+def metrics_by_source(batch: Batch) -> dict[str, float]:
+    """The share of a step's samples, the accuracy and the mean reward of each source, and of each kind.
+
+    Empty where all problems have one source and one kind; of many kinds none is told apart.
+    """
+    found: dict[str, float] = {}
+    correct = np.array([verdict.status is Status.CORRECT for verdict in batch.verdicts], np.float32)
+    for name in ("source", "kind"):
+        labels = np.array([getattr(group.problem, name) or "" for group in batch.groups])[batch.group]
+        named = sorted({*labels.tolist()} - {""})
+        for label in named if 1 < len(named) <= MOST_LABELS else ():
+            chosen = labels == label
+            checked = chosen & batch.verified
+            found |= {
+                f"{name}/{label}/share": float(chosen.mean()),
+                f"{name}/{label}/accuracy": _mean(correct[checked]),
+                f"{name}/{label}/reward": _mean(batch.rewards[checked]),
+            }
+    return found
 
 
 def _loss_metrics(sums: Sequence[StepSums], tokens: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config.training import RunConfig
-from orchestrator.data.prompts import PromptOrder, PromptOrderState, PromptSet
+from orchestrator.data.training_prompts import TrainingPrompts
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.pools.collect import Group
 
@@ -20,7 +20,7 @@ class StepProblems:
         state: The order's state after the last finished step.
     """
 
-    def __init__(self, prompts: PromptSet, config: RunConfig) -> None:
+    def __init__(self, prompts: TrainingPrompts, config: RunConfig) -> None:
         self.prompts = prompts
         self.rollout = config.rollout
         self.seed = config.run.seed
@@ -30,26 +30,28 @@ class StepProblems:
         """Continue after `state`, or begin with the first problem; what was drawn before is drawn again.
 
         Raises:
-            ConfigError: The state belongs to another number of problems or another seed.
+            ConfigError: The state belongs to other sources, another number of problems or another seed.
         """
-        self._order = PromptOrder(len(self.prompts), self.seed)
+        self._order = self.prompts.draws(self.seed)
         if state is not None:
-            self._order.load_state_dict(state)  # type: ignore[arg-type]
-        self.state: PromptOrderState = self._order.state_dict()
-        self._state_after: dict[int, PromptOrderState] = {}
+            self._order.load_state_dict(state)
+        self.state: dict[str, Any] = self._order.state_dict()
+        self._state_after: dict[int, dict[str, Any]] = {}
 
     def draw(self, step: int) -> list[Group]:
         """The problems of a step, which must follow the step of the last call.
 
         Each sample has its own seed, a function of step and position. So a step has the same samples on any
         engine and after any resume.
+
+        Raises:
+            DataError: As `PromptDraws.next`.
         """
         samples, count = self.rollout.samples_per_prompt, self.rollout.prompts_per_step
         groups = []
-        for position, index in enumerate(self._order.next(count)):
+        for position, prompt in enumerate(self._order.next(count)):
             seed = (self.seed << 32) + (step * count + position) * samples
-            request = GroupRequest(self.prompts.token_ids(index), samples, seed)
-            groups.append(Group(self.prompts.problems[index], request))
+            groups.append(Group(prompt.problem, GroupRequest(prompt.token_ids, samples, seed)))
         self._state_after[step] = self._order.state_dict()
         return groups
 

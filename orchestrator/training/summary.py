@@ -11,7 +11,7 @@ def summary_of(session: Session, trained: dict[str, float] | None) -> dict[str, 
     return {
         "base": _json_figures(session.base),
         "trained": _json_figures(trained),
-        "problems": len(session.prepared.eval) if session.prepared.eval else 0,
+        "problems": sum(len(held_out.prompts) for held_out in session.prepared.eval),
         "samples_per_problem": session.config.evaluation.samples_per_problem,
         "c_ref": session.c_ref,
         "steps": session.step,

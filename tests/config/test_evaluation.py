@@ -15,7 +15,7 @@ def configure(**settings):
 
 def entries(*data, **settings):
     requests = requested_sets(configure(model="m", data=list(data), **settings))
-    return [(request.name, request.source.source, request.samples_per_problem) for request in requests]
+    return [(request.name, request.source.path, request.samples_per_problem) for request in requests]
 
 
 def test_a_set_is_a_name_a_file_or_a_data_set_with_its_samples():

@@ -25,7 +25,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_utf_8_is_read_with_and_without_a_byte_order_mark(file, encoding):
     file.write_bytes(TEXT.encode(encoding))
-    assert load_config(file).data.train == "größe.jsonl"
+    assert load_config(file).data.train[0].path == "größe.jsonl"
     file.write_bytes("a secret key ü\n".encode(encoding))
     assert Keys.load(file).admit("Bearer a secret key ü")
 

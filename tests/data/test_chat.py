@@ -123,13 +123,13 @@ def test_questions_encoded_together_have_the_ids_of_each_alone(kind):
     chat = encoder(kind)
     forged = [form.format(eos=chat.tokenizer.eos_token, z=KINDS[kind][1]) for form in FORGED]
     texts = [*ORDINARY, *forged, *(f"1 {text} {text}" for text in (*ORDINARY, *forged))]
-    together = chat.questions(texts)
+    together = chat.chats([user(text) for text in texts])
     for text, token_ids in zip(texts, together, strict=True):
         assert token_ids in (None, chat.chat(user(text))), text
     settled = {text for text, token_ids in zip(texts, together, strict=True) if token_ids is not None}
     assert settled >= ({*ORDINARY} if kind not in ("written in Python", "repeating") else {*()})
     assert not settled & {text for text in texts if KINDS[kind][1] in text}
-    assert chat.questions([]) == []
+    assert chat.chats([]) == []
 
 
 def test_templates_that_treat_texts_in_their_own_way_see_each_of_them():
@@ -140,18 +140,18 @@ def test_templates_that_treat_texts_in_their_own_way_see_each_of_them():
     )
     chat = ChatEncoder(qwen(template=template))
     texts = ["1", " a ", "x", "1"]
-    first, second, third, fourth = chat.questions(texts)
+    first, second, third, fourth = chat.chats([user(text) for text in texts])
     assert [first, second] == [as_transformers(chat.tokenizer, user(text)) for text in texts[:2]]
     assert (third, fourth) == (None, first), "the template adds a token, which only `chat` can judge"
-    assert chat.questions(["1", "no"]) == [None, None], "`chat` says which one the template refuses"
+    assert chat.chats([user("1"), user("no")]) == [None, None], "`chat` says which one the template refuses"
 
 
 def test_a_tokenizer_with_a_way_of_its_own_encodes_one_by_one():
     chat = ChatEncoder(qwen())
-    assert chat.questions(["1"]) == [chat.chat(user("1"))]
+    assert chat.chats([user("1")]) == [chat.chat(user("1"))]
     own = type("Own", (type(chat.tokenizer),), {"_encode_plus": lambda *_, **__: None})
     chat.tokenizer.__class__ = own
-    assert ChatEncoder(chat.tokenizer).questions(["1"]) == [None]
+    assert ChatEncoder(chat.tokenizer).chats([user("1")]) == [None]
 
 
 PIECES = st.sampled_from(

@@ -31,13 +31,17 @@ def problems(count):
     return [Problem.from_text(f"p{n}", f"What is {n} + 1?", str(n + 1), line=n + 1) for n in range(count)]
 
 
+def asking(text):
+    return {"messages": Problem.from_text("", text, None).messages}
+
+
 def change(before, now):
     return rows_print("t.jsonl", before).change(rows_print("t.jsonl", now))
 
 
 @pytest.mark.parametrize("count", [1, 64, 256])
 @pytest.mark.parametrize(
-    "edit", [{"text": "What is 0?"}, {"answer": "-7"}, {"id": "q"}, {"kind": "easy"}, {"text": "\ud83d"}]
+    "edit", [asking("What is 0?"), {"reference": "-7"}, {"id": "q"}, {"kind": "easy"}, asking("\ud83d")]
 )
 def test_any_changed_row_is_found_and_named(count, edit):
     row = random.Random(count).randrange(count)
@@ -51,7 +55,7 @@ def test_any_changed_row_is_found_and_named(count, edit):
 
 def test_of_many_rows_the_block_is_named():
     now = problems(10_000)
-    now[5_000] = replace(now[5_000], answer="0")
+    now[5_000] = replace(now[5_000], reference="0")
     fingerprint = rows_print("t.jsonl", now)
     assert len(json.dumps(to_tree({"data.train": fingerprint}))) < 8_000, "however many rows there are"
     assert change(problems(10_000), now) == (
@@ -62,7 +66,7 @@ def test_of_many_rows_the_block_is_named():
 def test_two_swapped_rows_a_moved_border_and_another_count_differ():
     rows = problems(8)
     assert "row 3" in change(rows, [*rows[:2], rows[4], rows[3], rows[2], *rows[5:]])
-    assert change([replace(rows[0], text="ab", answer="c")], [replace(rows[0], text="a", answer="bc")])
+    assert change([Problem.from_text("p", "ab", "c")], [Problem.from_text("p", "a", "bc")])
     assert change(rows, rows[:6]) == "8 rows before, 6 now; the rows of both are the same"
     assert change(rows, [*rows[1:]]).endswith("the first that differs is row 1")
     assert change(rows, problems(600)) == "8 rows before, 600 now"

@@ -139,8 +139,8 @@ def test_a_line_that_cannot_be_used_is_named(rows, message, tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jsonl: no such file"):
         load(tmp_path / "missing.jsonl")
-    with pytest.raises(DataError, match=r"'\.csv' files are not supported; convert it"):
-        load(write(tmp_path / "data.csv", "a"))
+    with pytest.raises(DataError, match=r"'\.txt' files are not supported; convert it"):
+        load(write(tmp_path / "data.txt", "a"))
     with pytest.raises(DataError, match=r"a data file whose name has no ending is not supported; convert it"):
         load(write(tmp_path / "data", "a"))
     with pytest.raises(DataError, match="cannot be read as parquet"):

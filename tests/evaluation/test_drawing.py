@@ -1,6 +1,7 @@
 """Which samples of an evaluation are still to be drawn, and with which seeds."""
 
-from orchestrator.evaluation.drawing import ProblemSet, missing_parts
+from orchestrator.data.prompts import ProblemSet
+from orchestrator.evaluation.drawing import missing_parts
 from orchestrator.evaluation.samples import problem_seed
 from orchestrator.messages.problems import Problem
 from tests.evaluation.made import sample

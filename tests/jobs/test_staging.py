@@ -48,7 +48,7 @@ def test_home_folders_are_those_of_the_cluster(here, monkeypatch):
     monkeypatch.setenv("HOME", "/home/of the cluster")
     there = load_config("staged/job.yaml")
     assert str(there.folder) == "/home/of the cluster/runs/trial"
-    assert (there.model.path, there.data.train) == (
+    assert (there.model.path, there.data.train[0].path) == (
         "/home/of the cluster/base",
         "/home/of the cluster/train.jsonl",
     )

@@ -203,10 +203,10 @@ def test_complete_inputs_are_explained(untrained, problems, laser_check):
     assert "<|self_reward|> (3)" in printed
     assert "EOS <|im_end|> (2)" in printed
     assert "the first prompt, 7 tokens" in printed
-    assert "<|im_start|>0+0<|im_end|>⏎ <|im_start|>" in printed
+    assert "⟦<|im_start|>⟧0+0⟦<|im_end|>⟧⏎ ⟦<|im_start|>⟧" in printed
     assert "ids 1 19 14 19 2 202 1" in printed
-    assert "problems 40 1 more are longer than rollout.max_prompt_tokens" in printed
-    assert "steps an epoch 10.0" in printed
+    assert "problems 41 1 of the first 41 are longer than rollout.max_prompt_tokens" in printed
+    assert "steps an epoch 10.2" in printed
     assert "Ready" in printed
 
 
@@ -245,7 +245,7 @@ def test_absent_held_out_data_leaves_the_rest_checked(untrained, problems, tmp_p
     tree["data"]["eval"] = str(tmp_path / "nowhere.jsonl")
     status, printed = laser_check(tree)
     assert status == 0
-    assert "steps an epoch 10.0" in printed
+    assert "steps an epoch 10.2" in printed
     assert "absent here: data.eval" in printed
 
 

@@ -9,10 +9,12 @@ from orchestrator.storage.card import SelfRewardCard
 
 
 def test_the_card_holds_all_that_reading_the_score_needs(tmp_path):
-    SelfRewardCard("<|z|>", 7, -23.0, 0.1, [2, 5], "Reason.", "ab12").write(tmp_path)
+    chat = {"system": "Be brief.", "chat_template_kwargs": {"think": False}, "answer_after": "</think>"}
+    SelfRewardCard("<|z|>", 7, -23.0, 0.1, [2, 5], "Reason.", "ab12", **chat).write(tmp_path)
     assert json.loads((tmp_path / "self_reward.json").read_text()) == {
         "token": "<|z|>", "token_id": 7, "c_ref": -23.0, "beta_v": 0.1, "eos_token_ids": [2, 5],
         "instruction": "Reason.", "chat_template_sha256": "ab12", "verifier": None,
+        **chat,
     }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from orchestrator import cli
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.config.cold_start import SFTConfig, SFTDataConfig
 from orchestrator.config.schema import dump_config
+from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.demonstrations import (
     Demonstrations,
     TurnEnd,
@@ -126,19 +127,19 @@ class TestTargets:
 
 class TestTurnEnd:
     def test_of_the_chat_template(self, tokens):
-        assert turn_end(tokens.tokenizer, tokens.eos_tokens) == TurnEnd(*ids(tokens, END, "\n"))
+        assert turn_end(tokens.chat, tokens.eos_tokens) == TurnEnd(*ids(tokens, END, "\n"))
 
     def test_a_template_that_opens_the_next_turn_at_once(self, model_folder):
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         tokenizer.chat_template = CHAT_TEMPLATE.replace(r"\n", "").replace("\n", "")
-        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(
+        assert turn_end(ChatEncoder(tokenizer), (tokenizer.eos_token_id,)) == TurnEnd(
             *tokenizer.convert_tokens_to_ids([END, START])
         )
 
     def test_a_template_without_eos_leaves_padding(self, model_folder):
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }};{% endfor %}"
-        assert turn_end(tokenizer, (tokenizer.eos_token_id,)) == TurnEnd(
+        assert turn_end(ChatEncoder(tokenizer), (tokenizer.eos_token_id,)) == TurnEnd(
             *tokenizer.convert_tokens_to_ids([END, PAD])
         )
 

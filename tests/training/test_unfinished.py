@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from orchestrator.data.tokens import ModelTokens
+from orchestrator.data.training_prompts import Prompt
 from orchestrator.errors import RunError
 from orchestrator.messages.trajectories import Generated, pack
 from orchestrator.training.calibration import measure_c_ref
@@ -20,13 +21,11 @@ LIMIT = 6
 
 
 class OneProblem:
-    problems = ("p",)
-
     def __len__(self):
         return 1
 
-    def token_ids(self, index):
-        return [1]
+    def draws(self, seed):
+        return SimpleNamespace(next=lambda count: [Prompt("p", [1])] * count)
 
 
 def samples(*responses, eos):
