@@ -242,6 +242,14 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _new(options: argparse.Namespace) -> int:
+    from orchestrator.planning.new_task import write_example
+
+    files = write_example(options.folder)
+    print(f"{options.folder} holds {', '.join(path.name for path in files)}: begin with README.md")
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from orchestrator.planning.doctor import doctor
 
@@ -417,6 +425,9 @@ COMMANDS = (
         Argument("config", metavar="CONFIG",
                  help="YAML configuration; model.path is the model that is looked at"),
         _overrides("settings that replace the file's, such as loss.beta_v=0.2"),
+    )),
+    Command("new", _new, "write a small working example of your own task: data, verifier, test, recipe", (
+        Argument("folder", metavar="FOLDER", type=_path, help="a folder that does not exist"),
     )),
     Command("doctor", _doctor, "report what this machine has and lacks, and the command that mends it"),
 )

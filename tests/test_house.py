@@ -16,7 +16,7 @@ LONGEST_FUNCTION = 60
 LONGEST_CLASS = 250
 WIDEST_LINE = 110
 LONGER_FILES = {
-    "orchestrator/cli.py": (455, "most of it is the table of commands and their arguments"),
+    "orchestrator/cli.py": (470, "most of it is the table of commands and their arguments"),
 }
 """Files that may be longer: the limit, and the reason."""
 
