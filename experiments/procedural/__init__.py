@@ -1,0 +1,1 @@
+"""Training on two tasks of reasoning-gym, cold start included."""
