@@ -72,6 +72,16 @@ def test_a_response_that_was_cut_off_counts_when_its_box_is_complete():
     assert "cut off" not in ended.detail
 
 
+def test_only_what_follows_the_end_of_thinking_is_checked():
+    problem = Problem.from_text("a", "1+1?", "2", answer_after="</think>")
+    texts = [r"\boxed{1}</think>\boxed{2}", r"\boxed{2}</think>\boxed{1}", r"\boxed{2}"]
+    with closing(VerificationWorker()) as checking:
+        first, second, third = checking.verify(texts, [True, True, True], problem)
+    assert [first.status, second.status] == [Status.CORRECT, Status.WRONG]
+    assert third.status is Status.NO_ANSWER
+    assert third.detail.endswith("the response was cut off")
+
+
 def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
     with worker(PLAIN_VERIFIER, timeout_s=1.0) as verification:
         start = time.monotonic()

@@ -48,6 +48,19 @@ def test_the_prompt_is_that_of_training(requests, tokenizer):
     assert requests.prompt(chat("1+1=?\nAnswer briefly.")) == (rendered, 40), "the instruction stands there"
 
 
+def test_the_system_message_of_training_begins_a_conversation_without_one(requests, tokenizer):
+    card = replace(requests.card, system="Be brief.")
+    served = RequestTokenizer("m", tokenizer, card, settings(tokenizer), vocabulary=len(tokenizer))
+    asked = {"role": "user", "content": "1+1=?\nAnswer briefly."}
+    turns = [{"role": "system", "content": "Be brief."}, asked]
+    rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert served.prompt(chat())[0] == rendered
+    own = ChatRequest(model="m", messages=[Message(role="system", content="No."), *chat().messages])
+    other = [{"role": "system", "content": "No."}, asked]
+    expected = tokenizer.apply_chat_template(other, add_generation_prompt=True, return_dict=False)
+    assert served.prompt(own)[0] == expected
+
+
 def test_an_item_of_text_ends_with_eos(requests, tokenizer):
     solution = [*tokenizer.encode("2", add_special_tokens=False), tokenizer.eos_token_id]
     prompt, _ = requests.prompt(chat())

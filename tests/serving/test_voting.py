@@ -88,6 +88,17 @@ def test_only_a_solution_with_exactly_one_complete_box_that_is_not_empty_votes(c
     assert rounds == [list(range(9))]
 
 
+def test_what_precedes_the_end_of_thinking_has_no_vote(comparer):
+    texts = [r"\boxed{1}</think>\boxed{2}", r"\boxed{1}", r"</think>\boxed{2}"]
+
+    async def draw(numbers):
+        return [solution(texts[number]) for number in numbers]
+
+    request = Vote(vote="majority", n=3)
+    _, tally = asyncio.run(vote(request, draw, comparer, answer_after="</think>"))
+    assert (tally.answer, tally.votes) == ("2", {"2": 2})
+
+
 def test_votes_do_not_depend_on_the_order_of_solutions(comparer):
     texts, scores = [TEXTS[number] for number in (0, 1, 3, 7)], [0.1, 0.2, 0.4, 0.8]
     found = set()
