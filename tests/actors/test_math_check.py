@@ -29,7 +29,8 @@ from orchestrator.messages.verdicts import Status
 def test_statuses(response, reference, status):
     verdict = verify_math(response, reference)
     assert verdict.status is status
-    assert verdict.reward == (1.0 if status is Status.CORRECT else 0.0)
+    expected = {Status.CORRECT: 1.0, Status.ERROR: None}.get(status, 0.0)
+    assert verdict.reward == expected, "a check that failed gives no reward"
     assert bool(verdict.detail) == (status not in (Status.CORRECT, Status.WRONG))
 
 
