@@ -2,8 +2,8 @@
 
     python -m benchmarks.step [--steps 5] [--only NAME ...] [--no-pin] [--json FILE]
 
-A random model whose answers have random lengths, up to 384 tokens, so that groups end all over the step; a
-verifier that calls about half of them right. The real `laser train` runs with `run.trace`, once for each way
+A random model whose answers have random lengths, up to 192 tokens, and an engine that has 12 of the 96 at a
+time, so that groups end all over the step; a verifier that calls about half of them right. The real `laser train` runs with `run.trace`, once for each way
 to overlap: not at all, streamed, and with batches ahead; first with the policy loss alone (GRPO), then with
 LaSeR's. The engine's process has one CPU for itself and the rank's another, which this benchmark pins.
 
@@ -83,21 +83,21 @@ def odd_length(response: str, reference: str) -> Verdict:
 
 
 def settings(folder: Path, steps: int) -> dict[str, dict[str, Any]]:
-    """The run's configuration: 64 samples a step."""
+    """The run's configuration: 96 samples a step."""
     return {
         "run": {"name": "step", "dir": str(folder), "steps": steps, "trace": True},
         "model": {"path": str(folder / "model")},
         "data": {"train": str(folder / "problems.jsonl"), "instruction": ""},
         "rollout": {
-            "samples_per_prompt": 8,
-            "prompts_per_step": 8,
+            "samples_per_prompt": 4,
+            "prompts_per_step": 24,
             "max_prompt_tokens": 16,
-            "max_response_tokens": 384,
+            "max_response_tokens": 192,
             "cpus": 0.75,
-            "engine_args": {"enforce_eager": True},
+            "engine_args": {"enforce_eager": True, "max_num_seqs": 12},
         },
         "verification": {"cpus": 0.25, "verifier": "benchmarks.step:odd_length"},
-        "learning": {"tokens_per_micro_batch": 2048},
+        "learning": {"tokens_per_micro_batch": 768},
         "self_reward": {"token": Z_TOKEN, "calibration_samples": 64},
     }
 
