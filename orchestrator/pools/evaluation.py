@@ -30,10 +30,12 @@ class EvalPools:
         self.rollouts = rollout_pool(
             lambda index: self.placement.engine(RolloutWorker, index, engine),
             config.rollout.num_engines if engine is not None else 0,
+            config.faults,
         )
         self.verifiers = verification_pool(
             self.placement,
             config.verification,
+            config.faults,
             correct_above=config.correct_above,
             others=config.verifier_texts,
         )

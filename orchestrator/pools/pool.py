@@ -19,9 +19,7 @@ from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from orchestrator.errors import PoolError
-
-MAX_RESTARTS = 10
-"""Workers that a pool replaces during a run; one more death ends the run."""
+from orchestrator.pools.budgets import DeathBudget
 
 POOL_START_TIMEOUT_S = 1800.0
 """How long workers may take to start: a large model is read from a slow disk, or downloaded."""
@@ -108,7 +106,7 @@ class Pool:
         capacity: Tasks that one worker runs at a time; the others wait in the pool's queue.
         refresh: Called with an actor once it answers. Returns the ref of a call after which it may work, or
             None when it may work at once. Called again when a broadcast has been made meanwhile.
-        max_restarts: Workers that the pool replaces; one more death raises `PoolError`.
+        budget: The deaths that the pool bears; its work is tasks.
         start_timeout_s: How long the pool may have no ready worker.
     """
 
@@ -119,14 +117,14 @@ class Pool:
         size: int,
         capacity: int,
         refresh: Callable[[Any], ObjectRef | None] = lambda actor: None,
-        max_restarts: int = MAX_RESTARTS,
+        budget: DeathBudget | None = None,
         start_timeout_s: float = POOL_START_TIMEOUT_S,
     ) -> None:
         self.name = name
         self.spawn = spawn
         self.capacity = capacity
         self.refresh = refresh
-        self.max_restarts = max_restarts
+        self.budget = budget or DeathBudget(f"workers of the {name} pool")
         self.start_timeout_s = start_timeout_s
         self.restarts = 0
         self.broadcasts = 0
@@ -258,6 +256,7 @@ class Pool:
         task = worker.tasks.pop(ref, None)
         self.observer(self.name, worker.index, task, value)
         if task is not None:
+            self.budget.work()
             return task, value
         self._advance(worker)
         return None
@@ -371,8 +370,4 @@ def _count_restart(pool: Pool, worker: _Worker, error: RayActorError) -> None:
         # The first start failed, so every other worker would fail too.
         raise PoolError(f"{pool.name} worker {worker.index} cannot be started: {error}") from error
     pool.restarts += 1
-    if pool.restarts > pool.max_restarts:
-        raise PoolError(
-            f"workers of the {pool.name} pool died {pool.restarts} times (limit {pool.max_restarts}); "
-            f"the last error: {error}"
-        ) from error
+    pool.budget.spend(error)

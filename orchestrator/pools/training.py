@@ -1,6 +1,5 @@
 """The three pools of a training run in one placement group; publishes the learner's weights to engines."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +19,15 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
-from orchestrator.pools.pool import (
-    MAX_RESTARTS,
-    POOL_START_TIMEOUT_S,
-    Observer,
-    Pool,
-    WorkerState,
-    ignore,
-)
+from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Observer, Pool, ignore
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
-from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
-
-ANSWER_TIMEOUT_S = 5.0
-"""How long an engine may take to say when it sampled first."""
+from orchestrator.pools.start import (
+    death_budget,
+    engine_settings,
+    first_token_age,
+    rollout_pool,
+    verification_pool,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +87,7 @@ class Pools:
         self.engines_turn = True
         """Whether the engines may generate; always true without `colocate`."""
         self.learner_restarts = 0
+        self.learner_budget = death_budget("learner ranks", config.faults, work_per_death=1)
         self.observer: Observer = ignore
         self.rollouts: Pool
         self.verifiers: Pool
@@ -126,7 +122,9 @@ class Pools:
             ray.exceptions.ObjectLostError: Trajectories were lost with their node. The ranks must be
                 restarted.
         """
-        return self.on_all_ranks("step", batch)
+        sums = self.on_all_ranks("step", batch)
+        self.learner_budget.work()
+        return sums
 
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
@@ -176,14 +174,10 @@ class Pools:
             error: The failure, for the message.
 
         Raises:
-            PoolError: The ranks have failed more than `MAX_RESTARTS` times, or the cluster has no room for
-                new ones.
+            PoolError: The ranks have failed too often, or the cluster has no room for new ones.
         """
         self.learner_restarts += 1
-        if self.learner_restarts > MAX_RESTARTS:
-            raise PoolError(
-                f"learner ranks failed {self.learner_restarts} times; the last error: {error}"
-            ) from error
+        self.learner_budget.spend(error)
         self.abandon_tasks()
         self.chunks = []  # rank 0 owned these objects; they are lost with it
         for rank in self.learners:
@@ -195,8 +189,8 @@ class Pools:
         self.rollouts.stop()
         self.learners = self._start_learners()
         self._release_learners()
-        restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
-        self.rollouts.restarts = restarts
+        before, self.rollouts = self.rollouts, self._start_engines()
+        self.rollouts.restarts, self.rollouts.budget = before.restarts, before.budget
         self.engines_turn = True
 
     def abandon_tasks(self) -> None:
@@ -217,12 +211,7 @@ class Pools:
 
     def first_token_age(self) -> float | None:
         """Seconds since an engine sampled its first token; None before, or where none answers."""
-        ready = [worker for worker in self.rollouts.workers if worker.state is WorkerState.READY]
-        ages = []
-        for ref in [worker.actor.first_token_age.remote() for worker in ready]:
-            with contextlib.suppress(RayError):  # who needs the engine will see its death
-                ages.append(ray.get(ref, timeout=ANSWER_TIMEOUT_S))
-        return max((age for age in ages if age is not None), default=None)
+        return first_token_age(self.rollouts)
 
     def stop(self) -> None:
         """End all actors and release their resources."""
@@ -235,9 +224,11 @@ class Pools:
         self.verifiers = verification_pool(
             self.placement,
             self.config.verification,
+            self.config.faults,
             self.workers.verifier,
             self.config.loss.correct_above,
             self.config.verifier_texts,
+            self.config.rollout.prompts_per_step,
         )
         if self.colocated:
             self.learners = self._start_learners()
@@ -258,7 +249,9 @@ class Pools:
             ) from error
 
     def _start_engines(self) -> Pool:
-        pool = rollout_pool(self._start_engine, self.config.rollout.num_engines, self._bring_up_to_date)
+        rollout, refresh = self.config.rollout, self._bring_up_to_date
+        groups = rollout.prompts_per_step
+        pool = rollout_pool(self._start_engine, rollout.num_engines, self.config.faults, refresh, groups)
         pool.observer = self.observer
         return pool
 
