@@ -24,7 +24,8 @@ from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, to_table
 from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 from orchestrator.pools.events import run_until
-from orchestrator.pools.pool import Pool, Task
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.task import Task
 from orchestrator.storage.files import atomically
 
 
@@ -163,7 +164,7 @@ class Collection:
             "generate",
             self.groups[number].request,
             num_returns=3,
-            context=number,
+            context=(number, self.groups[number]),
             remake=partial(self._generate, number),
             done=self._verify,
             labels=self._labels(number),
@@ -171,7 +172,7 @@ class Collection:
 
     def _verify(self, task: Task, summary: GroupSummary) -> None:
         self.last_generated = time.perf_counter()
-        number: int = task.context
+        number, _ = task.context
         trajectories, texts, _ = task.refs
         group = GeneratedGroup(self.groups[number].problem, trajectories, texts, summary)
         self.verifiers.submit(

@@ -16,7 +16,8 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from orchestrator.pools.pool import Pool, Task
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.task import Task
 
 CHECK_EVERY_S = 30.0
 """How often a wait checks that each pool still has a ready worker."""
@@ -78,9 +79,11 @@ _inboxes: WeakKeyDictionary[Worked, _Inbox] = WeakKeyDictionary()
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     """Run the tasks of all pools: yields each without a callback when it ends, until none of these is left.
 
-    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
+    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise, and
+    `PoisonousTask` for a task on which workers die.
     """
     while any(pool.owes_values for pool in pools):
+        _raise_poisonous(pools)
         for pool, task, value in _wait(pools):
             assert isinstance(pool, Pool)
             yield pool, task, value
@@ -91,9 +94,11 @@ def run_until(done: Callable[[], bool], *pools: Worked) -> None:
 
     Raises:
         RuntimeError: No task is left, and `done()` is still false.
+        PoisonousTask: Workers die on a task of a pool, perhaps one that the caller does not wait for.
         PoolError and Ray's errors: As `Pool.settle` and `Pool.check_alive`.
     """
     while not done():
+        _raise_poisonous(pools)
         if not any(pool.outstanding for pool in pools):
             raise RuntimeError("no task is left that could end this wait")
         _wait(pools)
@@ -114,6 +119,12 @@ def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
                 ray.get(calls.take())
             except RayError:
                 return  # the other calls may wait for the failed one for ever
+
+
+def _raise_poisonous(pools: Sequence[Worked]) -> None:
+    for pool in pools:
+        if isinstance(pool, Pool) and pool.queue.poisonous:
+            raise pool.queue.poisonous.popleft()
 
 
 def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Worked, Task, Any]]:

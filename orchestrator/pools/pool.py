@@ -7,10 +7,8 @@ date.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -20,65 +18,11 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTa
 
 from orchestrator.errors import PoolError
 from orchestrator.pools.budgets import DeathBudget
+from orchestrator.pools.task import Observer, Task, TaskQueue, ignore
+from orchestrator.pools.worker import Worker, WorkerState
 
 POOL_START_TIMEOUT_S = 1800.0
 """How long workers may take to start: a large model is read from a slow disk, or downloaded."""
-
-
-class WorkerState(StrEnum):
-    """A worker goes from STARTING to STALE to READY, and from READY nowhere: a dead one is replaced."""
-
-    STARTING = "starting"
-    """The actor has not answered yet."""
-    STALE = "stale"
-    """The actor answers, but needs the newest weights before it may work."""
-    READY = "ready"
-
-
-@dataclass(eq=False)
-class Task:
-    """A call that any worker of the pool may run."""
-
-    method: str
-    arguments: tuple
-    num_returns: int = 1
-    context: Any = None
-    """The caller's own, to recognise the task by."""
-    remake: Callable[[], None] | None = None
-    """Submits tasks that make this task's input and result again, for when they were lost with a node."""
-    done: Callable[["Task", Any], None] | None = None
-    """Called with the task and its value when it ends; without it `finished` yields them."""
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    """What the task is on, for the run's trace."""
-    refs: list[ObjectRef] = field(default_factory=list)
-    """The call's values, once it runs; `finished` fetches the last one."""
-    submitted: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    """When a worker got it, by `time.time`."""
-
-
-Observer = Callable[[str, int, Task | None, Any], None]
-"""Called when a worker has returned a value: the pool's name, the worker's index, its task (None for a
-broadcast or a refresh), and the value."""
-
-
-def ignore(pool: str, worker: int, task: Task | None, value: Any) -> None:
-    """The observer of a pool that none looks at."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    index: int
-    actor: Any
-    is_replacement: bool
-    waiting_for: ObjectRef | None
-    """The call whose end moves the worker from STARTING or STALE to the next state; None when READY."""
-    state: WorkerState = WorkerState.STARTING
-    tasks: dict[ObjectRef, Task] = field(default_factory=dict)
-    """The tasks that it runs, by their last ref."""
-    refreshed_after: int = 0
-    """Number of the pool's broadcasts before its refresh began."""
-    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -107,6 +51,7 @@ class Pool:
         refresh: Called with an actor once it answers. Returns the ref of a call after which it may work, or
             None when it may work at once. Called again when a broadcast has been made meanwhile.
         budget: The deaths that the pool bears; its work is tasks.
+        max_attempts: Workers that may die on a task, see `TaskQueue`.
         start_timeout_s: How long the pool may have no ready worker.
     """
 
@@ -118,6 +63,7 @@ class Pool:
         capacity: int,
         refresh: Callable[[Any], ObjectRef | None] = lambda actor: None,
         budget: DeathBudget | None = None,
+        max_attempts: int = 2,
         start_timeout_s: float = POOL_START_TIMEOUT_S,
     ) -> None:
         self.name = name
@@ -128,7 +74,7 @@ class Pool:
         self.start_timeout_s = start_timeout_s
         self.restarts = 0
         self.broadcasts = 0
-        self.queue: deque[Task] = deque()
+        self.queue = TaskQueue(name, max_attempts)
         self.observer: Observer = ignore
         self._new_refs: list[ObjectRef] = []
         """What `watched` has not returned yet."""
@@ -145,7 +91,7 @@ class Pool:
         labels: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Queue a call; it starts when a ready worker has room. See `Task`."""
-        self.queue.append(Task(method, arguments, num_returns, context, remake, done, labels))
+        self.queue.tasks.append(Task(method, arguments, num_returns, context, remake, done, labels))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Block until every worker is READY.
@@ -210,16 +156,21 @@ class Pool:
     def owes_values(self) -> bool:
         """Whether any task without a callback is queued or runs: `finished` has to yield it."""
         running = (task for worker in self.workers for task in worker.tasks.values())
-        return any(task.done is None for task in (*self.queue, *running))
+        tasks = (*self.queue.tasks, *running)
+        return bool(self.queue.poisonous) or any(task.done is None for task in tasks)
 
     def start_tasks(self) -> None:
         """Give the queued tasks to workers, as far as these have room."""
-        ready = [worker for worker in self.workers if self.queue and worker.state is WorkerState.READY]
-        while self.queue and ready:
+        tasks = self.queue.tasks
+        ready = [worker for worker in self.workers if tasks and worker.state is WorkerState.READY]
+        while tasks and ready:
             worker = min(ready, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= self.capacity:
                 break
-            self._run(worker, self.queue.popleft())
+            if task := self.queue.take(worker.tasks.values()):
+                self._watch(worker.run(task))
+            else:
+                ready.remove(worker)
 
     def watched(self) -> list[ObjectRef]:
         """Start tasks. Returns the refs to wait for, which `settle` takes: each once, to one waiter."""
@@ -288,9 +239,9 @@ class Pool:
         for worker in self.workers:
             ray.kill(worker.actor)
 
-    def _start(self, index: int, is_replacement: bool) -> _Worker:
+    def _start(self, index: int, is_replacement: bool) -> Worker:
         actor = self.spawn(index)
-        return _Worker(index, actor, is_replacement, waiting_for=self._watch(actor.ping.remote()))
+        return Worker(index, actor, is_replacement, waiting_for=self._watch(actor.ping.remote()))
 
     def _watch(self, ref: ObjectRef) -> ObjectRef:
         """Have `watched` return this ref."""
@@ -301,7 +252,7 @@ class Pool:
         """The refs that workers wait for to become STALE or READY."""
         return [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
 
-    def _advance(self, worker: _Worker) -> None:
+    def _advance(self, worker: Worker) -> None:
         """Move a worker whose `waiting_for` has ended: STARTING to STALE, or STALE to READY.
 
         A STALE worker that missed a broadcast while it was refreshed stays STALE, and is refreshed once more.
@@ -319,7 +270,7 @@ class Pool:
         worker.waiting_for = None if ref is None else self._watch(ref)
         worker.state = WorkerState.READY if ref is None else WorkerState.STALE
 
-    def _settle_lost(self, worker: _Worker, ref: ObjectRef, error: ObjectLostError) -> None:
+    def _settle_lost(self, worker: Worker, ref: ObjectRef, error: ObjectLostError) -> None:
         """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
         task = worker.tasks.pop(ref, None)
         if task is None:
@@ -332,18 +283,10 @@ class Pool:
             ) from error
         task.remake()
 
-    def _run(self, worker: _Worker, task: Task) -> None:
-        call = getattr(worker.actor, task.method).options(num_returns=task.num_returns)
-        refs = call.remote(*task.arguments)
-        task.refs = [refs] if task.num_returns == 1 else list(refs)
-        task.started = time.time()
-        worker.tasks[task.refs[-1]] = task
-        self._watch(task.refs[-1])
-
-    def _replace(self, worker: _Worker, error: RayActorError) -> None:
+    def _replace(self, worker: Worker, error: RayActorError) -> None:
         """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
         _count_restart(self, worker, error)
-        self.queue.extendleft(reversed(worker.tasks.values()))
+        self.queue.take_back(worker.tasks.values(), error)
         ray.kill(worker.actor)
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
 
@@ -353,7 +296,9 @@ def _states(pool: Pool) -> str:
 
 
 def _stats(pool: Pool) -> PoolStats:
-    submitted = [task.submitted for task in list(pool.queue)]  # a copy, because the queue changes meanwhile
+    submitted = [
+        task.submitted for task in list(pool.queue.tasks)
+    ]  # a copy, because the queue changes meanwhile
     states = [worker.state for worker in pool.workers]
     return PoolStats(
         queued=len(submitted),
@@ -364,7 +309,7 @@ def _stats(pool: Pool) -> PoolStats:
     )
 
 
-def _count_restart(pool: Pool, worker: _Worker, error: RayActorError) -> None:
+def _count_restart(pool: Pool, worker: Worker, error: RayActorError) -> None:
     """Count a worker that died, and raise where its death ends the run."""
     if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
         # The first start failed, so every other worker would fail too.

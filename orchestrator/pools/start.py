@@ -25,7 +25,8 @@ from orchestrator.messages.requests import EngineSettings
 from orchestrator.messages.verdicts import CORRECT_ABOVE
 from orchestrator.pools.budgets import DeathBudget
 from orchestrator.pools.handles import EngineHandle
-from orchestrator.pools.pool import Pool, WorkerState
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.worker import WorkerState
 
 ENGINE_TASKS = 64
 """Groups that one engine works on at a time: enough to keep vLLM's scheduler full.
@@ -114,7 +115,7 @@ def rollout_pool(
     """
     # When rank 0 dies in a weight sync, all engines that read its chunks end at once.
     budget = death_budget("workers of the rollout pool", faults, groups, 2 * num_engines)
-    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh, budget)
+    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh, budget, faults.max_attempts)
 
 
 def verification_pool(
@@ -148,7 +149,8 @@ def verification_pool(
         return placement.verifier(worker, index, groups, *arguments)
 
     budget = death_budget("workers of the verification pool", faults, work)
-    return Pool("verification", spawn, settings.num_workers, groups, budget=budget)
+    size, attempts = settings.num_workers, faults.max_attempts
+    return Pool("verification", spawn, size, groups, budget=budget, max_attempts=attempts)
 
 
 def first_token_age(rollouts: Pool) -> float | None:

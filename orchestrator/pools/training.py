@@ -19,7 +19,7 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
-from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Observer, Pool, ignore
+from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Pool
 from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
 from orchestrator.pools.start import (
     death_budget,
@@ -28,6 +28,7 @@ from orchestrator.pools.start import (
     rollout_pool,
     verification_pool,
 )
+from orchestrator.pools.task import Observer, ignore
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from orchestrator.cluster.machine import GIB, main_memory
 from orchestrator.config.training import RunConfig
 from orchestrator.pools.collect import Batch, Collection, to_batch
 from orchestrator.pools.memory import DTYPE_BYTES, streamed_copies
-from orchestrator.pools.pool import Task
 from orchestrator.pools.ranks import check_alive, values_of
+from orchestrator.pools.task import Task
 from orchestrator.pools.training import Pools
 from orchestrator.training.stream_plan import StreamPlan
 from orchestrator.training.train_batch import StreamedSamples

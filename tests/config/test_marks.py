@@ -51,7 +51,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("learning.attention", "learning.max_skipped_steps", "learning.skip_zero_gradients"),
                 "learning.share_prefixes",
                 "learning.stream",
-                "faults.max_deaths",
+                *("faults.max_deaths", "faults.max_attempts"),
             },
         ),
         (
