@@ -70,7 +70,8 @@ class DeadlineExecutor:
     """One child process that runs one function, call after call.
 
     A call's deadline counts from its start in the child: neither the wait for the child nor the child's
-    imports count. Several threads may call it; their calls wait for one another.
+    imports count, which have `CHILD_START_TIMEOUT_S` of their own. Several threads may call it; their calls
+    wait for one another.
 
     Args:
         function: Import path of the function.
@@ -114,6 +115,9 @@ class DeadlineExecutor:
             connection = self._child.connection
             try:
                 connection.send(args)
+                if not connection.poll(CHILD_START_TIMEOUT_S):
+                    self._restart()
+                    raise DeadlineExceeded(f"did not start within {CHILD_START_TIMEOUT_S:g} s")
                 connection.recv()  # "started"
                 if not connection.poll(timeout_s):
                     self._restart()

@@ -16,6 +16,7 @@ from actors.budget import BudgetShare
 from actors.checking import CheckPools, refuse_unusable
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
 from actors.pooling import EQUALITY, PLAIN_EQUALITY, AnswerComparer, AnswerPool
+from actors.progress import report_progress
 from actors.verifiers.loading import loaded_verifier, offers_votes
 from actors.verifiers.weighted import combined
 from orchestrator.config.verifiers import (
@@ -103,6 +104,7 @@ class VerificationWorker:
         others: Iterable[str] = (),
         share: BudgetShare | None = None,
     ) -> None:
+        report_progress()
         self._verifier = verifier if verifier.startswith("{") else verifier_text(verifier)
         self._timeout_s = timeout_s
         self._correct_above = correct_above

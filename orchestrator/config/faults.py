@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from orchestrator.config.schema import PositiveInt, Section
+from orchestrator.config.schema import PositiveFloat, PositiveInt, Section
 
 
 class FaultsConfig(Section):
@@ -17,3 +17,9 @@ class FaultsConfig(Section):
     """Engines or verifiers that may die on a group until it is dropped. Where others were there each time,
     one more death shows which of them it is. The run goes on without its problem, which it keeps in
     `dropped.jsonl` and does not meet again when it resumes."""
+    deadline_s: PositiveFloat = 120.0
+    """Seconds without progress (decode steps, micro-batches, checks, chunks of weights) after which an
+    engine, a verifier or a rank hangs: its process is ended and replaced as if it had died. It is more where
+    work is slow: 20 times the longest time that a piece of the same work has taken."""
+    first_deadline_s: PositiveFloat = 1800.0
+    """The same while fewer than three pieces of such work are measured."""

@@ -6,21 +6,19 @@ evaluation, for verdicts or for the ranks.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from orchestrator.pools.pool import Pool
+from orchestrator.cluster.waits import fetched
+from orchestrator.pools.pool import CHECK_EVERY_S, Pool
 from orchestrator.pools.task import Task
-
-CHECK_EVERY_S = 30.0
-"""How often a wait checks that each pool still has a ready worker."""
 
 _arrival = threading.Condition()
 """Told whenever a ref of any inbox is there."""
@@ -36,6 +34,8 @@ class _Inbox:
     def __init__(self) -> None:
         self.watched: set[ObjectRef] = set()
         self.arrived: deque[ObjectRef] = deque()
+        self.checked = time.monotonic()
+        """When `check_alive` was called last."""
 
     def watch(self, refs: Iterable[ObjectRef]) -> None:
         """Wait for these, too; those that are waited for already stay as they are."""
@@ -70,7 +70,7 @@ class Worked(Protocol):
         """A ref is there: returns the task that has ended with its value, if one has."""
 
     def check_alive(self) -> None:
-        """Raise when nothing can end any more. Called after a wait in vain."""
+        """Replace what hangs, and raise when nothing can end any more. Called every `CHECK_EVERY_S`."""
 
 
 _inboxes: WeakKeyDictionary[Worked, _Inbox] = WeakKeyDictionary()
@@ -104,7 +104,7 @@ def run_until(done: Callable[[], bool], *pools: Worked) -> None:
         _wait(pools)
 
 
-def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
+def run_while(refs: Sequence[ObjectRef], *pools: Worked) -> None:
     """Run the tasks of all pools until every one of `refs` is there, or one of their calls has failed.
 
     Raises:
@@ -116,7 +116,7 @@ def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
         _wait(pools, calls)
         while calls.arrived:
             try:
-                ray.get(calls.take())
+                fetched(calls.take(), "the value of a call")
             except RayError:
                 return  # the other calls may wait for the failed one for ever
 
@@ -135,10 +135,13 @@ def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Wo
     """
     inboxes = {pool: _inboxes.setdefault(pool, _Inbox()) for pool in pools}
     for pool, inbox in inboxes.items():
+        if pool.outstanding and time.monotonic() - inbox.checked >= CHECK_EVERY_S:
+            pool.check_alive()
+            inbox.checked = time.monotonic()
         inbox.watch(pool.watched())
     watched = [*inboxes.values(), *([] if calls is None else [calls])]
     with _arrival:
-        is_there = _arrival.wait_for(lambda: any(inbox.arrived for inbox in watched), timeout=CHECK_EVERY_S)
+        _arrival.wait_for(lambda: any(inbox.arrived for inbox in watched), timeout=CHECK_EVERY_S)
     for pool, inbox in inboxes.items():
         while inbox.arrived:
             if settled := pool.settle(inbox.take()):
@@ -146,8 +149,4 @@ def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Wo
                 if task.done is None:
                     return [(pool, task, value)]
                 task.done(task, value)
-    if not is_there:
-        for pool in pools:
-            if pool.outstanding:
-                pool.check_alive()
     return []

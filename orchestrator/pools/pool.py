@@ -16,10 +16,17 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
+from orchestrator.cluster.waits import fetched
 from orchestrator.errors import PoolError
 from orchestrator.pools.budgets import DeathBudget
+from orchestrator.pools.hung import end_hung, progress_of
 from orchestrator.pools.task import Observer, Task, TaskQueue, ignore
+from orchestrator.pools.watch import BusyWith, Watch
 from orchestrator.pools.worker import Worker, WorkerState
+from orchestrator.terminal import LOGGER
+
+CHECK_EVERY_S = 5.0
+"""How often a wait checks that each pool has a ready worker, and that its busy ones make progress."""
 
 POOL_START_TIMEOUT_S = 1800.0
 """How long workers may take to start: a large model is read from a slow disk, or downloaded."""
@@ -52,7 +59,11 @@ class Pool:
             None when it may work at once. Called again when a broadcast has been made meanwhile.
         budget: The deaths that the pool bears; its work is tasks.
         max_attempts: Workers that may die on a task, see `TaskQueue`.
+        watch: Says which workers hang.
         start_timeout_s: How long the pool may have no ready worker.
+
+    Attributes:
+        note: Called with a message when a worker is replaced.
     """
 
     def __init__(
@@ -64,6 +75,7 @@ class Pool:
         refresh: Callable[[Any], ObjectRef | None] = lambda actor: None,
         budget: DeathBudget | None = None,
         max_attempts: int = 2,
+        watch: Watch | None = None,
         start_timeout_s: float = POOL_START_TIMEOUT_S,
     ) -> None:
         self.name = name
@@ -72,8 +84,9 @@ class Pool:
         self.refresh = refresh
         self.budget = budget or DeathBudget(f"workers of the {name} pool")
         self.start_timeout_s = start_timeout_s
-        self.restarts = 0
-        self.broadcasts = 0
+        self.watch = watch or Watch()
+        self.note: Callable[[str], None] = LOGGER.warning
+        self.restarts = self.broadcasts = 0
         self.queue = TaskQueue(name, max_attempts)
         self.observer: Observer = ignore
         self._new_refs: list[ObjectRef] = []
@@ -105,12 +118,16 @@ class Pool:
         timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while waiting := self._transitions():
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=min(left, CHECK_EVERY_S))
+            if ready:
+                self.settle(ready[0])
+            elif not left:
                 raise PoolError(
                     f"the {self.name} pool did not start within {timeout_s:g} s ({_states(self)})"
                 )
-            self.settle(ready[0])
+            else:
+                _replace_hung(self, {})
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """Call every READY worker and wait for all; returns the values of those that answered.
@@ -123,22 +140,24 @@ class Pool:
                 once all workers have answered or died.
         """
         self.broadcasts += 1
-        calls = [
-            (worker, getattr(worker.actor, method).remote(*arguments))
+        calls = {
+            getattr(worker.actor, method).remote(*arguments): worker
             for worker in self.workers
             if worker.state is WorkerState.READY
-        ]
+        }
         values, failure = [], None
-        for worker, ref in calls:
+        for ref, worker in calls.items():
             try:
-                values.append(ray.get(ref))
+                _wait_for_call(self, ref, method, calls)
+                values.append(fetched(ref, f"a value of the {self.name} pool"))
                 self.observer(self.name, worker.index, None, values[-1])
             # A call that failed because another actor died raises an error of both types RayTaskError and
             # RayActorError. It says nothing about this worker, so it is caught here, before RayActorError.
             except (RayTaskError, ObjectLostError) as error:
                 failure = failure or error
             except RayActorError as error:
-                self._replace(worker, error)
+                if worker in self.workers:
+                    self.replace(worker, error)
         if failure is not None:
             raise failure
         return values
@@ -168,7 +187,7 @@ class Pool:
             if len(worker.tasks) >= self.capacity:
                 break
             if task := self.queue.take(worker.tasks.values()):
-                self._watch(worker.run(task))
+                self.watch_for(worker.run(task))
             else:
                 ready.remove(worker)
 
@@ -193,16 +212,16 @@ class Pool:
         if worker is None:
             return None  # of a task that was dropped, or of a worker that was replaced
         try:
-            value = ray.get(ref)
+            value = fetched(ref, f"a value of the {self.name} pool")
         except ObjectLostError as error:
-            self._settle_lost(worker, ref, error)
+            _settle_lost(self, worker, ref, error)
             return None
         except RayTaskError:  # before RayActorError, as in `broadcast`
             if worker.tasks.pop(ref, None) is None:
-                self._watch(ref)  # the worker still waits for it
+                self.watch_for(ref)  # the worker still waits for it
             raise
         except RayActorError as error:
-            self._replace(worker, error)
+            self.replace(worker, error)
             return None
         task = worker.tasks.pop(ref, None)
         self.observer(self.name, worker.index, task, value)
@@ -213,12 +232,13 @@ class Pool:
         return None
 
     def check_alive(self) -> None:
-        """Check that the pool has a ready worker, or has had too little time for one.
+        """Replace workers that hang. Check that the pool has a ready worker, or had too little time for one.
 
         Raises:
             PoolError: No worker has been ready for `start_timeout_s`. A cluster that lost a node may have no
                 room for a replacement.
         """
+        _replace_hung(self, {})
         waited = min((time.monotonic() - worker.since for worker in self.workers), default=0.0)
         if waited > self.start_timeout_s and not any(
             worker.state is WorkerState.READY for worker in self.workers
@@ -241,9 +261,9 @@ class Pool:
 
     def _start(self, index: int, is_replacement: bool) -> Worker:
         actor = self.spawn(index)
-        return Worker(index, actor, is_replacement, waiting_for=self._watch(actor.ping.remote()))
+        return Worker(index, actor, is_replacement, waiting_for=self.watch_for(actor.ping.remote()))
 
-    def _watch(self, ref: ObjectRef) -> ObjectRef:
+    def watch_for(self, ref: ObjectRef) -> ObjectRef:
         """Have `watched` return this ref."""
         self._new_refs.append(ref)
         return ref
@@ -264,28 +284,16 @@ class Pool:
         try:
             ref = self.refresh(worker.actor)
         except Exception:
-            self._watch(worker.waiting_for)  # its state stays as it is
+            self.watch_for(worker.waiting_for)  # its state stays as it is
             raise
         worker.refreshed_after = broadcasts
-        worker.waiting_for = None if ref is None else self._watch(ref)
+        worker.waiting_for = None if ref is None else self.watch_for(ref)
         worker.state = WorkerState.READY if ref is None else WorkerState.STALE
 
-    def _settle_lost(self, worker: Worker, ref: ObjectRef, error: ObjectLostError) -> None:
-        """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
-        task = worker.tasks.pop(ref, None)
-        if task is None:
-            worker.state = WorkerState.STARTING
-            worker.waiting_for = self._watch(worker.actor.ping.remote())
-            raise error
-        if task.remake is None:
-            raise PoolError(
-                f"the {self.name} pool cannot continue: the data of a task was lost with its node: {error}"
-            ) from error
-        task.remake()
-
-    def _replace(self, worker: Worker, error: RayActorError) -> None:
+    def replace(self, worker: Worker, error: RayActorError) -> None:
         """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
         _count_restart(self, worker, error)
+        self.note(f"{self.name} worker {worker.index} is replaced: {error}")
         self.queue.take_back(worker.tasks.values(), error)
         ray.kill(worker.actor)
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
@@ -316,3 +324,36 @@ def _count_restart(pool: Pool, worker: Worker, error: RayActorError) -> None:
         raise PoolError(f"{pool.name} worker {worker.index} cannot be started: {error}") from error
     pool.restarts += 1
     pool.budget.spend(error)
+
+
+def _wait_for_call(pool: Pool, ref: ObjectRef, method: str, calls: Mapping[ObjectRef, Worker]) -> None:
+    """Wait for one of `calls`, all of `method`; the pool replaces workers that hang in them."""
+    missing = dict(calls)
+    while not ray.wait([ref], timeout=CHECK_EVERY_S)[0]:
+        there, _ = ray.wait(list(missing), num_returns=len(missing), timeout=0)
+        missing = {each: worker for each, worker in missing.items() if each not in there}
+        _replace_hung(pool, {worker: (method, each) for each, worker in missing.items()})
+
+
+def _replace_hung(pool: Pool, calls: Mapping[Worker, BusyWith]) -> None:
+    """Replace workers that make no progress with their tasks, or with one of `calls`."""
+    busy = {worker.index: call for worker in pool.workers if (call := calls.get(worker) or worker.call)}
+    told = progress_of({index: pool.workers[index].actor for index in busy})
+    for hang in pool.watch.look(busy, told):
+        worker = pool.workers[hang.worker]
+        error = end_hung(f"{pool.name} worker {worker.index}", worker.actor, hang, pool.watch.stacks)
+        pool.replace(worker, error)
+
+
+def _settle_lost(pool: Pool, worker: Worker, ref: ObjectRef, error: ObjectLostError) -> None:
+    """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
+    task = worker.tasks.pop(ref, None)
+    if task is None:
+        worker.state = WorkerState.STARTING
+        worker.waiting_for = pool.watch_for(worker.actor.ping.remote())
+        raise error
+    if task.remake is None:
+        raise PoolError(
+            f"the {pool.name} pool cannot continue: the data of a task was lost with its node: {error}"
+        ) from error
+    task.remake()

@@ -16,16 +16,21 @@ from ray.exceptions import RayError
 
 from actors.budget import BudgetShare
 from actors.checking import runs_many
+from actors.deadline import CHILD_START_TIMEOUT_S
 from actors.verification import VerificationWorker
 from orchestrator.cluster.placement import Placement
 from orchestrator.config.engine import EngineConfig
+from orchestrator.config.evaluation import EvalConfig
 from orchestrator.config.faults import FaultsConfig
+from orchestrator.config.training import RunConfig
 from orchestrator.config.verification import VerificationConfig
+from orchestrator.config.verifiers import parts_of, settings_of_text
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.messages.verdicts import CORRECT_ABOVE
 from orchestrator.pools.budgets import DeathBudget
 from orchestrator.pools.handles import EngineHandle
 from orchestrator.pools.pool import Pool
+from orchestrator.pools.watch import Watch
 from orchestrator.pools.worker import WorkerState
 
 ENGINE_TASKS = 64
@@ -97,10 +102,32 @@ def death_budget(who: str, faults: FaultsConfig, work_per_death: float, least: i
     return DeathBudget(who, max(faults.max_deaths, least), work_per_death)
 
 
+def watch_of(
+    faults: FaultsConfig, folder: Path | None, longest_s: float = 0.0, together: bool = False
+) -> Watch:
+    """Says which workers of a pool hang.
+
+    Args:
+        folder: The run's, which keeps the stacks of those.
+        longest_s: What a piece of work may take in any case.
+        together: As of `Watch`.
+    """
+    stacks = None if folder is None else folder / "stacks"
+    return Watch(max(faults.deadline_s, longest_s), faults.first_deadline_s, stacks, together)
+
+
+def longest_check_s(config: RunConfig | EvalConfig) -> float:
+    """What the longest check may take: the start of a child, and the verifiers' own deadlines twice."""
+    settings = [part for text in config.verifier_texts for part in parts_of(settings_of_text(text))]
+    timeouts = [part.timeout_s or config.verification.timeout_s for part in settings]
+    return CHILD_START_TIMEOUT_S + 2 * max(timeouts)
+
+
 def rollout_pool(
     spawn: Callable[[int], EngineHandle],
     num_engines: int,
     faults: FaultsConfig,
+    watch: Watch,
     refresh: Callable[[EngineHandle], ObjectRef | None] = lambda engine: None,
     groups: int = GROUPS_PER_DEATH,
 ) -> Pool:
@@ -110,18 +137,20 @@ def rollout_pool(
         spawn: Starts the engine with this index.
         num_engines: May be 0.
         faults: The section `faults`.
+        watch: Says which engines hang.
         refresh: Brings an engine that has just started to the newest weights, see `Pool`.
         groups: Groups that give a death back.
     """
     # When rank 0 dies in a weight sync, all engines that read its chunks end at once.
     budget = death_budget("workers of the rollout pool", faults, groups, 2 * num_engines)
-    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh, budget, faults.max_attempts)
+    return Pool("rollout", spawn, num_engines, ENGINE_TASKS, refresh, budget, faults.max_attempts, watch)
 
 
 def verification_pool(
     placement: Placement,
     settings: VerificationConfig,
     faults: FaultsConfig,
+    watch: Watch,
     worker: type = VerificationWorker,
     correct_above: float = CORRECT_ABOVE,
     others: Sequence[str] = (),
@@ -133,6 +162,7 @@ def verification_pool(
         placement: Starts the actors.
         settings: The section `verification`.
         faults: The section `faults`.
+        watch: Says which workers hang.
         worker: The class that runs as an actor.
         correct_above: A reward above it is called correct.
         others: Canonical texts of the verifiers that sources name.
@@ -150,7 +180,7 @@ def verification_pool(
 
     budget = death_budget("workers of the verification pool", faults, work)
     size, attempts = settings.num_workers, faults.max_attempts
-    return Pool("verification", spawn, size, groups, budget=budget, max_attempts=attempts)
+    return Pool("verification", spawn, size, groups, budget=budget, max_attempts=attempts, watch=watch)
 
 
 def first_token_age(rollouts: Pool) -> float | None:

@@ -1,5 +1,6 @@
 """The three pools of a training run in one placement group; publishes the learner's weights to engines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,18 @@ from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
 from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Pool
-from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
+from orchestrator.pools.ranks import RankCall, check_alive, learner_settings, start_ranks, values_of
 from orchestrator.pools.start import (
     death_budget,
     engine_settings,
     first_token_age,
+    longest_check_s,
     rollout_pool,
     verification_pool,
+    watch_of,
 )
 from orchestrator.pools.task import Observer, ignore
+from orchestrator.terminal import LOGGER
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Pools:
         """Whether the engines may generate; always true without `colocate`."""
         self.learner_restarts = 0
         self.learner_budget = death_budget("learner ranks", config.faults, work_per_death=1)
+        self.rank_watch = watch_of(config.faults, config.folder, together=True)
+        self.note: Callable[[str], None] = LOGGER.warning
+        """Called with a message when an engine or verifier is replaced."""
         self.observer: Observer = ignore
         self.rollouts: Pool
         self.verifiers: Pool
@@ -103,6 +110,10 @@ class Pools:
     def observe(self, observer: Observer) -> None:
         """Have engines and verifiers tell `observer` of each value that they return."""
         self.observer = self.rollouts.observer = self.verifiers.observer = observer
+
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Have `note` called with a message when an engine or a verifier is replaced."""
+        self.note = self.rollouts.note = self.verifiers.note = note
 
     def wait_ready(self) -> None:
         """Block until all engines and verifiers can work.
@@ -155,17 +166,17 @@ class Pools:
             ray.exceptions.RayTaskError: The method failed on a rank.
         """
         if self.engines_turn and self.colocated:
-            self._send_engines_to_sleep()
-            call_ranks(self.learners, "take_device")
+            _send_to_sleep(self.rollouts)
+            self._call_ranks("take_device")
             self.engines_turn = False
-        if self.colocated:
-            return call_ranks(self.learners, method, *arguments)
-        return call_ranks(self.learners, method, *arguments, meanwhile=self._run_tasks)
+        return self._call_ranks(method, *arguments)
 
-    def wait_for_ranks(self, refs: list[ObjectRef]) -> None:
-        """Wait for a call of all ranks that has been made. Raises as `on_all_ranks`."""
-        self._run_tasks(refs)
-        values_of(self.learners, refs)
+    def wait_for_ranks(self, method: str, refs: list[ObjectRef]) -> list[Any]:
+        """Wait for a call of all ranks that has been made. Returns and raises as `on_all_ranks`."""
+        others = () if self.colocated else (self.rollouts, self.verifiers)
+        run_while(refs, call := RankCall(self.learners, method, refs, self.rank_watch), *others)
+        call.measure()
+        return values_of(self.learners, refs)
 
     def restart_learners(self, error: RayError) -> None:
         """Replace all ranks after one has failed: each holds a part of one model, and is of no use without
@@ -226,6 +237,7 @@ class Pools:
             self.placement,
             self.config.verification,
             self.config.faults,
+            watch_of(self.config.faults, self.config.folder, longest_check_s(self.config)),
             self.workers.verifier,
             self.config.loss.correct_above,
             self.config.verifier_texts,
@@ -250,10 +262,11 @@ class Pools:
             ) from error
 
     def _start_engines(self) -> Pool:
-        rollout, refresh = self.config.rollout, self._bring_up_to_date
-        groups = rollout.prompts_per_step
-        pool = rollout_pool(self._start_engine, rollout.num_engines, self.config.faults, refresh, groups)
-        pool.observer = self.observer
+        rollout, faults = self.config.rollout, self.config.faults
+        refresh, groups = self._bring_up_to_date, rollout.prompts_per_step
+        watch = watch_of(faults, self.config.folder)
+        pool = rollout_pool(self._start_engine, rollout.num_engines, faults, watch, refresh, groups)
+        pool.observer, pool.note = self.observer, self.note
         return pool
 
     def _start_engine(self, index: int) -> EngineHandle:
@@ -262,7 +275,8 @@ class Pools:
         width = self.config.rollout.tensor_parallel
         first = index * width
         ranks = self.learners[first : first + width]
-        gpus = [gpu for rank in ranks for gpu in ray.get(rank.gpu_ids.remote())]
+        refs = [rank.gpu_ids.remote() for rank in ranks]
+        gpus = [gpu for of_rank in values_of(ranks, refs) for gpu in of_rank]
         return self.placement.colocated_engine(self.workers.engine, first, gpus, self.settings)
 
     def _bring_up_to_date(self, engine: EngineHandle) -> ObjectRef | None:
@@ -274,17 +288,19 @@ class Pools:
         check_alive(self.learners[:1])
         return engine.load_weights.remote(self.version, self.chunks)
 
-    def _run_tasks(self, refs: list[ObjectRef]) -> None:
-        run_while(refs, self.rollouts, self.verifiers)
+    def _call_ranks(self, method: str, *arguments: Any) -> list[Any]:
+        refs = [getattr(rank, method).remote(*arguments) for rank in self.learners]
+        return self.wait_for_ranks(method, refs)
 
     def _release_learners(self) -> None:
-        call_ranks(self.learners, "release_device")
+        self._call_ranks("release_device")
 
-    def _send_engines_to_sleep(self) -> None:
-        """Make all engines release their memory. An engine that dies in the call is replaced, and its
-        replacement must be asked as well."""
-        asked_after = -1
-        while asked_after != self.rollouts.restarts:
-            asked_after = self.rollouts.restarts
-            self.rollouts.wait_ready()
-            self.rollouts.broadcast("sleep")
+
+def _send_to_sleep(rollouts: Pool) -> None:
+    """Make all engines release their memory. An engine that dies in the call is replaced, and its
+    replacement must be asked as well."""
+    asked_after = -1
+    while asked_after != rollouts.restarts:
+        asked_after = rollouts.restarts
+        rollouts.wait_ready()
+        rollouts.broadcast("sleep")

@@ -8,6 +8,7 @@ from typing import Any
 from ray import ObjectRef
 
 from orchestrator.pools.task import Task
+from orchestrator.pools.watch import BusyWith
 
 
 class WorkerState(StrEnum):
@@ -35,6 +36,13 @@ class Worker:
     refreshed_after: int = 0
     """Number of the pool's broadcasts before its refresh began."""
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def call(self) -> BusyWith | None:
+        """What it works on, for the watch; None without work."""
+        if self.waiting_for is not None:
+            return self.state, self.waiting_for
+        return ("tasks", self) if self.tasks else None
 
     def run(self, task: Task) -> ObjectRef:
         """Call the task's method; returns the ref of its last value."""

@@ -10,6 +10,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
+from orchestrator.pools.hung import HungWorker
 from orchestrator.pools.task import PoisonousTask
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints
@@ -74,6 +75,8 @@ def _train_through_failures(session: Session) -> dict[str, Any]:
             drop_problem(session, error)
         except (RayActorError, ObjectLostError) as error:
             failure = error
+            if isinstance(error, HungWorker):
+                session.note(str(error))
             cause = (
                 "a learner rank died"
                 if isinstance(error, RayActorError)

@@ -103,6 +103,7 @@ class Session:
         if self.trace is not None:
             pools.observe(self.trace.returned)
         self.clock = Clock(self.trace)
+        pools.tell(self.note)
         self.problems = StepProblems(prepared.train, config, dropped_problems(config.folder))
         self.step = 0
         """The last finished step."""
@@ -120,8 +121,7 @@ class Session:
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.seconds_before, self.started = 0.0, time.monotonic()
 
     def say(self, message: str) -> None:
         """Show a line that stays; rich markup counts."""

@@ -52,6 +52,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 "learning.share_prefixes",
                 "learning.stream",
                 *("faults.max_deaths", "faults.max_attempts"),
+                *("faults.deadline_s", "faults.first_deadline_s"),
             },
         ),
         (

@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from orchestrator.errors import PoolError
 from orchestrator.pools import events
+from orchestrator.pools import pool as pool_module
 from orchestrator.pools.budgets import DeathBudget
 from orchestrator.pools.events import finished, run_until, run_while
 from orchestrator.pools.pool import Pool
@@ -348,6 +349,7 @@ def test_stats_count_queued_and_running_tasks_and_workers(make_pool):
 
 def test_a_pool_without_room_is_an_error_and_not_an_endless_wait(make_pool, monkeypatch):
     monkeypatch.setattr(events, "CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.1)
     pool = make_pool(1, options={"resources": {"absent": 1}}, start_timeout_s=0.3)
     with pytest.raises(PoolError, match=r"did not start within 0.1 s \(test 0: starting\)"):
         pool.wait_ready(0.1)
