@@ -28,6 +28,7 @@ from orchestrator.messages.spans import Span
 from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
+from orchestrator.storage.dropped import dropped_problems
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
@@ -102,7 +103,8 @@ class Session:
         if self.trace is not None:
             pools.observe(self.trace.returned)
         self.clock = Clock(self.trace)
-        self.problems = StepProblems(prepared.train, config)
+        pools.tell(self.note)
+        self.problems = StepProblems(prepared.train, config, dropped_problems(config.folder))
         self.step = 0
         """The last finished step."""
         self.at_start = True
@@ -119,8 +121,7 @@ class Session:
         self.c_ref: float | None = None
         self.base: dict[str, float] | None = None
         """Figures of the initial model."""
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.seconds_before, self.started = 0.0, time.monotonic()
 
     def say(self, message: str) -> None:
         """Show a line that stays; rich markup counts."""
@@ -263,6 +264,7 @@ class Session:
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
             "data/skipped": float(self.problems.state["skipped"]),
+            "data/dropped": float(len(self.problems.dropped)),
         }
         self.tracker.log_step(step, metrics)
         self.progress.step(step, metrics)
