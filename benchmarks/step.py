@@ -3,9 +3,10 @@
     python -m benchmarks.step [--steps 5] [--only NAME ...] [--no-pin] [--json FILE]
 
 A random model whose answers have random lengths, up to 192 tokens, and an engine that has 12 of the 96 at a
-time, so that groups end all over the step; a verifier that calls about half of them right. The real `laser train` runs with `run.trace`, once for each way
-to overlap: not at all, streamed, and with batches ahead; first with the policy loss alone (GRPO), then with
-LaSeR's. The engine's process has one CPU for itself and the rank's another, which this benchmark pins.
+time, so that groups end all over the step; a verifier that calls about half of them right. The real `laser
+train` runs with `run.trace`, once for each way to overlap: not at all, streamed, and with batches ahead;
+first with the policy loss alone (GRPO), then with LaSeR's. The engine's process has one CPU for itself and
+the rank's another, which this benchmark pins.
 
 `rollout` and `learn` are the seconds of a step in which the engine or the rank had work. `bound` is the
 larger of both without overlap: no step of this batch can take less. `work / cores` is the sum of all pools'

@@ -17,6 +17,7 @@ class Place(Enum):
     SUMMARY = "the table at the end of `laser train`"
     EVALUATION = "the table of figures of `laser eval`"
     VOTES = "the table of votes of `laser eval`"
+    HEALTH = "the warning of the live panel, while a health rule is broken"
     OBJECTIVE = "the names that a sweep's `metric` may use: the figures of the evaluation during training"
     REPORT_TABLE = "the table of runs of `laser report`"
     REPORT_TILES = "the top of the report on a single run"
@@ -74,9 +75,17 @@ EVALUATION_CHARTS = "On held-out problems"
 BATCH_CHARTS = "On training batches"
 LOSS_CHARTS = "Losses"
 STABILITY_CHARTS = "Stability"
+HEALTH_CHARTS = "Health rules"
 TIME_CHARTS = "Time"
 
-CHART_GROUPS = (EVALUATION_CHARTS, BATCH_CHARTS, LOSS_CHARTS, STABILITY_CHARTS, TIME_CHARTS)
+CHART_GROUPS = (
+    EVALUATION_CHARTS,
+    BATCH_CHARTS,
+    LOSS_CHARTS,
+    STABILITY_CHARTS,
+    HEALTH_CHARTS,
+    TIME_CHARTS,
+)
 """The groups of the report's charts, in order."""
 
 _TABLES = (Place.SUMMARY, Place.EVALUATION, Place.OBJECTIVE)
@@ -158,6 +167,9 @@ MEASURES = (
             "Largest difference between the engine's and the learner's log pi(z_c)", "Should stay small",
             unit="nats",
             of_score=True),
+    Measure("self_reward/z_mass", "score token before EOS",
+            "Mean probability of z_c in the place of a response's token; the engine never samples it there",
+            "Should stay near 0", chart=STABILITY_CHARTS, of_score=True),
     Measure("loss/policy", "policy loss", "The clipped policy-gradient term",
             "Stays near 0; its size means little", chart=LOSS_CHARTS),
     Measure("loss/self_reward", "self-reward loss", "Weighted squared gap between score and verdict",
@@ -253,6 +265,24 @@ MEASURES = (
     Measure("pool/restarts", "restarts", "Workers replaced after they died, since the run started",
             better="lower"),
     Measure("sync/bytes", "size of the weights", "Size of the weights that each engine reads", unit="bytes"),
+    Measure("health/accuracy", "accuracy has collapsed",
+            "Is 1 while accuracy is below health.accuracy of its best", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/entropy", "entropy has collapsed",
+            "Is 1 while the policy's entropy is below health.entropy", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/length", "length has collapsed",
+            "Is 1 while responses are shorter than health.length of the first steps'", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/score", "wrong solutions score high",
+            "Is 1 while the mean score of wrong solutions is further from 0 than health.score", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/z_mass", "score token before EOS",
+            "Is 1 while z_c's mean probability before EOS is above health.z_mass", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/mismatch", "engine and learner drift apart",
+            "Is 1 while the engine–learner KL is above health.mismatch times that of the first steps",
+            "Should be 0", places=(Place.HEALTH,), chart=HEALTH_CHARTS),
 )
 # fmt: on
 

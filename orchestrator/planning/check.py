@@ -24,6 +24,7 @@ from orchestrator.config.loss import LossConfig
 from orchestrator.config.training import RunConfig
 from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.files import is_local_data
+from orchestrator.data.model_files import WEIGHTS
 from orchestrator.data.problems import ProblemSource
 from orchestrator.data.tokens import looks_local, tokens_of
 from orchestrator.errors import ConfigError, LaserError
@@ -34,9 +35,8 @@ from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size_pools
 from orchestrator.planning.staleness import explain_staleness
 from orchestrator.pools.memory import MemoryPlan, ModelSize, model_size, plan_memory
+from orchestrator.terminal import SafeConsole
 from orchestrator.training.preparation import prepare
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def check(
@@ -52,7 +52,7 @@ def check(
         ConfigError, DataError: A run would refuse `config`; `strict` refuses it; `measured` holds no run,
             or too short a one.
     """
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     sizing = None if measured is None else size_pools(config, measured)
     with console.status("reading the model's files and the problems"):
         report = build_report(config, sizing)
@@ -311,6 +311,6 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
 
 def _weight_notes(model_path: str) -> list[str]:
     folder = Path(model_path)
-    if not looks_local(model_path) or any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+    if not looks_local(model_path) or any(folder.glob(WEIGHTS)):
         return []
-    return [f"model.path: {model_path} holds no weights ({' or '.join(WEIGHT_FILES)})"]
+    return [f"model.path: {model_path} holds no weights ({WEIGHTS})"]

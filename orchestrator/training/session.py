@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from ray.exceptions import ObjectLostError
 from rich.markup import escape
 
+from orchestrator.algorithm.health import Health
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.training import RunConfig
@@ -35,6 +36,7 @@ from orchestrator.training.context import RunContext
 from orchestrator.training.divergence import Diverged, diverged
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
+from orchestrator.training.run_health import health_up_to
 from orchestrator.training.run_trace import RunTrace
 from orchestrator.training.saving import Saver, trunk_end
 from orchestrator.training.start_times import StartTimes
@@ -115,6 +117,7 @@ class Session:
         """The session starts at the end of a trunk."""
         self.skipped_in_a_row = 0
         """The newest steps whose updates were skipped."""
+        self.health = Health(config.health.thresholds, config.health.window)
         self.checkpoint_due = False
         self.rounds: RankRounds | None = None
         """What the ranks learn while the engines generate the batch."""
@@ -158,6 +161,7 @@ class Session:
         else:
             self.problems.restore(None)
             self.step, self.at_start, self.branched, self.skipped_in_a_row = 0, True, False, 0
+        self.health = health_up_to(self.step, self.config)
 
     def _restore(self, state: TrainingState) -> None:
         self.problems.restore(state.prompt_order)
@@ -265,6 +269,7 @@ class Session:
             "sync/bytes": float(self.pools.published_bytes),
             "data/skipped": float(self.problems.state["skipped"]),
             "data/dropped": float(len(self.problems.dropped)),
+            **self.health.judge(metrics),
         }
         self.tracker.log_step(step, metrics)
         self.progress.step(step, metrics)
