@@ -253,10 +253,6 @@ class Session:
             )
         return sums
 
-    def publish(self, step: int) -> None:
-        """Bring every engine to the learner's weights, as version `step`."""
-        self.pools.publish(step)
-
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` is done: journal and MLflow, the terminal and the live metrics get its metrics."""
         self.step = step
@@ -267,8 +263,7 @@ class Session:
             **self.start.take_metrics(),
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
-            "data/skipped": float(self.problems.state["skipped"]),
-            "data/dropped": float(len(self.problems.dropped)),
+            **self.problems.metrics(),
             **self.health.judge(metrics),
         }
         self.tracker.log_step(step, metrics)

@@ -48,6 +48,10 @@ class StepProblems:
         self.state: dict[str, Any] = self._order.state_dict()
         self._state_after: dict[int, dict[str, Any]] = {}
 
+    def metrics(self) -> dict[str, float]:
+        """How many problems were skipped or dropped so far."""
+        return {"data/skipped": float(self.state["skipped"]), "data/dropped": float(len(self.dropped))}
+
     def draw(self, step: int) -> list[Group]:
         """The problems of a step, which must follow the step of the last call.
 
