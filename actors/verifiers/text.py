@@ -42,6 +42,17 @@ def _stated_text(response: str, pattern: str | None) -> str | Verdict:
     return answer or Verdict(Status.NO_ANSWER, None, "the response states no answer")
 
 
+def _to_compare(
+    response: str, problem: Problem, settings: TextSettings | TokenF1Settings
+) -> tuple[str, list[str]] | Verdict:
+    """The answer that a response states and the right ones, or the verdict where one of them is missing."""
+    right = right_answers(problem, settings.aliases_field)
+    if not right:
+        return faulty_data(problem, "there is no reference and no other right answer")
+    answer = _stated_text(response, settings.answer_pattern)
+    return answer if isinstance(answer, Verdict) else (answer, right)
+
+
 class TextVerifier:
     """The verifier `text`."""
 
@@ -49,12 +60,10 @@ class TextVerifier:
         self.settings = settings
 
     def __call__(self, response: str, problem: Problem) -> Verdict:
-        right = right_answers(problem, self.settings.aliases_field)
-        if not right:
-            return faulty_data(problem, "there is no reference and no other right answer")
-        answer = _stated_text(response, self.settings.answer_pattern)
-        if isinstance(answer, Verdict):
-            return answer
+        texts = _to_compare(response, problem, self.settings)
+        if isinstance(texts, Verdict):
+            return texts
+        answer, right = texts
         equal = any(self.same(answer, text) for text in right)
         return Verdict(Status.CORRECT if equal else Status.WRONG, answer, f"against {right[0]!r}")
 
@@ -76,12 +85,10 @@ class TokenF1Verifier:
         self.settings = settings
 
     def __call__(self, response: str, problem: Problem) -> Verdict:
-        right = right_answers(problem, self.settings.aliases_field)
-        if not right:
-            return faulty_data(problem, "there is no reference and no other right answer")
-        answer = _stated_text(response, self.settings.answer_pattern)
-        if isinstance(answer, Verdict):
-            return answer
+        texts = _to_compare(response, problem, self.settings)
+        if isinstance(texts, Verdict):
+            return texts
+        answer, right = texts
         f1, precision, recall, text = max((*_overlap(answer, text), text) for text in right)
         parts = {"precision": precision, "recall": recall}
         return Verdict(Status.WRONG, answer, f"F1 {f1:.3f} against {text!r}", reward=f1, parts=parts)
