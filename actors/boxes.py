@@ -1,6 +1,7 @@
 r"""The answers of a response: what stands inside \boxed{...}."""
 
 import re
+from dataclasses import dataclass
 
 from orchestrator.messages.verdicts import Status, Verdict
 
@@ -9,37 +10,42 @@ from orchestrator.messages.verdicts import Status, Verdict
 _BOX_TOKEN = re.compile(r"(?P<box>\\boxed\s*\{)|\\[{}]|\\\\(?!boxed)|(?P<open>\{)|(?P<close>\})")
 
 
-def boxed_answers(text: str) -> list[str | None]:
-    r"""The text inside every \boxed{...}, in the order in which they open; None for a box without an end.
+@dataclass(frozen=True)
+class Boxes:
+    """What matters of a response's boxes."""
 
-    One pass, linear in the text. Braces nest. Neither `\fbox{` nor `\boxed` without braces is a box.
+    count: int
+    """How many open."""
+    last: str | None
+    """The text of the last one to open of those that are complete; None without one."""
+
+
+def find_boxes(text: str) -> Boxes:
+    r"""Every \boxed{...} of a text.
+
+    One pass, linear in the text: of boxes within boxes, one text is kept. Braces nest. Neither `\fbox{` nor
+    `\boxed` without braces is a box.
     """
-    answers: list[str | None] = []
-    # For a box, the index of its answer and the start of its text; for another brace, None.
+    count, last, span = 0, -1, (0, 0)
+    # For a box, its number and the start of its text; for another brace, None.
     open_groups: list[tuple[int, int] | None] = []
     for token in _BOX_TOKEN.finditer(text):
         if token["box"]:
-            open_groups.append((len(answers), token.end()))
-            answers.append(None)
+            open_groups.append((count, token.end()))
+            count += 1
         elif token["open"]:
             open_groups.append(None)
         elif token["close"] and open_groups:
             group = open_groups.pop()
-            if group is not None:
-                index, start = group
-                answers[index] = text[start : token.start()].strip()
-    return answers
-
-
-def last_answer(boxes: list[str | None]) -> str | None:
-    """The text of the last complete box of `boxed_answers`; None without one."""
-    return next((box for box in reversed(boxes) if box is not None), None)
+            if group is not None and group[0] > last:
+                last, span = group[0], (group[1], token.start())
+    return Boxes(count, None if last < 0 else text[slice(*span)].strip())
 
 
 def only_answer(response: str) -> str | None:
     r"""The answer of a response with exactly one \boxed{}, complete and not empty; None without a vote."""
-    boxes = boxed_answers(response)
-    return boxes[0] or None if len(boxes) == 1 else None
+    boxes = find_boxes(response)
+    return boxes.last or None if boxes.count == 1 else None
 
 
 def answer_to_check(response: str) -> str | Verdict:
@@ -48,12 +54,11 @@ def answer_to_check(response: str) -> str | Verdict:
     No complete box, or an empty one, is `no_answer`. More than one box is `format`; one without an end
     counts.
     """
-    boxes = boxed_answers(response)
-    answer = last_answer(boxes)
-    if answer is None:
+    boxes = find_boxes(response)
+    if boxes.last is None:
         return Verdict(Status.NO_ANSWER, None, r"no complete \boxed{}")
-    if len(boxes) > 1:
-        return Verdict(Status.FORMAT, answer, rf"{len(boxes)} times \boxed{{}} where one is asked for")
-    if not answer:
-        return Verdict(Status.NO_ANSWER, answer, r"the \boxed{} is empty")
-    return answer
+    if boxes.count > 1:
+        return Verdict(Status.FORMAT, boxes.last, rf"{boxes.count} times \boxed{{}} where one is asked for")
+    if not boxes.last:
+        return Verdict(Status.NO_ANSWER, boxes.last, r"the \boxed{} is empty")
+    return boxes.last

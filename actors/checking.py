@@ -23,8 +23,8 @@ from orchestrator.config.verifiers import (
 from orchestrator.messages.problems import Problem
 
 RUN_CHECK = "actors.verifiers.loading:run_check"
-WARM_UP = Problem.from_text("warm-up", "", r"\frac12")
-WARM_UP_RESPONSE = r"\boxed{\frac{\sqrt{4}}{4}}"
+WARM_UP = Problem.from_text("warm-up", "", r"\frac{\sqrt{2}}{2}")
+WARM_UP_RESPONSE = r"\boxed{\frac{1}{\sqrt{2}}}"
 """A check that imports all that checks import."""
 
 OWN_IN_FLIGHT = 64

@@ -137,5 +137,5 @@ class AnswerPool:
 
 
 def _start(equality: str, timeout_s: float, first_arguments: tuple[str, ...]) -> DeadlineExecutor:
-    warm_up = (*first_arguments, r"\frac{\sqrt{4}}{4}", r"\frac12")
+    warm_up = (*first_arguments, r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
     return DeadlineExecutor(equality, timeout_s, warm_up=warm_up)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.boxes import boxed_answers, last_answer, only_answer
+from actors.boxes import find_boxes, only_answer
 from actors.budget import BudgetShare
 from actors.checking import CheckPools, refuse_unusable
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
@@ -209,7 +209,7 @@ class VerificationWorker:
         """The verdict of a check that returned or raised `outcome`."""
         if isinstance(outcome, Verdict):
             return replace(outcome, seconds=seconds).settled(self._correct_above)
-        answer = last_answer(boxed_answers(response))
+        answer = find_boxes(response).last
         if not isinstance(outcome, Exception):
             detail = f"the verifier returned {type(outcome).__name__}, not a Verdict"
             return Verdict(Status.ERROR, answer, detail, seconds)
@@ -229,7 +229,7 @@ class VerificationWorker:
     def _key(self, settings: VerifierSettings, response: str, problem: Problem) -> tuple[Any, ...]:
         """Responses with the same key have the same verdict."""
         if settings.name in BOXES_ONLY:
-            return settings.name, problem.reference, tuple(boxed_answers(response))
+            return settings.name, problem.reference, find_boxes(response)
         verifier = problem.verifier or self._verifier
         return verifier, problem.source, problem.id, problem.reference, response
 

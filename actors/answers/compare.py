@@ -13,7 +13,7 @@ from actors.answers.alternatives import other_readings
 from actors.answers.forms import Digits, Reading, Void
 from actors.answers.matching import match
 from actors.answers.normalise import LONGEST, normalise, text_key
-from actors.answers.read import read_normalised
+from actors.answers.read import LONGEST_REMEMBERED, read_normalised
 
 _INTEGER = re.compile(r"\s*(?:\+|(?P<sign>-?))0*(?P<digits>[1-9][0-9]*|0)\s*")
 _LONGEST_SHOWN = 160
@@ -98,6 +98,10 @@ def _brief(what: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
-@lru_cache(maxsize=8192)
 def _normal(text: str) -> str:
-    return text if len(text) > LONGEST else normalise(text)
+    if len(text) > LONGEST:
+        return text
+    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else normalise(text)
+
+
+_remembered = lru_cache(maxsize=8192)(normalise)

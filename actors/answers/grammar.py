@@ -6,10 +6,8 @@ from fractions import Fraction
 from actors.answers.atoms import negative
 from actors.answers.functions import Functions
 from actors.answers.nodes import Node, num
-from actors.answers.tokens import Token, Unread
+from actors.answers.tokens import MOST_LEVELS, Token, Unread
 
-MOST_LEVELS = 40
-"""Levels of brackets, fractions and powers within one another."""
 _MULTIPLY = ("*", "times", "cdot")
 _DIVIDE = ("/", "div")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 
 from actors.answers.forms import Reading
-from actors.answers.tokens import Token, Unread
+from actors.answers.tokens import MOST_LEVELS, Token, Unread
 
 Tokens = Sequence[Token]
 ReadItem = Callable[[Tokens], Reading]
@@ -25,6 +25,8 @@ def split_at(tokens: Tokens, is_separator: Callable[[Token], bool]) -> tuple[lis
         depth += _step(token)
         if depth < 0:
             raise Unread(f"a closing {token.text!r} without an opening one")
+        if depth > MOST_LEVELS:
+            raise Unread(f"more than {MOST_LEVELS} levels")
         if depth == 0 and is_separator(token):
             found.append(token)
             parts.append([])

@@ -6,7 +6,7 @@ characters can ask for a number of a billion digits.
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from math import comb, factorial, gcd, lcm, prod
+from math import comb, factorial, gcd, isqrt, lcm, prod
 from typing import Any, NamedTuple
 
 MOST_BITS = 1 << 17
@@ -180,11 +180,14 @@ def _root_power(base: Fraction, exponent: Fraction) -> Fraction | None:
 def _integer_root(value: int, degree: int) -> int | None:
     if value < 2:
         return value
-    low, high = 1, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**degree <= value else (low, middle - 1)
-    return low if low**degree == value else None
+    if degree == 2:
+        root = isqrt(value)
+        return root if root * root == value else None
+    # Newton's method from above, each step of which doubles the digits that are right.
+    root = 1 << -(-value.bit_length() // degree)
+    while (lower := ((degree - 1) * root + value // root ** (degree - 1)) // degree) < root:
+        root = lower
+    return root if root**degree == value else None
 
 
 _LONGEST_SHOWN_BITS = 1_000

@@ -34,6 +34,9 @@ from actors.answers.words import (
     number_word,
 )
 
+LONGEST_REMEMBERED = 500
+"""Characters of a text whose reading is kept: a few thousand long ones would fill the memory."""
+
 DEGREE = Unit(Fraction(1), (("angle", 1),), "°")
 _SMALL_WORDS = word_set("an no is of in to on at by or if it so up as be we do a and the")
 
@@ -67,13 +70,16 @@ _NAMED_CHOICE = re.compile(r"(?:\\text ?\{ ?)?(?:[Oo]ption|[Cc]hoice|[Aa]nswer) 
 _WORDS = re.compile(r"[A-Za-z][A-Za-z '.,;:!?()&/-]*")
 
 
-@lru_cache(maxsize=8192)
 def read_normalised(text: str) -> Reading:
     """The reading of a text that `normalise` has made."""
     if not text:
         return Void("an empty text")
     if len(text) > LONGEST:
         return Void(f"a text of more than {LONGEST} characters")
+    return _remembered_reading(text) if len(text) <= LONGEST_REMEMBERED else _read(text)
+
+
+def _read(text: str) -> Reading:
     if (inner := _UNWRAPPED.fullmatch(text)) and _words(text) is None and _choice(text) is None:
         return read_normalised(normalise(inner[1]))
     try:
@@ -86,6 +92,9 @@ def read_normalised(text: str) -> Reading:
         return Void(str(unread))
     except RecursionError:
         return Void("too many levels")
+
+
+_remembered_reading = lru_cache(maxsize=8192)(_read)
 
 
 def decimal_comma(text: str) -> Reading | None:

@@ -10,6 +10,8 @@ from actors.answers.units import is_unit
 from actors.answers.words import is_word
 
 MOST_TOKENS = 1_500
+MOST_LEVELS = 40
+"""Levels of brackets, fractions and powers within one another."""
 MOST_DIGITS = 4_000
 """Digits of one number, and its exponent at the most; Python refuses to read integers of more than 4,300."""
 

@@ -11,7 +11,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 
-from actors.boxes import boxed_answers, last_answer
+from actors.answers.tokens import MOST_DIGITS
+from actors.boxes import find_boxes
 from actors.verifiers.stated import faulty_data, row_field
 from orchestrator.config.verifiers import JsonSettings
 from orchestrator.errors import ConfigError
@@ -30,7 +31,7 @@ def json_of(response: str) -> Any:
     Raises:
         ValueError: It holds none.
     """
-    boxed = last_answer(boxed_answers(response))
+    boxed = find_boxes(response).last
     for text in (response, *([boxed] if boxed else []), *reversed(_FENCE.findall(response))):
         try:
             return _decoded(text)
@@ -44,7 +45,7 @@ def json_of(response: str) -> Any:
 
 def _decoded(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refused)
+        return json.loads(text, parse_constant=_refused, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -53,8 +54,14 @@ def _refused(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:  # the time to read one grows with the square of its length
+        raise ValueError(f"a number of more than {MOST_DIGITS} digits")
+    return int(digits)
+
+
 def _values_within(text: str) -> Iterator[Any]:
-    decoder, position = json.JSONDecoder(parse_constant=_refused), 0
+    decoder, position = json.JSONDecoder(parse_constant=_refused, parse_int=_integer), 0
     for _ in range(_MOST_STARTS):
         start = re.compile(r"[{\[]").search(text, position)
         if start is None:

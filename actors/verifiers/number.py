@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from actors.answers.tokens import MOST_DIGITS
 from actors.answers.units import Unit, read_unit
 from actors.verifiers.stated import faulty_data, no_answer, stated_answer, without_marks
 from orchestrator.config.verifiers import NumberSettings
@@ -78,13 +79,18 @@ def _plain(text: str) -> str:
     text = without_marks(text).replace("\\$", "$").replace("\\%", "%").replace("−", "-").replace("–", "-")
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text).replace("\\times", "×")
     text = text.replace("\\cdot", "·").replace("{,}", ",").replace("^{", "^")
-    return _TEX.sub(" ", text).strip().lstrip("= ≈~").strip()
+    text = _TEX.sub(" ", text).strip().lstrip("= ≈~").strip()
+    return re.sub(
+        r"\s{3,}", "  ", text
+    )  # the time to search a run of spaces grows with a power of its length
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
     def exact(digits: str) -> Fraction:
         return Fraction(re.sub(r"[ ,\u00a0\u202f]", "", digits).rstrip(".") or "0")
 
+    if match.end() - match.start() > MOST_DIGITS:
+        return None
     value = exact(match["digits"])
     if match["under"] is not None:
         under = exact(match["under"])

@@ -6,7 +6,7 @@ In: a response, a problem. Out: texts, or the verdict on a response without an a
 import re
 from typing import Any
 
-from actors.boxes import answer_to_check, boxed_answers
+from actors.boxes import answer_to_check, find_boxes
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status, Verdict
 
@@ -28,7 +28,7 @@ def stated_answer(response: str, pattern: str | None) -> str | Verdict | None:
     if pattern is not None:
         found = list(re.finditer(pattern, response))
         return (found[-1][1] or "").strip() or None if found else None
-    if boxed_answers(response):
+    if find_boxes(response).count:
         return answer_to_check(response)
     for rule in (_HASHES, _SENTENCE):
         if matches := list(rule.finditer(response)):

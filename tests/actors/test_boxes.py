@@ -8,35 +8,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.answers.verdict import verify_answer
-from actors.boxes import boxed_answers, only_answer
+from actors.boxes import Boxes, find_boxes, only_answer
 from actors.math_check import verify_math
 from orchestrator.messages.verdicts import Status
 
 
 @pytest.mark.parametrize(
-    ("text", "answers"),
+    ("text", "count", "last"),
     [
-        ("", []),
-        ("the answer is 5", []),
-        (r"so \boxed{5}.", ["5"]),
-        (r"\boxed {5} and \boxed{ 6 }", ["5", "6"]),
-        (r"\boxed{}", [""]),
-        (r"\boxed{\frac{1}{\sqrt{2}}}", [r"\frac{1}{\sqrt{2}}"]),
-        (r"\boxed{\left\{x : x>0\right.}", [r"\left\{x : x>0\right."]),
-        (r"\boxed{\begin{matrix}1\\{2}\end{matrix}}", [r"\begin{matrix}1\\{2}\end{matrix}"]),
-        (r"\boxed{\boxed{5}}", [r"\boxed{5}", "5"]),
-        (r"\boxed{4", [None]),
-        (r"\boxed{\frac{1}{2}", [None]),
-        (r"\boxed{5} or rather \boxed{", ["5", None]),
-        (r"{ \boxed{5}", ["5"]),
-        (r"} \boxed{5}", ["5"]),
-        (r"\fbox{5} \boxed5 \boxedx{5} boxed{5}", []),
-        (r"\\boxed{5}", ["5"]),
-        (r"line\\\boxed{5}", ["5"]),
+        ("", 0, None),
+        ("the answer is 5", 0, None),
+        (r"so \boxed{5}.", 1, "5"),
+        (r"\boxed {5} and \boxed{ 6 }", 2, "6"),
+        (r"\boxed{}", 1, ""),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", 1, r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\left\{x : x>0\right.}", 1, r"\left\{x : x>0\right."),
+        (r"\boxed{\begin{matrix}1\\{2}\end{matrix}}", 1, r"\begin{matrix}1\\{2}\end{matrix}"),
+        (r"\boxed{\boxed{5}}", 2, "5"),
+        (r"\boxed{4", 1, None),
+        (r"\boxed{\frac{1}{2}", 1, None),
+        (r"\boxed{5} or rather \boxed{", 2, "5"),
+        (r"{ \boxed{5}", 1, "5"),
+        (r"} \boxed{5}", 1, "5"),
+        (r"\fbox{5} \boxed5 \boxedx{5} boxed{5}", 0, None),
+        (r"\\boxed{5}", 1, "5"),
+        (r"line\\\boxed{5}", 1, "5"),
     ],
 )
-def test_boxed_answers(text, answers):
-    assert boxed_answers(text) == answers
+def test_boxes(text, count, last):
+    assert find_boxes(text) == Boxes(count, last)
 
 
 PIECES = st.sampled_from(["\\", "{", "}", r"\boxed{", r"\boxed", r"\{", "boxed{", "5", " "])
@@ -48,19 +48,20 @@ BALANCED = st.recursive(
 
 @given(st.text() | st.lists(PIECES).map("".join))
 def test_extraction_never_raises_and_sees_every_opening(text):
-    answers = boxed_answers(text)
-    assert len(answers) == len(re.findall(r"\\boxed\s*\{", text))
-    assert all(answer is None or answer in text for answer in answers)
+    boxes = find_boxes(text)
+    assert boxes.count == len(re.findall(r"\\boxed\s*\{", text))
+    assert boxes.last is None or boxes.last in text
 
 
 @given(BALANCED)
 def test_any_balanced_text_is_extracted_from_its_box(inner):
-    assert boxed_answers(rf"text \boxed{{{inner}}} text") == [inner.strip()]
+    assert find_boxes(rf"text \boxed{{{inner}}} text") == Boxes(1, inner.strip())
 
 
 def test_extraction_is_linear_in_the_text():
     start = time.monotonic()
-    boxed_answers(r"\boxed{" * 100_000)
+    assert find_boxes(r"\boxed{" * 100_000) == Boxes(100_000, None)
+    assert find_boxes(r"\boxed{" * 100_000 + "1" + "}" * 100_000) == Boxes(100_000, "1")
     assert time.monotonic() - start < 2
 
 
