@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from actors.boxes import answer_to_check
+from actors.math_verify_source import import_math_verify
 from orchestrator.messages.verdicts import Status, Verdict
 
 
@@ -25,6 +26,8 @@ def verify_math(response: str, reference: str) -> Verdict:
         return answer
     try:
         return _compare(answer, reference)
+    except MemoryError:
+        raise  # it has a status of its own
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
         detail = f"math-verify failed on answer {answer!r}, reference {reference!r}: {failure}"
@@ -33,8 +36,7 @@ def verify_math(response: str, reference: str) -> Verdict:
 
 def equal_answers(first: str, second: str) -> bool:
     """Whether math-verify accepts one answer for the other. It is not symmetric, so both orders count."""
-    import math_verify
-
+    math_verify = import_math_verify()
     _silence_timeout_warning()
     one, other = _reading(first), _reading(second)
     return any(
@@ -44,8 +46,7 @@ def equal_answers(first: str, second: str) -> bool:
 
 
 def _compare(answer: str, reference: str) -> Verdict:
-    import math_verify  # takes 0.4 s, and only the processes that check need it
-
+    math_verify = import_math_verify()  # takes 0.4 s, and only the processes that check need it
     _silence_timeout_warning()
     gold, candidate = _parse(reference), _parse(answer)
     unreadable = f"math-verify cannot read the reference answer {reference!r}"
@@ -77,12 +78,10 @@ def _parse(text: str) -> list[Any]:
     Inside \boxed{} it reads plain numbers, LaTeX with and without dollars, sets and intervals alike. Outside,
     it misses or misreads many of them ("\frac12" and "(1,2)" give nothing, "1,2,3" gives 1.2).
     """
-    from math_verify import parse
-
     if number := _SCIENTIFIC.fullmatch(text.strip()):
         # JSON writes small numbers so; LaTeX reads the e as Euler's number.
         text = rf"{number[1]}\times 10^{{{number[2]}}}"
-    return parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
+    return import_math_verify().parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
 
 
 _reading = functools.lru_cache(maxsize=1024)(_parse)
