@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.budget import SHARE_VARIABLE, BudgetShare
 from actors.concurrent import ConcurrentExecutor
-from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from actors.verifiers.loading import loaded_verifier
 from orchestrator.config.verifiers import (
     JudgeSettings,
@@ -57,10 +57,15 @@ class CheckPools:
     Args:
         timeout_s: Seconds that a check may take, where its settings do not say.
         share: Of a judge's budget; None makes one of its own.
+        memory_mib: MiB that a check may take; without a limit when None. The checks of an `async` verifier
+            share one process, and have none.
     """
 
-    def __init__(self, timeout_s: float, share: BudgetShare | None = None) -> None:
+    def __init__(
+        self, timeout_s: float, share: BudgetShare | None = None, memory_mib: int | None = None
+    ) -> None:
         self._timeout_s = timeout_s
+        self._memory_mib = memory_mib
         self._share = share
         self._children: dict[str, DeadlineExecutor | ConcurrentExecutor] = {}
         self._turns: dict[str, threading.Lock] = {}
@@ -83,7 +88,7 @@ class CheckPools:
                     variables = {} if self._share is None else {SHARE_VARIABLE: self._share.text()}
                     child = ConcurrentExecutor(RUN_CHECK, in_flight, warm_up, variables)
                 else:
-                    child = DeadlineExecutor(RUN_CHECK, self._timeout_s, warm_up)
+                    child = DeadlineExecutor(RUN_CHECK, self._timeout_s, warm_up, self._memory_mib)
                 self._children[key] = child
                 self._turns[key] = threading.Lock()
             return child
@@ -93,7 +98,7 @@ class CheckPools:
     ) -> list[tuple[Any, float]]:
         """What each check returned, or the error that it ended with, and its seconds.
 
-        A check past its deadline is a `TimeoutError`.
+        A check past its deadline is a `TimeoutError`, one past its memory limit a `MemoryError`.
         """
         child, text = self.start(settings), settings_text(settings)
         timeout_s = settings.timeout_s or self._timeout_s
@@ -141,5 +146,7 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return call()
     except DeadlineExceeded as error:
         return TimeoutError(str(error))
+    except MemoryExceeded as error:
+        return MemoryError(str(error))
     except (ChildDied, CallFailed) as error:
         return error

@@ -1,8 +1,8 @@
 """Calls a function in a child process and kills the child when a call takes too long.
 
-In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`, `ChildDied`
-or `CallFailed`. Only a kill from outside stops long work in C, such as on big integers. A deadline inside the
-process, by signal or by thread, would not hold.
+In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`,
+`MemoryExceeded`, `ChildDied` or `CallFailed`. Only a kill from outside stops long work in C, such as on big
+integers. A deadline inside the process, by signal or by thread, would not hold.
 """
 
 import contextlib
@@ -10,15 +10,19 @@ import fcntl
 import importlib
 import inspect
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -29,6 +33,10 @@ CHILD_START_TIMEOUT_S = 120.0
 
 class DeadlineExceeded(Exception):
     """The call took longer than its deadline, and its process was killed."""
+
+
+class MemoryExceeded(Exception):
+    """The call asked for more memory than its limit; another process has replaced its own."""
 
 
 class ChildDied(Exception):
@@ -69,14 +77,16 @@ def load_function(import_path: str) -> Callable[..., Any]:
 class DeadlineExecutor:
     """One child process that runs one function, call after call.
 
-    A call's deadline counts from its start in the child: neither the wait for the child nor the child's
-    imports count. Several threads may call it; their calls wait for one another.
+    A call's deadline counts from the moment that its arguments are sent to a child that waits for them:
+    neither the wait for the child nor the child's imports count. Several threads may call it; their calls
+    wait for one another.
 
     Args:
         function: Import path of the function.
         timeout_s: Seconds that a call may take.
         warm_up: Arguments of a first call without a deadline, which pays for lazy imports. Its outcome is
             ignored, unless it is a `ConfigError`.
+        memory_mib: MiB that a call may take beyond what the warm child holds; without a limit when None.
 
     Attributes:
         restarts: How many children have been replaced.
@@ -85,13 +95,19 @@ class DeadlineExecutor:
         ConfigError: The function cannot be imported, or the child did not start.
     """
 
-    def __init__(self, function: str, timeout_s: float, warm_up: tuple[Any, ...] | None = None) -> None:
+    def __init__(
+        self,
+        function: str,
+        timeout_s: float,
+        warm_up: tuple[Any, ...] | None = None,
+        memory_mib: int | None = None,
+    ) -> None:
         self.restarts = 0
-        self._function = function
         self._timeout_s = timeout_s
-        self._warm_up = warm_up
+        self._memory_mib = memory_mib
+        self._start = partial(ChildProcess, function, warm_up, memory_mib=memory_mib)
         self._lock = threading.Lock()
-        self._child = ChildProcess(function, warm_up)
+        self._child = self._start()
         self._child.wait_ready()
 
     def call(self, *args: Any, timeout_s: float | None = None) -> Any:
@@ -102,6 +118,7 @@ class DeadlineExecutor:
 
         Raises:
             DeadlineExceeded: The call took longer than the deadline.
+            MemoryExceeded: The call asked for more memory than its limit.
             ChildDied: The child died during the call.
             CallFailed: The function raised, or its value cannot be pickled.
             ConfigError: A replaced child did not start.
@@ -110,20 +127,33 @@ class DeadlineExecutor:
         with self._lock:
             if self._child.process.poll() is not None:
                 self._restart()  # the child died between two calls, so this one need not fail
-            self._child.wait_ready()
-            connection = self._child.connection
-            try:
-                connection.send(args)
-                connection.recv()  # "started"
-                if not connection.poll(timeout_s):
-                    self._restart()
-                    raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
-                outcome, value = connection.recv()
-            except (EOFError, OSError):
-                raise ChildDied(f"the process {self._restart()} during the call") from None
+            is_first = self._child.is_new
+            outcome, value = self._answer(args, timeout_s)
+            if outcome == "memory" and not is_first:
+                # Former calls leave something in the child's memory: a new one shows whose fault it is.
+                outcome, value = self._answer(args, timeout_s)
+        if outcome == "memory":
+            raise MemoryExceeded(f"took more than {self._memory_mib} MiB of memory")
         if outcome == "raised":
             raise CallFailed(value)
         return value
+
+    def _answer(self, args: tuple[Any, ...], timeout_s: float) -> tuple[str, Any]:
+        """The child's answer to a call: `returned`, `raised` or `memory`, and a value."""
+        self._child.wait_ready()
+        self._child.is_new = False
+        connection = self._child.connection
+        try:
+            connection.send(args)
+            if not _readable(connection, timeout_s):
+                self._restart()
+                raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
+            reply = connection.recv()
+        except (EOFError, OSError):
+            raise ChildDied(f"the process {self._restart()} during the call") from None
+        if reply[0] == "memory":
+            self._restart()
+        return reply
 
     def close(self) -> None:
         """Kill the child. The executor cannot be used afterwards."""
@@ -134,8 +164,15 @@ class DeadlineExecutor:
         """Replace the child, without waiting for its imports; returns how the old one ended."""
         ending = self._child.kill()
         self.restarts += 1
-        self._child = ChildProcess(self._function, self._warm_up)
+        self._child = self._start()
         return ending
+
+
+def _readable(connection: Connection, timeout_s: float) -> bool:
+    """As `connection.poll`, in a tenth of its time, which short calls notice."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 class ChildProcess:
@@ -146,6 +183,10 @@ class ChildProcess:
         warm_up: Arguments of a first call, whose outcome is ignored.
         module: Runs in the child, as `python -m`.
         variables: Environment variables of the child, beside the parent's.
+        memory_mib: MiB that it may take once it is warm, beyond what it holds then.
+
+    Attributes:
+        is_new: Whether it has had no call since its warm-up.
     """
 
     def __init__(
@@ -154,8 +195,10 @@ class ChildProcess:
         warm_up: tuple[Any, ...] | None,
         module: str = __name__,
         variables: Mapping[str, str] | None = None,
+        memory_mib: int | None = None,
     ) -> None:
         self.function = function
+        self.is_new = True
         self.connection, child_connection = Pipe()
         lifeline, self._lifeline = os.pipe()
         self._ready = False
@@ -174,7 +217,7 @@ class ChildProcess:
         )
         child_connection.close()
         os.close(lifeline)
-        self.connection.send((function, warm_up))
+        self.connection.send((function, warm_up, memory_mib))
 
     def wait_ready(self) -> None:
         """Wait until the child is warm.
@@ -226,16 +269,27 @@ def started_function(connection: Connection, lifeline: int) -> Callable[..., Any
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
     # Python refuses longer numbers because they take long; here the deadline bounds that.
     sys.set_int_max_str_digits(0)
-    import_path, warm_up = connection.recv()
+    import_path, warm_up, memory_mib = connection.recv()
     try:
         function = load_function(import_path)
         if warm_up is not None:
             _warm(function, warm_up)
+        if memory_mib is not None:
+            _limit_memory(memory_mib)
     except ConfigError as error:
         connection.send(str(error))
         return None
     connection.send(None)
     return function
+
+
+def _limit_memory(mib: int) -> None:
+    """From now on an allocation that needs more address space raises a MemoryError."""
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = held + mib * 2**20
+    # Only the soft limit, so that a verifier can give the programs that it starts limits of their own.
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
 
 
 def _warm(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -254,9 +308,10 @@ def _serve(connection: Connection, lifeline: int) -> None:
     function = started_function(connection, lifeline)
     while function is not None:
         args = connection.recv()
-        connection.send("started")
         try:
             reply = ForkingPickler.dumps(("returned", function(*args)))
+        except MemoryError:
+            reply = ForkingPickler.dumps(("memory", None))
         except Exception:
             reply = ForkingPickler.dumps(("raised", traceback.format_exc()))
         connection.send_bytes(reply)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from orchestrator.algorithm.voting import answer_classes
 
 EQUALITY = "actors.answers.compare:same"
@@ -21,7 +21,7 @@ PLAIN_EQUALITY = "actors.math_check:equal_answers"
 _INTEGER = re.compile(r"([+-]?)0*([0-9]+)")
 
 _PATIENCE = 2
-"""Comparisons of an answer that may time out. An answer that hangs twice hangs with every other answer."""
+"""Comparisons of an answer that may break a limit. What hangs twice hangs with every other answer."""
 
 
 class AnswerComparer:
@@ -33,9 +33,10 @@ class AnswerComparer:
         first_arguments: Arguments of that function before the two answers.
         start: Starts the child process. After a failure, such as a machine too busy to start it in time, the
             next comparison tries again.
+        memory_mib: MiB that a comparison may take; without a limit when None.
 
     Attributes:
-        counts: `comparisons` run, and those that ended in a `timeout` or an `error`.
+        counts: `comparisons` run, and those that ended in `timeout`, `memory` or `error`.
         numbers: Whether answers are mathematics, so that integers need no child process.
     """
 
@@ -45,11 +46,12 @@ class AnswerComparer:
         equality: str = EQUALITY,
         start: Callable[[], DeadlineExecutor] | None = None,
         first_arguments: tuple[str, ...] = (),
+        memory_mib: int | None = None,
     ) -> None:
         self.numbers = equality in (EQUALITY, PLAIN_EQUALITY)
         self._first_arguments = first_arguments
         self.counts: Counter[str] = Counter()
-        self._start = start or partial(_start, equality, timeout_s, first_arguments)
+        self._start = start or partial(_start, equality, timeout_s, first_arguments, memory_mib)
         self._child: DeadlineExecutor | None = None
         self._lock = threading.Lock()
 
@@ -58,6 +60,7 @@ class AnswerComparer:
 
         Raises:
             DeadlineExceeded: The comparison took longer than `timeout_s`.
+            MemoryExceeded: It took more memory than `memory_mib`.
             ChildDied: The child process died during the comparison.
             CallFailed: The comparison raised.
             ConfigError: The child process did not start.
@@ -69,6 +72,9 @@ class AnswerComparer:
             return bool(child.call(*self._first_arguments, first, second))
         except DeadlineExceeded:
             self.counts["timeout"] += 1
+            raise
+        except MemoryExceeded:
+            self.counts["memory"] += 1
             raise
         except (ChildDied, CallFailed):
             self.counts["error"] += 1
@@ -94,7 +100,7 @@ class AnswerPool:
     def __init__(self, comparer: AnswerComparer) -> None:
         self.comparer = comparer
         self._equal: dict[tuple[str, str], bool] = {}
-        self._timeouts: Counter[str] = Counter()
+        self._hung: Counter[str] = Counter()
         self._abandoned = False
 
     def classes(self, answers: Sequence[str]) -> list[int]:
@@ -125,17 +131,19 @@ class AnswerPool:
         one, other = _INTEGER.fullmatch(first), _INTEGER.fullmatch(second)
         if self.comparer.numbers and one and other:  # Most answers are integers, which need no child process.
             return one[2] == other[2] and (one[2] == "0" or (one[1] == "-") == (other[1] == "-"))
-        if max(self._timeouts[first], self._timeouts[second]) >= _PATIENCE:
+        if max(self._hung[first], self._hung[second]) >= _PATIENCE:
             return False
         try:
             return self.comparer.equal(first, second)
-        except DeadlineExceeded:
-            self._timeouts.update(pair)
+        except (DeadlineExceeded, MemoryExceeded):
+            self._hung.update(pair)
         except (ChildDied, CallFailed):
             pass
         return False
 
 
-def _start(equality: str, timeout_s: float, first_arguments: tuple[str, ...]) -> DeadlineExecutor:
+def _start(
+    equality: str, timeout_s: float, first_arguments: tuple[str, ...], memory_mib: int | None
+) -> DeadlineExecutor:
     warm_up = (*first_arguments, r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
-    return DeadlineExecutor(equality, timeout_s, warm_up=warm_up)
+    return DeadlineExecutor(equality, timeout_s, warm_up, memory_mib)

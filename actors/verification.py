@@ -33,6 +33,10 @@ from orchestrator.messages.verdicts import CORRECT_ABOVE, UNJUDGED, Status, Verd
 DEFAULT_VERIFIER = "math"
 DEFAULT_TIMEOUT_S = 10.0
 """Seconds that one check or comparison may take, where no settings say so."""
+DEFAULT_MEMORY_MIB = 2048
+"""MiB that one check or comparison may take, where no settings say so."""
+LONGEST_DETAIL = 2_000
+"""Characters of a verdict's explanation; what stands between its beginning and its end is left out."""
 PLAIN_VERIFIER = "actors.verification:verify_math"
 
 BOXES_ONLY = ("math", "math_verify_plain")
@@ -73,7 +77,7 @@ def voting_rule(text: str | None) -> VotingRule | None:
     if part is None:
         return None
     assert answer_of is not None, "a verifier that votes has it"
-    return VotingRule(answer_of, _comparer_of(part, DEFAULT_TIMEOUT_S))
+    return VotingRule(answer_of, _comparer_of(part, DEFAULT_TIMEOUT_S, DEFAULT_MEMORY_MIB))
 
 
 class VerificationWorker:
@@ -89,6 +93,7 @@ class VerificationWorker:
         correct_above: A reward above it is called correct.
         others: Canonical texts of the other verifiers, which start before the first check.
         share: Of a judge's budget; a budget of its own unless given.
+        memory_mib: MiB that one check may take; without a limit when None.
 
     Raises:
         ConfigError: A verifier cannot be used on this node, or a child process did not start.
@@ -102,13 +107,15 @@ class VerificationWorker:
         correct_above: float = CORRECT_ABOVE,
         others: Iterable[str] = (),
         share: BudgetShare | None = None,
+        memory_mib: int | None = DEFAULT_MEMORY_MIB,
     ) -> None:
+        self._memory_mib = memory_mib
         self._verifier = verifier if verifier.startswith("{") else verifier_text(verifier)
         self._timeout_s = timeout_s
         self._correct_above = correct_above
         texts = list(dict.fromkeys([self._verifier, *others]))
         refuse_unusable(texts)
-        self._children = CheckPools(timeout_s, share)
+        self._children = CheckPools(timeout_s, share, memory_mib)
         for text in texts:
             for part in parts_of(settings_of_text(text)):
                 self._children.start(part)
@@ -137,18 +144,19 @@ class VerificationWorker:
         with self._lock:
             known = {key: verdict for key in keys if (verdict := self._cached(key)) is not None}
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        checked = dict(zip(new, self._check_all(settings, list(new.values()), problem), strict=True))
+        verdicts = map(_storable, self._check_all(settings, list(new.values()), problem))
+        checked = dict(zip(new, verdicts, strict=True))
         with self._lock:
             for key, verdict in checked.items():
                 self._remember(key, verdict)
-        verdicts = []
+        found = []
         for key, is_finished in zip(keys, finished, strict=True):
             verdict = known[key] if key in known else checked[key]
             known[key] = replace(verdict, seconds=None)  # the next one shares this check
             if verdict.status is Status.NO_ANSWER and not is_finished:
                 verdict = replace(verdict, detail=f"{verdict.detail}: the response was cut off")
-            verdicts.append(verdict)
-        return verdicts
+            found.append(verdict)
+        return found
 
     def pool_answers(self, answers: list[str], verifier: str | None = None) -> list[int]:
         """The class of each answer to one problem. Equal answers share a class; classes count by appearance.
@@ -161,12 +169,11 @@ class VerificationWorker:
         return AnswerPool(self._comparer(verifier or self._verifier)).classes(answers)
 
     def pooling_stats(self) -> dict[str, int]:
-        """Counts of `pool_answers`: `comparisons`, and those that ended in `timeout` or `error`."""
+        """Counts of `pool_answers`: `comparisons`, and those that ended in `timeout`, `memory` or `error`."""
         with self._lock:
             comparers = list(self._comparers.values())
         return {
-            name: sum(comparer.counts[name] for comparer in comparers)
-            for name in ("comparisons", "timeout", "error")
+            name: sum(comparer.counts[name] for comparer in comparers) for name in ("comparisons", *UNJUDGED)
         }
 
     def ping(self) -> bool:
@@ -214,8 +221,9 @@ class VerificationWorker:
             detail = f"the verifier returned {type(outcome).__name__}, not a Verdict"
             return Verdict(Status.ERROR, answer, detail, seconds)
         against = f"the check against {problem.reference!r}"
-        if isinstance(outcome, TimeoutError):
-            return Verdict(Status.TIMEOUT, answer, f"{against} {outcome}", seconds)
+        if isinstance(outcome, TimeoutError | MemoryError):
+            status = Status.TIMEOUT if isinstance(outcome, TimeoutError) else Status.MEMORY
+            return Verdict(status, answer, f"{against} {outcome}", seconds)
         return Verdict(Status.ERROR, answer, f"{against} failed: {outcome}", seconds)
 
     def _comparer(self, text: str) -> AnswerComparer:
@@ -223,7 +231,7 @@ class VerificationWorker:
             if text not in self._comparers:
                 part = voting_part(text)
                 assert part is not None, "only answers that can be pooled are sent"
-                self._comparers[text] = _comparer_of(part, self._timeout_s)
+                self._comparers[text] = _comparer_of(part, self._timeout_s, self._memory_mib)
             return self._comparers[text]
 
     def _key(self, settings: VerifierSettings, response: str, problem: Problem) -> tuple[Any, ...]:
@@ -246,8 +254,24 @@ class VerificationWorker:
             self._cache.popitem(last=False)
 
 
-def _comparer_of(text: str, timeout_s: float) -> AnswerComparer:
+def _storable(verdict: Verdict) -> Verdict:
+    """The verdict as files can hold it: without lone surrogates, and with a detail of bounded length."""
+    answer, detail = verdict.answer and _encodable(verdict.answer), _encodable(verdict.detail)
+    if len(detail) > LONGEST_DETAIL:  # the end of a traceback says what failed
+        detail = f"{detail[: LONGEST_DETAIL // 2]} ... {detail[-LONGEST_DETAIL // 2 :]}"
+    if (answer, detail) == (verdict.answer, verdict.detail):
+        return verdict
+    return replace(verdict, answer=answer, detail=detail)
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _comparer_of(text: str, timeout_s: float, memory_mib: int | None) -> AnswerComparer:
     name = settings_of_text(text).name
     if name in BOXES_ONLY:
-        return AnswerComparer(timeout_s, EQUALITY if name == DEFAULT_VERIFIER else PLAIN_EQUALITY)
-    return AnswerComparer(timeout_s, "actors.verifiers.loading:same_answers", first_arguments=(text,))
+        equality = EQUALITY if name == DEFAULT_VERIFIER else PLAIN_EQUALITY
+        return AnswerComparer(timeout_s, equality, memory_mib=memory_mib)
+    equality = "actors.verifiers.loading:same_answers"
+    return AnswerComparer(timeout_s, equality, first_arguments=(text,), memory_mib=memory_mib)

@@ -241,6 +241,8 @@ MEASURES = (
             unit="tokens/s"),
     Measure("verify/timeouts", "timed-out checks", "Checks of a step that were ended at their deadline",
             better="lower"),
+    Measure("verify/memory", "checks out of memory", "Checks of a step that reached their memory limit",
+            better="lower"),
     Measure("verify/errors", "failed checks", "Checks of a step that failed", better="lower"),
     Measure("data/skipped", "skipped problems",
             "Problems that were skipped because their prompts are too long, since the run started",

@@ -26,8 +26,8 @@ def combined(settings: WeightedSettings, verdicts: Mapping[str, Verdict]) -> Ver
     )
     detail = "; ".join(f"{name}: {_brief(verdict)}" for name, verdict in verdicts.items())
     if failed and not settled:
-        timeout = all(verdict.status is Status.TIMEOUT for verdict in failed.values())
-        return Verdict(Status.TIMEOUT if timeout else Status.ERROR, _answer(verdicts), detail)
+        statuses = {verdict.status for verdict in failed.values()}
+        return Verdict(statuses.pop() if len(statuses) == 1 else Status.ERROR, _answer(verdicts), detail)
     weights = {name: settings.parts[name].weight for name in rewards}
     if settings.rule == "sum":
         reward = sum(weights[name] * rewards[name] for name in rewards) / sum(weights.values())

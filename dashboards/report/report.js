@@ -630,7 +630,7 @@ function drawReliability(element, colours) {
 
 // Samples -----------------------------------------------------------------------------------------
 
-const UNVERIFIED = ["timeout", "error"];
+const UNVERIFIED = ["timeout", "memory", "error"];
 const FILTERS = {
   all: () => true,
   high: (row) => row.score > 0.5 && row.off !== null && row.status !== "correct",

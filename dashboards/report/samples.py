@@ -15,9 +15,7 @@ from jaxtyping import Bool, Float, Int
 from dashboards.report.load import Run
 from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.errors import ConfigError
-
-UNVERIFIED = ("timeout", "error")
-"""Verdicts that count neither as right nor as wrong."""
+from orchestrator.messages.verdicts import UNJUDGED
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Scores:
 
     @property
     def verified(self) -> Bool[np.ndarray, "samples"]:
-        return np.array([status not in UNVERIFIED for status in self.status], bool)
+        return np.array([status not in UNJUDGED for status in self.status], bool)
 
     @property
     def usable(self) -> Bool[np.ndarray, "samples"]:

@@ -7,6 +7,7 @@ from orchestrator.config.schema import (
     CustomResources,
     Mark,
     PositiveFloat,
+    PositiveInt,
     Section,
     Share,
 )
@@ -20,6 +21,9 @@ class VerificationConfig(Section):
     """Actors that check answers."""
     timeout_s: Annotated[PositiveFloat, Mark.MAY_CHANGE] = 10.0
     """Seconds that one check may take; then its process is killed and the status is `timeout`."""
+    memory_mib: Annotated[PositiveInt | None, Mark.MAY_CHANGE] = 2048
+    """MiB that one check may take beyond what its process holds before it; then the status is `memory`. null
+    sets no limit. The checks of an `async` verifier share one process, and have none."""
     cpus: Annotated[Share, Mark.MAY_CHANGE] = 1.0
     """CPUs that a worker reserves; fractions share a CPU."""
     resources: Annotated[CustomResources, Mark.MAY_CHANGE] = {}

@@ -11,17 +11,18 @@ CORRECT_ABOVE = 0.5
 
 
 class Status(StrEnum):
-    """The result of a check; `timeout` and `error` do not judge the answer, and have no reward."""
+    """The result of a check; the last three do not judge the answer, and have no reward."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     FORMAT = "format"
     TIMEOUT = "timeout"
+    MEMORY = "memory"
     ERROR = "error"
 
 
-UNJUDGED = (Status.TIMEOUT, Status.ERROR)
+UNJUDGED = (Status.TIMEOUT, Status.MEMORY, Status.ERROR)
 """The statuses of a check that did not judge the answer."""
 
 
@@ -42,7 +43,7 @@ class Verdict:
     seconds: float | None = field(default=None, compare=False)
     """Duration of its check, with the wait for the child process; None where it shares another's check."""
     reward: float | None = None
-    """0 to 1. Unless given, 1 if correct, the paper's reward, None for `timeout` and `error`, else 0."""
+    """0 to 1. Unless given, 1 if correct, the paper's reward, None for a check that failed, else 0."""
     parts: Mapping[str, float] = field(default_factory=dict, hash=False)
     """What the reward is made of, by name: each becomes a metric."""
 

@@ -147,6 +147,7 @@ def judge_responses(
                         settings.timeout_s,
                         others=others,
                         share=BudgetShare(folder, index, settings.num_workers),
+                        memory_mib=settings.memory_mib,
                     )
                 )
             )

@@ -5,6 +5,7 @@ from orchestrator.cluster.bundles import Bundles
 from orchestrator.cluster.placement import Placement
 from orchestrator.config.evaluation import EvalConfig
 from orchestrator.messages.requests import EngineSettings
+from orchestrator.messages.verdicts import UNJUDGED
 from orchestrator.pools.start import rollout_pool, verification_pool
 
 
@@ -49,8 +50,9 @@ class EvalPools:
 
     @property
     def undecided(self) -> int:
-        """Comparisons of answers that timed out or failed, counted by the workers that are alive."""
-        return sum(stats["timeout"] + stats["error"] for stats in self.verifiers.broadcast("pooling_stats"))
+        """Comparisons of answers that failed, counted by the workers that are alive."""
+        found = self.verifiers.broadcast("pooling_stats")
+        return sum(stats[status] for stats in found for status in UNJUDGED)
 
     def stop(self) -> None:
         """Remove the placement group, and with it all actors."""

@@ -115,7 +115,7 @@ def verification_pool(
     def spawn(index: int) -> Any:
         # A replaced worker is in the same bundle, and so finds what the former one has spent.
         share = BudgetShare(folder, index, settings.num_workers)
-        arguments = texts[0], settings.timeout_s, 20_000, correct_above, texts[1:], share
-        return placement.verifier(worker, index, groups, *arguments)
+        limits = correct_above, texts[1:], share, settings.memory_mib
+        return placement.verifier(worker, index, groups, texts[0], settings.timeout_s, 20_000, *limits)
 
     return Pool("verification", spawn, settings.num_workers, groups)

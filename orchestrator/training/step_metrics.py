@@ -70,6 +70,7 @@ def _batch_metrics(batch: Batch) -> dict[str, float]:
         "train/response_tokens": float(batch.lengths.mean()),
         "train/finished_share": float(batch.finished.mean()),
         "verify/timeouts": float(batch.count(Status.TIMEOUT)),
+        "verify/memory": float(batch.count(Status.MEMORY)),
         "verify/errors": float(batch.count(Status.ERROR)),
     } | part_means(batch.verdicts)
 

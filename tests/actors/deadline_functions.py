@@ -46,6 +46,31 @@ def unpicklable():
     return lambda: None
 
 
+def allocate(mib):
+    return len(bytes(mib * 2**20))
+
+
+KEPT = []
+
+
+def keep(mib):
+    """What a call leaves behind counts for the next one in the same process."""
+    KEPT.append(bytes(mib * 2**20))
+    return len(KEPT)
+
+
+def verify_without_memory():
+    """math-verify, whose LaTeX reader finds no memory; it catches all exceptions."""
+    from actors.math_check import verify_math
+    from actors.math_verify_source import import_math_verify
+
+    def latex2sympy(*args, **options):
+        raise MemoryError
+
+    import_math_verify().parser.latex2sympy = latex2sympy
+    return verify_math(r"\boxed{x+1}", "x")
+
+
 def nested(size):
     return "x" * size
 
@@ -56,6 +81,8 @@ def obey(response, reference):
         time.sleep(60)
     if reference == "exit":
         os._exit(3)
+    if reference == "memory":
+        bytes(2**40)
     if reference == "raise":
         raise RuntimeError("no luck")
     if reference == "bool":

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, load_function
+from actors.deadline import (
+    CallFailed,
+    ChildDied,
+    DeadlineExceeded,
+    DeadlineExecutor,
+    MemoryExceeded,
+    load_function,
+)
 from orchestrator.errors import ConfigError
 
 
@@ -73,6 +80,33 @@ def test_warm_up_is_outside_the_deadline_and_its_failure_is_ignored():
         assert child.call(0.0) == 0.0
         assert child.restarts == 0
     with executor("fail", 0.3, warm_up=()) as child, pytest.raises(CallFailed):
+        child.call()
+
+
+def test_a_child_that_is_stopped_is_replaced_at_the_deadline():
+    with executor("nested", 0.5) as child:
+        os.kill(child._child.process.pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineExceeded):
+            child.call(3)
+        assert child.call(3, timeout_s=20.0) == "xxx"
+
+
+def test_a_call_that_takes_too_much_memory_fails_as_such_and_the_next_one_works():
+    with executor("allocate", 20.0, memory_mib=200) as child:
+        with pytest.raises(MemoryExceeded, match="200 MiB"):
+            child.call(300)
+        assert child.call(100) == 100 * 2**20
+        assert child.restarts == 1
+
+
+def test_what_former_calls_have_left_in_memory_does_not_count():
+    with executor("keep", 20.0, memory_mib=200) as child:
+        assert [child.call(120) for _ in range(3)] == [1, 1, 1]
+        assert child.restarts == 2
+
+
+def test_math_verify_swallows_no_lack_of_memory():
+    with executor("verify_without_memory", 60.0) as child, pytest.raises(MemoryExceeded):
         child.call()
 
 

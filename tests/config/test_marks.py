@@ -46,6 +46,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("rollout.colocate", "rollout.tensor_parallel", "rollout.kv_cache_gib"),
                 *("rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers"),
                 *("verification.cpus", "verification.resources", "verification.timeout_s"),
+                "verification.memory_mib",
                 *("learning.cpus_per_rank", "learning.gpus_per_rank", "learning.resources"),
                 *("learning.tokens_per_micro_batch", "learning.gradient_checkpointing"),
                 *("learning.attention", "learning.max_skipped_steps", "learning.skip_zero_gradients"),

@@ -44,6 +44,7 @@ STEP_METRICS = {
     "rollout/staleness",
     "rollout/staleness_max",
     "verify/timeouts",
+    "verify/memory",
     "verify/errors",
     "pool/restarts",
 }

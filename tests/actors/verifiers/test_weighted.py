@@ -9,6 +9,7 @@ from orchestrator.messages.verdicts import Status, Verdict
 RIGHT, WRONG = Verdict(Status.CORRECT, "4"), Verdict(Status.WRONG, "5")
 HALF = Verdict(Status.WRONG, reward=0.5, parts={"tests": 0.5})
 ERROR, TIMEOUT = Verdict(Status.ERROR, None, "away"), Verdict(Status.TIMEOUT)
+MEMORY = Verdict(Status.MEMORY)
 FORMAT = Verdict(Status.FORMAT)
 
 
@@ -38,6 +39,8 @@ def test_rules(name, a, b, reward):
     ("name", "a", "b", "status"),
     [
         ("sum", RIGHT, ERROR, Status.ERROR),
+        ("sum", RIGHT, MEMORY, Status.MEMORY),
+        ("sum", TIMEOUT, MEMORY, Status.ERROR),
         ("sum", WRONG, TIMEOUT, Status.TIMEOUT),
         ("all", RIGHT, TIMEOUT, Status.TIMEOUT),
         ("any", HALF, ERROR, Status.ERROR),
