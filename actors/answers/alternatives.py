@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from actors.answers.forms import Quantity, Reading, Region, Several, Words
 from actors.answers.nodes import Node, num, replace, symbols, walk
-from actors.answers.normalise import normalise
+from actors.answers.normalise import normal_form
 from actors.answers.numerals import is_grouped
 from actors.answers.read import decimal_comma, euler_product, read_normalised, unit_of_letters
 
@@ -14,7 +14,7 @@ def other_readings(
     reference: str, answer: str, read_reference: Reading, read_answer: Reading
 ) -> Iterator[tuple[Reading, Reading, str]]:
     """Pairs of readings to compare in place of the first ones, and what each assumes."""
-    one, other = normalise(reference), normalise(answer)
+    one, other = normal_form(reference), normal_form(answer)
     if _is_fraction_point(read_reference) and (comma := decimal_comma(other)):
         yield read_reference, comma, "with a decimal comma"
     if _is_fraction_point(read_answer) and (comma := decimal_comma(one)):

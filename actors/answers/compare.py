@@ -7,13 +7,12 @@ base: `5` for `x = 5` and for `5 cm`, 1/3 for the reference `0.33`. Neither ever
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from actors.answers.alternatives import other_readings
 from actors.answers.forms import Digits, Reading, Void
 from actors.answers.matching import match
-from actors.answers.normalise import LONGEST, normalise, text_key
-from actors.answers.read import LONGEST_REMEMBERED, read_normalised
+from actors.answers.normalise import normal_form, text_key
+from actors.answers.read import read_normalised
 
 _INTEGER = re.compile(r"\s*(?:\+|(?P<sign>-?))0*(?P<digits>[1-9][0-9]*|0)\s*")
 _LONGEST_SHOWN = 160
@@ -44,7 +43,7 @@ def accepts(reference: str, answer: str) -> AnswerComparison:
         equal = integers[0] == integers[1]
         rule = "the same integer" if equal else "different integers"
         return AnswerComparison(equal, Digits(reference.strip()), Digits(answer.strip()), rule)
-    one, other = _normal(reference), _normal(answer)
+    one, other = normal_form(reference), normal_form(answer)
     readings = read_normalised(one), read_normalised(other)
     if text_key(one) == text_key(other):
         return AnswerComparison(True, *readings, "the same text")
@@ -66,7 +65,7 @@ def same(first: str, second: str) -> bool:
     """Whether two answers to one problem are equal: exact, symmetric and transitive."""
     if (integers := _integers(first, second)) is not None:
         return integers[0] == integers[1]
-    one, other = _normal(first), _normal(second)
+    one, other = normal_form(first), normal_form(second)
     if text_key(one) == text_key(other):
         return True
     readings = read_normalised(one), read_normalised(other)
@@ -77,7 +76,7 @@ def same(first: str, second: str) -> bool:
 
 def unread_part(answer: str) -> str | None:
     """None for an answer that is wholly read, else what of it is not."""
-    reading = read_normalised(_normal(answer))
+    reading = read_normalised(normal_form(answer))
     return reading.reason if isinstance(reading, Void) else None
 
 
@@ -96,12 +95,3 @@ def _integers(first: str, second: str) -> tuple[str, str] | None:
 def _brief(what: object) -> str:
     text = str(what)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
-
-
-def _normal(text: str) -> str:
-    if len(text) > LONGEST:
-        return text
-    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else normalise(text)
-
-
-_remembered = lru_cache(maxsize=8192)(normalise)

@@ -5,11 +5,14 @@ In: a text. Out: a text that means the same to a reader. Nothing that carries me
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from actors.answers.numerals import join_digit_groups, word_set
 
 LONGEST = 4_000
 """Characters of an answer that is read."""
+LONGEST_REMEMBERED = 500
+"""Characters of a text whose reading is kept: a few thousand long ones would fill the memory."""
 
 _SYMBOLS = {
     "−": "-", "‐": "-", "‑": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ",
@@ -112,6 +115,16 @@ def normalise(text: str) -> str:
     text = re.sub(r"\.\.\.+", r"\\ldots ", text)
     text = re.sub(r"\s+", " ", text).strip()
     return _without_ends(text)
+
+
+_remembered = lru_cache(maxsize=8192)(normalise)
+
+
+def normal_form(text: str) -> str:
+    """The text normalised; one that is too long to be read is left as it is."""
+    if len(text) > LONGEST:
+        return text
+    return _remembered(text) if len(text) <= LONGEST_REMEMBERED else normalise(text)
 
 
 def text_key(normalised: str) -> str:

@@ -17,7 +17,7 @@ from actors.answers.forms import (
     Words,
 )
 from actors.answers.nodes import Node, num, sym
-from actors.answers.normalise import FUNCTION_NAMES, LONGEST, normalise
+from actors.answers.normalise import FUNCTION_NAMES, LONGEST, LONGEST_REMEMBERED, normalise
 from actors.answers.numerals import word_set
 from actors.answers.regions import LINE
 from actors.answers.statements import read_statements
@@ -33,9 +33,6 @@ from actors.answers.words import (
     meaning,
     number_word,
 )
-
-LONGEST_REMEMBERED = 500
-"""Characters of a text whose reading is kept: a few thousand long ones would fill the memory."""
 
 DEGREE = Unit(Fraction(1), (("angle", 1),), "°")
 _SMALL_WORDS = word_set("an no is of in to on at by or if it so up as be we do a and the")
