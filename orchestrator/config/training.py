@@ -121,7 +121,8 @@ class RunSection(Section):
     save_rollouts_every: Annotated[StepCount, Mark.MAY_CHANGE] = 0
     """Steps between rollouts that are kept as parquet; 0 keeps none."""
     keep_checkpoints: Annotated[PositiveInt, Mark.MAY_CHANGE] = 2
-    """Checkpoints that are kept, the newest ones; a service or an evaluation keeps the one that it uses."""
+    """Checkpoints that are kept, the newest ones, and always one of a step with an update; a service or an
+    evaluation keeps the one that it uses."""
     trace: Annotated[bool, Mark.MAY_CHANGE] = False
     """Writes `trace.json` to the run's folder, which Perfetto (ui.perfetto.dev) opens: when each engine,
     verifier and rank worked on what."""

@@ -31,7 +31,7 @@ from orchestrator.storage.checksums import (
     trust,
     unsealed,
 )
-from orchestrator.storage.files import atomically, flush_folder, lease_free
+from orchestrator.storage.files import atomically, flush_to_disk, lease_free
 
 DRIVERS_FILES = (SELF_REWARD, CHECKSUMS)
 """Files of an export that the driver writes; rank 0 writes the others."""
@@ -56,6 +56,8 @@ class TrainingState:
     """Evaluation of the initial model; NaN for an undefined figure."""
     sources: dict[str, Any] | None = None
     """Fingerprints of the data and the model (data/fingerprints.py); None from an earlier version."""
+    skipped_in_a_row: int = 0
+    """The newest steps whose updates were skipped, because a number was not finite."""
 
     def tree(self) -> dict[str, Any]:
         """The state for JSON, where null stands for NaN. Two attempts at a step differ in `seconds`."""
@@ -121,7 +123,8 @@ class Checkpoints:
 
     Args:
         run_folder: The run's folder.
-        keep: How many whole checkpoints remain after a save.
+        keep: How many whole checkpoints remain after a save; more until one of them is of a step with an
+            update.
         elsewhere: The learner's shards may lie elsewhere, on other nodes or at `run.remote`.
 
     Attributes:
@@ -201,6 +204,8 @@ class Checkpoints:
             RunError: It could not be uploaded. It still counts here if all ranks wrote to this folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        for parent in (self.run_folder, self.run_folder.parent):
+            flush_to_disk(parent)
         partial = self.folder / f".partial-{state.step:06d}"
         final = self.folder / step_name(state.step)
         for leftover in self.folder.glob(".partial-*"):
@@ -212,7 +217,7 @@ class Checkpoints:
         (partial / STATE).write_text(state.text(sums))
         sum_files(partial, [STATE], flush=True)
         for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-            flush_folder(folder)
+            flush_to_disk(folder)
         if upload is not None:
             try:
                 upload(partial)
@@ -241,10 +246,11 @@ class Checkpoints:
 
     def _complete_partial(self, partial: Path, final: Path) -> None:
         """Give a checkpoint its final name, and delete the older ones that no process uses."""
-        if final.exists():
-            shutil.rmtree(self._retire(final))
+        replaced = self._retire(final) if final.exists() else None
         partial.rename(final)
-        flush_folder(self.folder)
+        flush_to_disk(self.folder)
+        if replaced is not None:
+            shutil.rmtree(replaced)
         trust(final)
         self._condemned.pop(final, None)
         self.link_export()
@@ -261,12 +267,17 @@ class Checkpoints:
                 shutil.rmtree(doomed)
 
     def _surplus(self) -> list[Path]:
-        """The checkpoints that are older than the `keep` newest whole ones. A damaged one is not counted."""
-        left = self.keep
+        """The checkpoints that are older than the `keep` newest whole ones. A damaged one is not counted.
+
+        The newest whole one whose step had an update, and so only finite numbers, is never among them.
+        """
+        left, has_update = self.keep, False
         complete = self._complete()
         for position in reversed(range(len(complete))):
-            left -= self._whole_state(complete[position]) is not None
-            if left == 0:
+            state = self._whole_state(complete[position])
+            if state is not None:
+                left, has_update = left - 1, has_update or not state.skipped_in_a_row
+            if left <= 0 and has_update:
                 return complete[:position]
         return []
 

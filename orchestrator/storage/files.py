@@ -26,30 +26,31 @@ J = TypeVar("J")
 def atomically(path: Path) -> Iterator[Path]:
     """Replace `path` in one step. Yields another path, which is renamed to `path` when the block ends.
 
-    A reader sees the old file or the new one, even if the process is killed. If the block raises, the old
-    file stays.
+    A reader sees the old file or the new one, even if the process is killed or the power is cut: the new one
+    is on the disk before it is renamed. If the block raises, the old file stays.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         yield partial
+        if not partial.is_symlink():
+            flush_to_disk(partial)
         partial.replace(path)
+        flush_to_disk(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a text (as UTF-8) or bytes to a file `atomically`, and flush it to the disk."""
-    with atomically(path) as partial, partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a text (as UTF-8) or bytes to a file `atomically`."""
+    with atomically(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that new names in it outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk, so that they outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

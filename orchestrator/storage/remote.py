@@ -105,7 +105,8 @@ class RemoteStorage:
         """Add a checkpoint, and delete older ones.
 
         Args:
-            keep: How many complete checkpoints remain, with this one.
+            keep: How many complete checkpoints remain, with this one; more until one of them is of a step
+                with an update.
             write: Called with the checkpoint's place; uploads all of it but the state.
             text: The content of its `state.json`.
         """
@@ -115,12 +116,14 @@ class RemoteStorage:
                 self._delete_checkpoint(step)
         write(place_of(state.step))
         self.write(f"{place_of(state.step)}/{STATE}", text.encode())
-        left = keep
+        left, has_update = keep, False
         for step in reversed(self._complete()):
-            if left == 0:
+            if left <= 0 and has_update:
                 self._delete_checkpoint(step)
-            elif step == state.step or not isinstance(self._found(step), str):
-                left -= 1
+                continue
+            found = (state, None) if step == state.step else self._found(step)
+            if not isinstance(found, str):
+                left, has_update = left - 1, has_update or not found[0].skipped_in_a_row
 
     def holds(self, state: TrainingState) -> bool:
         """Whether the checkpoint of that state is complete here, and is of the same attempt at the step."""

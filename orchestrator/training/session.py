@@ -138,13 +138,13 @@ class Session:
 
     def rewind(self) -> None:
         """Go to the run's newest whole checkpoint, else to the end of its trunk, else to the first step."""
-        trunk = self.context.trunk
+        trunk, self.checkpoint_due = self.context.trunk, False
         if newest := self.saver.load_newest():
             self._restore(newest[1])
             for problem in self.saver.checkpoints.take_notes():
                 self.note(problem)
             self.branched = False
-            self.say(f"continuing from {newest[0]}")
+            self.say(f"continuing from {newest[0]}{_other_ranks(newest[1], self.config)}")
         elif trunk is not None:
             folder, state = trunk_end(trunk, self.config.loss.reasoning_warmup_steps)
             if (damage := self.saver.load(folder, state)) is not None:
@@ -156,13 +156,13 @@ class Session:
             self.say(f"branching from {folder}")
         else:
             self.problems.restore(None)
-            self.step, self.at_start, self.branched = 0, True, False
+            self.step, self.at_start, self.branched, self.skipped_in_a_row = 0, True, False, 0
 
     def _restore(self, state: TrainingState) -> None:
         self.problems.restore(state.prompt_order)
         self.step, self.c_ref, self.base = state.step, state.c_ref, state.base
         self.seconds_before, self.started = state.seconds, time.monotonic()
-        self.at_start = False
+        self.at_start, self.skipped_in_a_row = False, state.skipped_in_a_row
 
     def steps(self) -> range:
         """The steps that are left."""
@@ -306,6 +306,7 @@ class Session:
             seconds=self.seconds,
             base=self.base,
             sources=to_tree(self.prepared.sources),
+            skipped_in_a_row=self.skipped_in_a_row,
         )
         with self.clock("save"):
             self.saver.save(state)
@@ -321,6 +322,12 @@ class Session:
             if self.step > (newest[1].step if newest else 0):
                 self.save()
             raise
+
+
+def _other_ranks(state: TrainingState, config: RunConfig) -> str:
+    """What to add to a line that names the checkpoint of `state`; nothing where as many ranks saved it."""
+    saved_by, now = state.num_ranks, config.learning.num_ranks
+    return "" if saved_by == now else f", which {saved_by} rank(s) saved, with {now}"
 
 
 def keep_rollouts(

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,34 @@ def test_older_checkpoints_are_pruned_and_export_links_to_the_newest(checkpoints
     assert names(checkpoints) == ["step-000003", "step-000010"]
 
 
+def save_skipped(checkpoints, *steps):
+    """Checkpoints of steps without an update."""
+    for number, step in enumerate(steps, start=1):
+        checkpoints.save(replace(STATE, step=step, skipped_in_a_row=number), write_model)
+
+
+def test_the_last_checkpoint_of_a_step_with_finite_numbers_is_never_pruned(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", keep=1)
+    save(checkpoints, 1, 2)
+    save_skipped(checkpoints, 3, 4)
+    assert names(checkpoints) == ["step-000002", "step-000003", "step-000004"]
+    assert checkpoints.newest()[1].skipped_in_a_row == 2
+    save(checkpoints, 5)
+    assert names(checkpoints) == ["step-000005"]
+
+
+def test_a_damaged_checkpoint_is_not_the_last_one_with_finite_numbers(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", keep=1)
+    save(checkpoints, 1)
+    save_skipped(checkpoints, 2)
+    save(checkpoints, 3)
+    assert names(checkpoints) == ["step-000003"]
+    save_skipped(checkpoints, 4)
+    (checkpoints.folder / "step-000003" / "learner" / "shard.pt").write_text("")
+    save_skipped(checkpoints, 5)
+    assert names(checkpoints) == ["step-000003", "step-000004", "step-000005"], "nothing better is left"
+
+
 def test_leased_weights_are_pruned_by_the_first_save_after_their_lease(checkpoints):
     save(checkpoints, 1)
     export = checkpoints.folder / "step-000001" / "export"
@@ -136,6 +165,40 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(checkpoints):
     folder, state = checkpoints.newest()
     assert (folder.name, state.step) == ("step-000001", 1)
     assert exported_step(checkpoints) == "step-000001"
+
+
+def test_every_file_and_folder_is_on_the_disk_before_a_checkpoint_has_its_name(checkpoints, monkeypatch):
+    """And its name before an older one is deleted."""
+    events, fsync, rename, rmtree = [], os.fsync, Path.rename, shutil.rmtree
+
+    def noted_fsync(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def noted_rename(path, target):
+        events.append(f"{path.name} -> {target.name}")
+        return rename(path, target)
+
+    def noted_rmtree(folder):
+        events.append(f"delete {folder.name}")
+        rmtree(folder)
+
+    save(checkpoints, 1, 2)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr("orchestrator.storage.checkpoints.shutil.rmtree", noted_rmtree)
+    save(checkpoints, 3)
+    named = events.index(".partial-000003 -> step-000003")
+    final = checkpoints.folder / "step-000003"
+    written = {path.relative_to(final) for path in [final, *final.rglob("*")]}
+    partial = checkpoints.folder / ".partial-000003"
+    assert {
+        path.relative_to(partial) for path in events[:named] if partial in (path, *path.parents)
+    } == written
+    assert {checkpoints.run_folder, checkpoints.run_folder.parent} <= set(events[:named])
+    deleted = events.index("step-000001 -> .partial-old-step-000001")
+    assert checkpoints.folder in events[named:deleted]
+    assert events[deleted:] == [events[deleted], "delete .partial-old-step-000001"]
 
 
 def test_the_next_save_deletes_what_a_crash_left(checkpoints):

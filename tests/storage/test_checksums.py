@@ -83,7 +83,7 @@ def zero_to_the_end(file: Path, rng: random.Random) -> None:
 
 
 FAULTS = {
-    cut: 50, flip_a_bit: 50, overwrite_a_block: 25, empty: 15, remove: 15, zero_to_the_end: 15,
+    cut: 200, flip_a_bit: 50, overwrite_a_block: 25, empty: 15, remove: 15, zero_to_the_end: 15,
 }  # fmt: skip
 
 

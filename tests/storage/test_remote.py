@@ -101,6 +101,14 @@ def test_older_checkpoints_are_pruned_in_the_order_of_their_numbers(remote, tmp_
     assert remote.newest()[0].step == 1_000_001
 
 
+def test_the_last_checkpoint_of_a_step_with_finite_numbers_is_never_pruned(remote, tmp_path):
+    save(remote, tmp_path, 1, 2, keep=1)
+    for step, skipped in ((3, 1), (4, 2), (5, 0)):
+        state = replace(STATE, step=step, skipped_in_a_row=skipped)
+        remote.save(state, 1, lambda place: None, state.text({}))
+        assert remote._complete() == {3: [2, 3], 4: [2, 3, 4], 5: [5]}[step]
+
+
 def test_a_step_that_is_saved_again_holds_no_file_of_the_first_save(remote, tmp_path):
     remote.save(STATE, 2, lambda place: remote.write(f"{place}/learner/stale.pt", b""), STATE.text({}))
     save(remote, tmp_path, 2)
