@@ -20,6 +20,7 @@ from torch.distributed import TCPStore
 from actors import process_group, zero3
 from actors.passes import Passes
 from actors.rank_files import RankFiles
+from actors.resharding import load_resharded
 from actors.rows import RolloutRows
 from actors.streaming import StreamedStep
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
@@ -36,6 +37,9 @@ from orchestrator.storage.checkpoints import random_state
 from orchestrator.storage.files import without_patterns
 from orchestrator.storage.shards import ShardFiles
 
+SHARDS = "zero3"
+"""The folder of DeepSpeed's files in a checkpoint's `learner/`."""
+
 
 class LearnerRank(RankFiles):
     """One ZeRO-3 rank. After `open_store` (rank 0 only) and `setup` on all ranks it holds the policy.
@@ -51,7 +55,7 @@ class LearnerRank(RankFiles):
     def __init__(self, settings: LearnerSettings, rank: int) -> None:
         self.settings = settings
         self.rank = rank
-        self.files = ShardFiles(rank, settings.run_name, settings.remote)
+        self.files = ShardFiles(rank, settings.num_ranks, settings.run_name, settings.remote)
         self.store: TCPStore | None = None
         self.reference: Any = None
         """The initial model's DeepSpeed engine, where `settings.needs_reference`."""
@@ -244,19 +248,24 @@ class LearnerRank(RankFiles):
         zero3.reload_states(self.learner.engine)
 
     def save(self, folder: str) -> None:
-        """Write model and optimiser shards and the random state. The same number of ranks can load them."""
-        self.learner.engine.save_checkpoint(folder, tag="zero3", save_latest=False)
+        """Write model and optimiser shards and the random state."""
+        self.learner.engine.save_checkpoint(folder, tag=SHARDS, save_latest=False)
         torch.save({"torch": torch.get_rng_state()}, Path(folder) / random_state(self.rank))
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote there, or what `fetch` has downloaded in its place."""
+    def load(self, folder: str, saved_by: int) -> None:
+        """Restore what `save` wrote there, or what `fetch` has downloaded in its place.
+
+        Args:
+            saved_by: How many ranks saved it. If that is another number than today's, a rank without a saved
+                random state takes that of another rank.
+        """
+        engine = self.learner.engine
         with self.files.readable(Path(folder)) as source:
-            path, _ = self.learner.engine.load_checkpoint(
-                without_patterns(str(source.absolute())), tag="zero3"
-            )
-            if path is None:
+            if saved_by != self.settings.num_ranks:
+                load_resharded(engine, source, SHARDS, saved_by)
+            elif engine.load_checkpoint(without_patterns(str(source.absolute())), tag=SHARDS)[0] is None:
                 raise RuntimeError(f"{source}: DeepSpeed found no checkpoint there")
-            torch.set_rng_state(torch.load(source / random_state(self.rank))["torch"])
+            torch.set_rng_state(torch.load(source / random_state(self.rank % saved_by))["torch"])
 
     def export(self, folder: str) -> None:
         """Write the weights as a Hugging Face folder (rank 0 writes)."""

@@ -22,9 +22,9 @@ class RankFiles:
         """Flush this rank's files of a checkpoint to the disk; returns their checksums."""
         return self.files.seal(Path(checkpoint))
 
-    def verify(self, checkpoint: str, sums: Checksums) -> str | None:
-        """Compare this rank's files of a checkpoint with their checksums, before `load`."""
-        return self.files.problem(Path(checkpoint), sums)
+    def verify(self, checkpoint: str, sums: Checksums, saved_by: int) -> str | None:
+        """Compare the files of a checkpoint that this rank loads with their checksums, before `load`."""
+        return self.files.problem(Path(checkpoint), sums, saved_by)
 
     def upload(self, checkpoint: str, place: str) -> str | None:
         """Copy this rank's files of a checkpoint to `place` in `run.remote`."""
@@ -35,7 +35,7 @@ class RankFiles:
         return None
 
     def fetch(self, checkpoint: str, state: TrainingState) -> str | None:
-        """Download this rank's files of a checkpoint for `load`, unless they are on this node."""
+        """Download the files of a checkpoint that this rank loads, unless they are on this node."""
         try:
             self.files.fetch(Path(checkpoint), state, ray.util.get_node_ip_address())
         except LaserError as error:

@@ -21,7 +21,7 @@ from orchestrator.config.schema import (
 class LearningConfig(Section):
     """The policy update."""
 
-    num_ranks: Annotated[ActorCount, Mark.POOL_SIZE] = 1
+    num_ranks: Annotated[ActorCount, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1
     """DeepSpeed ZeRO-3 ranks; each is an actor."""
     cpus_per_rank: Annotated[Share, Mark.MAY_CHANGE, Mark.POOL_SIZE] = 1.0
     """CPUs that a rank reserves; fractions share a CPU."""

@@ -1,12 +1,13 @@
-"""The files of a checkpoint that one learner rank writes: uploaded to `run.remote`, and downloaded.
+"""The files of a checkpoint that one learner rank writes or loads: uploaded to `run.remote`, and downloaded.
 
-In: a checkpoint's folder on the rank's node. Out: this rank's files at the URL, or on this node again.
+In: a checkpoint's folder on the rank's node. Out: this rank's files at the URL, or on this node again. A rank
+loads the files that it wrote, or those of all ranks where another number of ranks saved the checkpoint.
 """
 
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from orchestrator.errors import RunError
@@ -20,12 +21,14 @@ class ShardFiles:
 
     Args:
         rank: The rank's number, from 0.
+        num_ranks: How many ranks there are.
         run_name: Name of the run below `remote`.
         remote: `run.remote`; None when checkpoints stay in the run's folder, and then nothing is uploaded.
     """
 
-    def __init__(self, rank: int, run_name: str, remote: str | None) -> None:
+    def __init__(self, rank: int, num_ranks: int, run_name: str, remote: str | None) -> None:
         self.rank = rank
+        self.num_ranks = num_ranks
         self.run_name = run_name
         self.remote = remote
         self._fetched: Path | None = None
@@ -54,7 +57,7 @@ class ShardFiles:
                     path.unlink()
 
     def fetch(self, checkpoint: Path, state: TrainingState, node: str) -> None:
-        """Download this rank's files of the checkpoint of `state`, unless they are in its folder here.
+        """Download the files of a checkpoint that this rank loads, unless they are in its folder here.
 
         Args:
             node: Address of this rank's node, for the message.
@@ -75,19 +78,22 @@ class ShardFiles:
             )
         self._fetched = checkpoint.with_name(f".partial-fetched-{self.rank}")
         shutil.rmtree(self._fetched, ignore_errors=True)
+        writers = self._writers(state.num_ranks)
         remote.fetch(
-            f"{place_of(state.step)}/learner", self._fetched, lambda name: writer_of(name) == self.rank
+            f"{place_of(state.step)}/learner", self._fetched, lambda name: writer_of(name) in writers
         )
 
-    def problem(self, checkpoint: Path, sums: Checksums) -> str | None:
-        """What is wrong with this rank's files of a checkpoint, or with their copy of `fetch`, in words.
+    def problem(self, checkpoint: Path, sums: Checksums, saved_by: int) -> str | None:
+        """What is wrong with the files that this rank loads, or with their copy of `fetch`, in words.
 
         Args:
             sums: Of the checkpoint's files.
+            saved_by: How many ranks saved it.
         """
+        writers = self._writers(saved_by)
         for path, expected in sums.items():
             name = path.removeprefix("learner/")
-            if name == path or writer_of(Path(path).name) != self.rank:
+            if name == path or writer_of(Path(path).name) not in writers:
                 continue
             file = (self._fetched or checkpoint / "learner") / name
             if not file.is_file():
@@ -98,7 +104,7 @@ class ShardFiles:
 
     @contextlib.contextmanager
     def readable(self, folder: Path) -> Iterator[Path]:
-        """The folder to load this rank's files from: `folder`, or the copy of `fetch`, then deleted."""
+        """The folder to load files from: `folder`, or the copy of `fetch`, then deleted."""
         yield self._fetched or folder
         if self._fetched is not None:
             shutil.rmtree(self._fetched)
@@ -110,7 +116,16 @@ class ShardFiles:
             same = TrainingState.parse((checkpoint / STATE).read_bytes()).is_same(state)
         except (FileNotFoundError, ValueError, TypeError):
             return False
-        return same and (checkpoint / "learner" / random_state(self.rank)).exists()
+        folder = checkpoint / "learner"
+        return same and all((folder / random_state(rank)).exists() for rank in self._writers(state.num_ranks))
+
+    def _writers(self, saved_by: int) -> Collection[int]:
+        """The ranks whose files of a checkpoint this rank loads.
+
+        Args:
+            saved_by: How many ranks saved it.
+        """
+        return (self.rank,) if saved_by == self.num_ranks else range(saved_by)
 
     def _own(self, checkpoint: Path) -> list[Path]:
         """The files of a checkpoint that this rank has written."""

@@ -83,7 +83,6 @@ def train(
             outcome = Outcome(summary, already_finished=True)
         else:
             assert prepared is not None  # a finished run stays finished
-            _refuse_other_rank_count(config, checkpoints)
             summary = _start_or_resume(config, checkpoints, prepared, progress, context)
             outcome = Outcome(summary, already_finished=False)
         if remote is not None:
@@ -95,7 +94,6 @@ def train(
 
 def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -> PreparedRun:
     """Refuse what can be refused before anything starts, and load what the run reads."""
-    _refuse_other_rank_count(config, checkpoints)
     refuse_unusable(config.verifier_texts)
     prepared = prepare(config)
     prepared.sources.update(own_verifiers(config.verifier_texts))
@@ -301,16 +299,6 @@ def read_summary(path: Path, number: str) -> dict[str, Any]:
     if not isinstance(summary.get(number), int | float):
         raise ConfigError(f"{path}: is damaged, since it has no number '{number}'. {advice}")
     return summary
-
-
-def _refuse_other_rank_count(config: RunConfig, checkpoints: Checkpoints) -> None:
-    newest = checkpoints.newest()
-    if newest and newest[1].num_ranks != config.learning.num_ranks:
-        raise ConfigError(
-            f"learning.num_ranks={config.learning.num_ranks}, but {newest[0]} was written by "
-            f"{newest[1].num_ranks} rank(s), and ZeRO-3 checkpoints load at that number only: use it, or "
-            "start another run.name from this run's export/"
-        )
 
 
 def _refuse_other_settings(config: RunConfig) -> None:

@@ -82,10 +82,14 @@ class Saver:
         if self.remote is not None:
             self._on_ranks("fetch", str(folder.resolve()), state)
         sums = self.checkpoints.checksums(folder)
-        problems = [] if sums is None else self.pools.on_all_ranks("verify", str(folder.resolve()), sums)
+        saved_by = state.num_ranks
+        if sums is not None:
+            problems = self.pools.on_all_ranks("verify", str(folder.resolve()), sums, saved_by)
+        else:
+            problems = []
         if problem := next(filter(None, problems), None):
             return str(problem)
-        self.pools.on_all_ranks("load", str((folder / "learner").resolve()))
+        self.pools.on_all_ranks("load", str((folder / "learner").resolve()), saved_by)
         return None
 
     def _write(self, state: TrainingState, folder: Path) -> Checksums:

@@ -50,8 +50,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("learning.cpus_per_rank", "learning.gpus_per_rank", "learning.resources"),
                 *("learning.tokens_per_micro_batch", "learning.gradient_checkpointing"),
                 *("learning.attention", "learning.max_skipped_steps", "learning.skip_zero_gradients"),
-                "learning.share_prefixes",
-                "learning.stream",
+                *("learning.share_prefixes", "learning.stream", "learning.num_ranks"),
             },
         ),
         (

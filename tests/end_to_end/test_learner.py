@@ -244,7 +244,7 @@ def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
         second = ray.get(rank.step.remote(batch))
         ray.get(rank.export.remote(str(export)))
     with learner(settings(models["tied"])) as (restored,):
-        ray.get(restored.load.remote(checkpoint))
+        ray.get(restored.load.remote(checkpoint, 1))
         again = ray.get(restored.step.remote(batch))
         chunks = ray.get(ray.get(restored.publish.remote("float32", 100_000)))
     assert second.total_loss != first.total_loss
@@ -259,6 +259,61 @@ def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
     )
     start = Qwen2ForCausalLM.from_pretrained(models["tied"], dtype=torch.float32)
     assert not torch.equal(start.lm_head.weight, exported.lm_head.weight)
+
+
+@pytest.mark.parametrize(
+    ("counts", "dtype"),
+    [((1, 2), "bfloat16"), pytest.param((1, 2, 3, 1), "float32", marks=pytest.mark.long)],
+)
+def test_another_number_of_ranks_goes_on_with_the_same_weights_and_moments(
+    counts: tuple[int, ...], dtype: str, models: dict[str, Path], groups: list[Trajectories], tmp_path: Path
+) -> None:
+    """Each number of ranks takes a step. `lr` is small: the splits of a batch differ by rounding."""
+
+    def config(ranks: int) -> RunConfig:
+        base = settings(models["tied"], ranks)
+        # Several parts: AdamW counts the steps of each.
+        parts = {"dtype": dtype, "lr": 1e-4, "deepspeed": {"zero_optimization": {"sub_group_size": 20_000}}}
+        return base.model_copy(update={"learning": base.learning.model_copy(update=parts)})
+
+    states: list[dict[str, Any]] = []
+    for number, ranks in enumerate(counts):
+        with learner(config(ranks), worker=WholeStateRank) as workers:
+            if number > 0:
+                folder, saved_by = str(tmp_path / str(number - 1)), counts[number - 1]
+                ray.get([worker.load.remote(folder, saved_by) for worker in workers])
+                assert_equal_states(
+                    ray.get([worker.whole_state.remote() for worker in workers])[0], states[-1]
+                )
+            batch = batch_of(groups, ranks, 256)
+            assert ray.get([worker.step.remote(batch) for worker in workers])[0].skipped == 0
+            states.append(ray.get([worker.whole_state.remote() for worker in workers])[0])
+            ray.get([worker.save.remote(str(tmp_path / str(number))) for worker in workers])
+    assert set(states[-1]["steps"]) == {len(counts)}
+    assert len(states[-1]["steps"]) > 1
+    with learner(config(1), worker=WholeStateRank) as (never_stopped,):
+        for _ in counts:
+            ray.get(never_stopped.step.remote(batch_of(groups, 1, 256)))
+        expected = ray.get(never_stopped.whole_state.remote())
+    for name, tensors in expected["tensors"].items():
+        tolerance = 2e-3 if dtype == "float32" else 2e-2
+        for kind in ("exp_avg", "exp_avg_sq"):
+            scale = float(np.abs(tensors[kind]).max())
+            np.testing.assert_allclose(
+                states[-1]["tensors"][name][kind],
+                tensors[kind],
+                atol=tolerance * scale,
+                err_msg=f"{name} {kind}",
+            )
+
+
+def assert_equal_states(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Bit for bit; the number of parts depends on the number of ranks."""
+    assert set(found["steps"]) == set(expected["steps"])
+    assert set(found["tensors"]) == set(expected["tensors"])
+    for name, tensors in expected["tensors"].items():
+        for kind, values in tensors.items():
+            np.testing.assert_array_equal(found["tensors"][name][kind], values, err_msg=f"{name} {kind}")
 
 
 def test_reference_model_is_held_only_when_asked_for(
@@ -386,7 +441,7 @@ def test_streamed_loss_and_gradients_equal_those_of_the_whole_batch(
                 np.testing.assert_array_equal(again[name], gradient, err_msg="nothing is left behind")
         case, checked, updates = learning_with(config, 1.0, mini_batches=2), checked_groups(groups), []
         for streamed in (0, 2):
-            ray.get([worker.load.remote(str(tmp_path)) for worker in workers])
+            ray.get([worker.load.remote(str(tmp_path), ranks) for worker in workers])
             updates.append(step(driver_batch(case, checked, workers, streamed)))
         assert updates[1].grad_norm == pytest.approx(updates[0].grad_norm, rel=1e-3)
         assert updates[1].skipped == 0
@@ -442,7 +497,7 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
         after = step(good)
         assert after[0].skipped == 0
         assert ray.get([rank.health.remote() for rank in ranks]) == [None, None]
-        ray.get([rank.load.remote(str(tmp_path)) for rank in ranks])
+        ray.get([rank.load.remote(str(tmp_path), 2) for rank in ranks])
         never_skipped = step(good)
         for found, expected in zip(after, never_skipped, strict=True):
             assert (found.total_loss, found.grad_norm) == (expected.total_loss, expected.grad_norm)
@@ -452,7 +507,7 @@ def test_a_step_with_a_number_that_is_not_finite_changes_nothing_on_any_rank(
         problems = set(ray.get([rank.health.remote() for rank in ranks]))
         assert problems == {"the weights give log-probs that are not finite"}
         assert step(good)[0].faults[0] == "the policy's log-probs"
-        ray.get([rank.load.remote(str(tmp_path)) for rank in ranks])
+        ray.get([rank.load.remote(str(tmp_path), 2) for rank in ranks])
         assert not step(replace(good, step=10**32))[0].weights_finite
         assert set(ray.get([rank.health.remote() for rank in ranks])) == {"the weights are not finite"}
 
@@ -467,6 +522,27 @@ class OldLogProbsRank(LearnerRank):
             return accumulate(batch, mini, groups, old or passes.logprobs(mini, groups), *others, **more)
 
         passes.accumulate = with_old  # type: ignore[method-assign]
+
+
+class WholeStateRank(LearnerRank):
+    """A real rank that shows its model's float32 weights, AdamW's state, and the weights of the passes."""
+
+    def whole_state(self) -> dict[str, Any]:
+        from deepspeed import zero
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        tensors = {}
+        for name, parameter in self.learner.model.model.named_parameters():
+            with zero.GatheredParameters([parameter]):
+                used = parameter.detach().float().clone()
+            tensors[name] = {
+                "used": used.numpy(),
+                "fp32": safe_get_full_fp32_param(parameter).numpy().copy(),
+                "exp_avg": safe_get_full_optimizer_state(parameter, "exp_avg").numpy().copy(),
+                "exp_avg_sq": safe_get_full_optimizer_state(parameter, "exp_avg_sq").numpy().copy(),
+            }
+        state = self.learner.engine.optimizer.optimizer.state
+        return {"tensors": tensors, "steps": [float(part["step"]) for part in state.values()]}
 
 
 class PoisonedRank(LearnerRank):

@@ -111,19 +111,22 @@ def series(client: MlflowClient, run_id: str, key: str) -> list[int]:
 
 
 def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished(laser, config: Path) -> None:
-    folder = config.parent / "tiny"
-    with laser.started("train", str(config)) as process:
-        laser.wait_for(folder / "checkpoints" / "step-000002", process)
+    elsewhere, folder = config.parent.with_name("elsewhere"), config.parent / "tiny"
+    with laser.started("train", str(config), f"run.dir={elsewhere}", "learning.num_ranks=1") as process:
+        laser.wait_for(elsewhere / "tiny" / "checkpoints" / "step-000002", process)
+    for path in elsewhere.iterdir():
+        path.rename(config.parent / path.name)
     assert not (folder / "summary.json").exists()
     killed_at = json.loads((folder / "checkpoints" / "step-000002" / "state.json").read_text())
 
     damaged = folder / "checkpoints" / "step-000002"
-    shard = next(damaged.glob("learner/zero3/zero_pp_rank_1_*optim_states.pt"))
+    shard = next(damaged.glob("learner/zero3/zero_pp_rank_0_*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
 
-    # The same command again; this time a learner rank is killed, and then the engine: both are replaced.
+    # The folder has moved, and another number of ranks goes on. This time a learner rank is killed, and then
+    # the engine: both are replaced.
     with laser.started("train", str(config)) as resumed:
         laser.wait_for(folder / "checkpoints" / "step-000003", resumed)
         laser.kill_actor(resumed, "ray::LearnerRank")
@@ -132,7 +135,9 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
         stdout, _ = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, stdout
     assert f"{damaged} is damaged: learner/zero3/{shard.name} has other content" in " ".join(stdout.split())
-    assert f"continuing from {damaged.with_name('step-000001')}" in " ".join(stdout.split())
+    assert f"continuing from {damaged.with_name('step-000001')}, which 1 rank(s) saved, with 2" in " ".join(
+        stdout.split()
+    )
     notes = [event for event in read_events(folder) if isinstance(event, NoteEvent)]
     assert [(note.step, shard.name in note.text) for note in notes] == [(1, True)]
     summary = json.loads((folder / "summary.json").read_text())

@@ -57,6 +57,7 @@ def test_an_attempt_that_ended_before_its_first_checkpoint_is_gone_on_with_if_it
             None,
         ),
         ({"verification": {"num_workers": 4, "timeout_s": 3}}, None),
+        ({"learning": {"num_ranks": 3}}, None),
         ({"verification": {"verifier": "mine:check"}}, "verification.verifier"),
         ({"evaluation": {"samples_per_problem": 2}}, "evaluation.samples_per_problem"),
         ({"loss": {"beta_v": 0.2}}, "loss.beta_v"),

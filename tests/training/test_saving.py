@@ -50,7 +50,7 @@ def uploaded(config):
 
         def upload(folder, state=state):
             def send(place):
-                ShardFiles(0, config.run.name, config.run.remote).upload(folder, place)
+                ShardFiles(0, 1, config.run.name, config.run.remote).upload(folder, place)
 
             remote.save(state, 3, send, (folder / "state.json").read_text())
 
@@ -99,9 +99,9 @@ def test_a_rank_compares_what_it_downloads(config, uploaded, tmp_path):
     shard = far / place_of(3) / "learner" / "zero3" / "zero_pp_rank_0_model.pt"
     shard.write_text(shard.read_text().replace("model", "mode1"))
     state, sums = uploaded.newest()
-    files = ShardFiles(0, config.run.name, config.run.remote)
+    files = ShardFiles(0, 1, config.run.name, config.run.remote)
     files.fetch(tmp_path / "elsewhere" / "step-000003", state, "10.0.0.2")
-    assert files.problem(tmp_path / "elsewhere" / "step-000003", sums) == (
+    assert files.problem(tmp_path / "elsewhere" / "step-000003", sums, 1) == (
         "learner/zero3/zero_pp_rank_0_model.pt has other content than when it was written"
     )
 
