@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import LaserError, RunError
+from orchestrator.terminal import hide_secrets_in_tracebacks, say_line
 
 if TYPE_CHECKING:
     from orchestrator.config.training import RunConfig
@@ -26,6 +27,7 @@ COMMAND_STARTED = time.monotonic()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    hide_secrets_in_tracebacks()
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # Settings may stand on both sides of an option; argparse takes only the first ones.
@@ -36,14 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command.run(options)
     except LaserError as error:
-        print(f"laser {options.name}: {error}", file=sys.stderr)
+        say_line(f"laser {options.name}: {error}", stderr=True)
         return 1 if isinstance(error, RunError) else 2
     except PermissionError as error:
-        print(f"laser {options.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        say_line(f"laser {options.name}: {error.filename}: {error.strerror}", stderr=True)
         return 2
     except KeyboardInterrupt:
         advice = f" {options.command.after_interrupt}" if options.command.after_interrupt else ""
-        print(f"\nlaser {options.name}: interrupted.{advice}", file=sys.stderr)
+        say_line(f"\nlaser {options.name}: interrupted.{advice}", stderr=True)
         return 1
 
 
@@ -55,7 +57,9 @@ def _train(options: argparse.Namespace) -> int:
     outcome = train(config, context=standalone(COMMAND_STARTED))
     if outcome.already_finished:
         steps = outcome.summary["steps"]
-        print(f"{config.folder} is finished after {steps} steps: raise run.steps, or choose another run.name")
+        say_line(
+            f"{config.folder} is finished after {steps} steps: raise run.steps, or choose another run.name"
+        )
     from orchestrator.tracking.address import tracking_uri
     from orchestrator.training.show import show_summary
 
@@ -73,7 +77,7 @@ def _sft(options: argparse.Namespace) -> int:
     outcome = fine_tune(config)
     state = "is finished" if outcome.already_finished else "done"
     loss, export = outcome.summary["loss"], config.folder / "export"
-    print(f"{config.folder} {state}: loss {loss:.3f}. Start training with model.path={export}")
+    say_line(f"{config.folder} {state}: loss {loss:.3f}. Start training with model.path={export}")
     return 0
 
 
@@ -98,7 +102,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if not outcome.failed:
         return 0
     failed = f"{len(outcome.failed)} of {len(outcome.trials)} trials failed"
-    print(f"laser sweep: {failed}. Run the same command again to retry them.", file=sys.stderr)
+    say_line(f"laser sweep: {failed}. Run the same command again to retry them.", stderr=True)
     return 1
 
 
@@ -116,7 +120,7 @@ def _eval(options: argparse.Namespace) -> int:
     config = load_eval(options.config, _without_none(given), options.overrides)
     results = evaluate(config)
     show_results(results)
-    print(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir), results.folder)}")
+    say_line(f"curves    {tracking_command(tracking_uri(config.tracking.uri, config.dir), results.folder)}")
     return 0
 
 
@@ -174,7 +178,7 @@ def _jobs_logs(options: argparse.Namespace) -> int:
         return _follow(options, cluster, job_id)
     from orchestrator.jobs.following import readable
 
-    print(readable(cluster.log(job_id)), end="")
+    say_line(readable(cluster.log(job_id)), end="")
     return 0
 
 
@@ -194,7 +198,7 @@ def _follow(options: argparse.Namespace, cluster: "Cluster", job_id: str) -> int
         follow(cluster, cluster.job(job_id))
     except KeyboardInterrupt:
         lines = [f"\nlaser {options.name}: {job_id} keeps running on the cluster", *commands(cluster, job_id)]
-        print("\n".join(lines), file=sys.stderr)
+        say_line("\n".join(lines), stderr=True)
         return 1
     return 0
 
@@ -209,7 +213,7 @@ def _report(options: argparse.Namespace) -> int:
     from dashboards.report import write_report
 
     write_report(options.runs, options.output, options.title)
-    print(f"{options.output} written: open it in a browser")
+    say_line(f"{options.output} written: open it in a browser")
     return 0
 
 
@@ -231,14 +235,14 @@ def _replay(options: argparse.Namespace) -> int:
     config = _run_config(options)
     from orchestrator.training.replay import replay
 
-    print(replay(config, options.rollouts).described(config.model.path))
+    say_line(replay(config, options.rollouts).described(config.model.path))
     return 0
 
 
 def _explain(options: argparse.Namespace) -> int:
     from orchestrator.config.manual import explanation, markdown
 
-    print(markdown() if options.markdown else explanation(options.key, options.of))
+    say_line(markdown() if options.markdown else explanation(options.key, options.of))
     return 0
 
 
@@ -246,7 +250,7 @@ def _new(options: argparse.Namespace) -> int:
     from orchestrator.planning.new_task import write_example
 
     files = write_example(options.folder)
-    print(f"{options.folder} holds {', '.join(path.name for path in files)}: begin with README.md")
+    say_line(f"{options.folder} holds {', '.join(path.name for path in files)}: begin with README.md")
     return 0
 
 

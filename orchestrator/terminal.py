@@ -1,6 +1,7 @@
 """What a user sees of a running command: a live panel in a terminal, plain lines elsewhere.
 
-Every message goes through the logger `laser`. This module shows it; `storage/run_log.py` keeps it.
+Every message goes through the logger `laser`. This module shows it; `storage/run_log.py` keeps it. All output
+goes through `SafeConsole` or `say_line`, so that a model's text cannot steer the terminal.
 """
 
 import json
@@ -10,19 +11,22 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from orchestrator.measures import Place, is_point, shown_in
+from orchestrator.shown_text import safe_to_show
 
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
@@ -32,6 +36,29 @@ BAR_FROM = 10_000
 """Fewer items are done before anyone would look for a bar."""
 STEP_RECORDS_VARIABLE = "LASER_STEP_RECORDS"
 """With this environment variable each step is printed as a record, a line of JSON for programs."""
+
+
+class SafeConsole(Console):
+    """rich's console, in which a text's own control sequences have no effect and secrets are hidden."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Segments of what is printed; only rich itself makes control sequences."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=safe_to_show(segment.text))
+
+
+def say_line(text: str, stderr: bool = False, end: str = "\n") -> None:
+    """Print a text as it is, but for secrets and control sequences."""
+    print(safe_to_show(text), file=sys.stderr if stderr else sys.stdout, end=end, flush=True)
+
+
+def hide_secrets_in_tracebacks() -> None:
+    """Print the tracebacks of this process without secrets, from now on."""
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        say_line("".join(traceback.format_exception(kind, error, trace)), stderr=True, end="")
+
+    sys.excepthook = show
 
 
 class StepLine(NamedTuple):
@@ -81,7 +108,7 @@ class ConsoleHandler(logging.Handler):
         if panel := getattr(record, "panel", None):
             panel.console.print(record.getMessage(), soft_wrap=not panel.live)
         elif record.levelno >= logging.WARNING:  # of a command that has no panel yet
-            print(f"warning: {record.getMessage()}", file=sys.stderr)
+            say_line(f"warning: {record.getMessage()}", stderr=True)
 
 
 LOGGER.setLevel(logging.INFO)
@@ -93,7 +120,7 @@ class LivePanel:
     """A panel that a terminal redraws below the lines that were said; without a terminal, only the lines."""
 
     def __init__(self, console: Console | None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False)
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -192,7 +219,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[float], None]]:
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=SafeConsole(stderr=True),
         transient=True,
         disable=total < BAR_FROM or not sys.stderr.isatty(),
     )

@@ -20,7 +20,15 @@ LONGER_FILES = {
 }
 """Files that may be longer: the limit, and the reason."""
 
-FLAT_FILES = {"__init__.py", "cli.py", "errors.py", "measures.py", "terminal.py", "py.typed"}
+FLAT_FILES = {
+    "__init__.py",
+    "cli.py",
+    "errors.py",
+    "measures.py",
+    "py.typed",
+    "shown_text.py",
+    "terminal.py",
+}
 """The only files of orchestrator/ that lie outside its folders."""
 
 REPEATED_NAMES = {
@@ -28,6 +36,12 @@ REPEATED_NAMES = {
     "prepare": "checks everything that a command needs before it starts",
 }
 """Public names that several modules may define, and their one meaning."""
+
+OWN_OUTPUT = {
+    "orchestrator/terminal.py": "holds both ways out",
+    "orchestrator/jobs/probe.py": "prints a line of JSON for a program",
+}
+"""Modules that may print by themselves, and why."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -97,6 +111,16 @@ def test_modules_and_what_they_offer_have_docstrings(path):
         and not ast.get_docstring(node)
     ]
     assert not without
+
+
+@modules
+def test_all_output_goes_through_terminal(path):
+    """There, control sequences and secrets of a text are taken out."""
+    if str(path.relative_to(ROOT)) in OWN_OUTPUT:
+        return
+    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    names = {call.id for call in calls if isinstance(call, ast.Name)}
+    assert not names & {"print", "Console"}, "use say_line or SafeConsole"
 
 
 def test_orchestrator_has_a_folder_for_each_subject():

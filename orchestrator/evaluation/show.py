@@ -16,7 +16,7 @@ from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluation.figures import EvalResults, Figures, SetResults
 from orchestrator.measures import AVERAGE, Place, shown_in
 from orchestrator.storage.files import atomically
-from orchestrator.terminal import LOGGER, clock
+from orchestrator.terminal import LOGGER, SafeConsole, clock
 
 PLAIN_LINES_EVERY_S = 10.0
 FEWEST_FOR_COST = 4
@@ -34,7 +34,7 @@ class EvalProgress:
     """Samples done, their rate and the time left: a bar in a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False)
         self.bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("ETA {task.fields[eta]}"),
@@ -99,7 +99,7 @@ class EvalProgress:
 
 def show_results(results: EvalResults, console: Console | None = None) -> None:
     """Print the figures as tables, then notes on the score, on failed checks and on the files."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     console.print(_figures_table(results))
     console.print(_votes_table(results.sets))
     for found in results.sets:
@@ -145,13 +145,13 @@ def save_cost_figure(sets: Sequence[SetResults], path: Path) -> None:
 
 
 def _figures_table(results: EvalResults) -> Table:
-    table = Table(title=results.model)
+    table = Table(title=escape(results.model))
     columns = [(found.name, found.figures) for found in results.sets]
     if len(columns) > 1:
         columns.append((AVERAGE, results.average))
     table.add_column("", no_wrap=True)
     for name, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     sizes = [f"{found.problems} x {found.samples_per_problem}" for found in results.sets]
     table.add_row("problems x samples", *sizes, *[""] * (len(columns) - len(sizes)))
     for measure in shown_in(Place.EVALUATION):
@@ -174,7 +174,7 @@ def _votes_table(sets: Sequence[SetResults]) -> Table:
     for found in sets:
         for row in found.at_k:
             table.add_row(
-                found.name,
+                escape(found.name),
                 str(row.k),
                 _number(row.pass_at_k),
                 _with_error(row.maj_at_k, row.maj_error),
@@ -187,7 +187,7 @@ def _votes_table(sets: Sequence[SetResults]) -> Table:
 
 def _cost_table(found: SetResults) -> Table:
     majority = [point for point in found.cost if point.rule == "majority"][-1]
-    table = Table(title=f"{found.name}: accuracy against tokens a problem")
+    table = Table(title=f"{escape(found.name)}: accuracy against tokens a problem")
     for name in (
         "rule",
         "k or confidence",

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.jobs.client import KIND_KEY, RUN_KEY, Cluster
-from orchestrator.terminal import RunProgress, StepLine
+from orchestrator.terminal import RunProgress, SafeConsole, StepLine, say_line
 
 POLL_S = 0.5
 RECONNECT_S = 2.0
@@ -58,7 +58,7 @@ class LogView:
 
     def __init__(self, title: str, console: Console | None) -> None:
         self.title = title
-        self.console = console or Console(highlight=False)
+        self.console = console or SafeConsole(highlight=False)
         self.panel: RunProgress | None = None
         self.stack = contextlib.ExitStack()
 
@@ -132,7 +132,7 @@ async def log_lines(cluster: Cluster, job_id: str, say: Callable[[str], None]) -
         yield rest
 
 
-def stop(cluster: Cluster, name: str, say: Callable[[str], None] = print) -> None:
+def stop(cluster: Cluster, name: str, say: Callable[[str], None] = say_line) -> None:
     """Stop a job and wait for its end. A training run saves a checkpoint first.
 
     Args:

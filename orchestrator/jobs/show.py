@@ -6,10 +6,11 @@ from datetime import datetime
 
 from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.jobs.client import KIND_KEY, RUN_KEY
-from orchestrator.terminal import clock
+from orchestrator.terminal import SafeConsole, clock
 
 JOB_COLOURS = {
     JobStatus.RUNNING: "cyan",
@@ -21,18 +22,18 @@ JOB_COLOURS = {
 
 def show_jobs(jobs: Sequence[JobDetails], console: Console | None = None) -> None:
     """Print a table with one job a line."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     table = Table("job", "kind", "status", "submitted", "took", box=None)
     for job in jobs:
         table.add_row(
-            job.submission_id, job.metadata[KIND_KEY], _status(job), _time(job.start_time), _took(job)
+            job.submission_id, escape(job.metadata[KIND_KEY]), _status(job), _time(job.start_time), _took(job)
         )
     console.print(table if jobs else "no jobs")
 
 
 def show_job(job: JobDetails, console: Console | None = None) -> None:
     """Print a job's run, state, times and code version."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     metadata = job.metadata
     code = [f"version {metadata['laser.version']}"]
     if commit := metadata.get("laser.commit"):
@@ -40,10 +41,10 @@ def show_job(job: JobDetails, console: Console | None = None) -> None:
         code.append(f"commit {commit[:12]}{changed}")
     shown = {
         "job": job.submission_id,
-        "run": f"{metadata[RUN_KEY]} ({metadata[KIND_KEY]})",
+        "run": escape(f"{metadata[RUN_KEY]} ({metadata[KIND_KEY]})"),
         "status": _status(job),
         "submitted": f"{_time(job.start_time)}, took {_took(job)}",
-        "code": ", ".join(code),
+        "code": escape(", ".join(code)),
     }
     for name, value in shown.items():
         console.print(f"{name:<10}{value}", soft_wrap=True)

@@ -21,7 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.jobs.client import KIND_KEY, RUN_KEY, Cluster, is_local
 from orchestrator.jobs.image import REPOSITORY, command, missing_requirements, pip_environment
 from orchestrator.jobs.staging import DISTRIBUTION, Job, load_job, stage
-from orchestrator.terminal import program
+from orchestrator.terminal import program, say_line
 
 DEFAULT_STORAGE = "~/laser"
 STOP_WAIT_S = 600
@@ -35,7 +35,7 @@ def submit(
     address: str | None = None,
     storage: str = DEFAULT_STORAGE,
     check_placement: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_line,
 ) -> tuple[Cluster, str]:
     """Send a training run, a sweep or an evaluation to a cluster, which queues it.
 

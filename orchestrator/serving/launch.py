@@ -27,14 +27,11 @@ from orchestrator.serving.app import INGRESS_DEPLOYMENT, engine, ingress
 from orchestrator.serving.keys import KEY_VARIABLE, Keys
 from orchestrator.serving.proxy import controller_environment
 from orchestrator.serving.served_engine import served_engine_settings
+from orchestrator.terminal import say_line
 
 DRAIN_POLL_S = 0.2
 DRAIN_ANSWER_S = 10.0
 """Seconds that an ingress replica may take to say how many requests it still has."""
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 class Service:
@@ -49,7 +46,7 @@ class Service:
         refused: Paths of new weights that no replica could start with.
     """
 
-    def __init__(self, config: ServeConfig, say: Callable[[str], None] = _say) -> None:
+    def __init__(self, config: ServeConfig, say: Callable[[str], None] = say_line) -> None:
         """Resolve the models; nothing starts yet.
 
         Raises:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orchestrator.sweeps.plan import SweepPlan
 from orchestrator.sweeps.results import State, SweepOutcome, SweepWork, Trial
-from orchestrator.terminal import figure
+from orchestrator.terminal import SafeConsole, figure
 
 STATE_COLOURS = {
     State.RUNNING: "cyan",
@@ -36,7 +36,7 @@ def trial_table(
     for name in ("seed", "state", "step", "accuracy", "F1", "AUROC", "objective"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for trial in trials:
-        values = [str(trial.point.get(key, "")) for key in keys]
+        values = [escape(str(trial.point.get(key, ""))) for key in keys]
         figures = [figure(trial.metrics.get(name)) for name in ("accuracy", "self_verification_f1", "auroc")]
         state = f"[{STATE_COLOURS[trial.status]}]{trial.status}[/]"
         table.add_row(
@@ -53,7 +53,7 @@ def trial_table(
 
 def show_plan(plan: SweepPlan, console: Console | None = None) -> None:
     """Print what a sweep would train."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     sweep, trials, trunks = plan.sweep, plan.trials, plan.trunks
     for trunk in trunks:
         shared = sum(trial.trunk == trunk.name for trial in trials) or (sweep.search.points or 0)
@@ -85,14 +85,14 @@ def show_outcome(
     Args:
         tracking: Where the curves are: MLflow's address, or the command that starts its page.
     """
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     best = outcome.best
     ranked = sorted(outcome.trials, key=rank)
     console.print(trial_table(keys, ranked, f"{len(ranked)} trials", None if best is None else best.trial))
     for trial in outcome.failed:
         console.print(f"[red]failed[/red]  {trial.name}: {escape(trial.error or '')}", soft_wrap=True)
     if best is not None:
-        point = " ".join(f"{key}={value}" for key, value in best.point.items())
+        point = escape(" ".join(f"{key}={value}" for key, value in best.point.items()))
         over = f" (mean over {best.seeds} seeds)" if best.seeds > 1 else ""
         console.print(
             f"best      [bold]{point}[/bold]   objective {best.objective:.3f}{over}", soft_wrap=True

@@ -15,7 +15,6 @@ from typing import Any
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search.repeater import TRIAL_INDEX
-from rich.console import Console
 
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import Resources
@@ -26,7 +25,7 @@ from orchestrator.storage.journal import saved_run_id
 from orchestrator.sweeps.environment import use_tracking_server
 from orchestrator.sweeps.plan import Member, SweepPlan
 from orchestrator.sweeps.results import objective
-from orchestrator.terminal import RunProgress
+from orchestrator.terminal import RunProgress, SafeConsole
 from orchestrator.training.context import RunContext
 from orchestrator.training.run import train
 
@@ -93,7 +92,7 @@ class TrialRunner:
         if context.trunk is not None and not (folder / "checkpoints").exists():
             self._record_branch(folder, context.trunk, member)
         with (folder / "log.txt").open("a") as log:
-            console = Console(file=log, width=160, highlight=False)
+            console = SafeConsole(file=log, width=160, highlight=False)
             try:
                 outcome = train(
                     member.config, RunProgress(member.name, member.config.run.steps, 0, console), context

@@ -17,6 +17,7 @@ from mlflow.utils.time import get_current_time_millis
 from orchestrator.errors import ConfigError
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import RUN_ID, saved_run_id
+from orchestrator.terminal import say_line
 from orchestrator.tracking.names import (
     in_batches,
     legal_name,
@@ -58,7 +59,7 @@ class ParentRun:
         folder: Path,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say_line,
         kind: str = "sweep",
     ) -> None:
         self.server = Server(uri)

@@ -17,6 +17,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.files import atomically, write_atomically
 from orchestrator.storage.journal import Ending, Journal
+from orchestrator.terminal import say_line
 from orchestrator.tracking.address import tracking_uri
 from orchestrator.tracking.delivery import Delivery
 from orchestrator.tracking.health import DeliveryState
@@ -56,7 +57,7 @@ class Tracker:
     def __init__(
         self,
         config: RunConfig | SFTConfig,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say_line,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = config.folder
@@ -168,7 +169,7 @@ class Tracker:
 
 def deliver_leftovers(
     config: RunConfig | SFTConfig,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_line,
     tags: Mapping[str, str] | None = None,
     finished: bool = False,
 ) -> int:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.measures import Place, shown_in
-from orchestrator.terminal import clock, figure, program
+from orchestrator.terminal import SafeConsole, clock, figure, program
 from orchestrator.tracking.address import tracking_command
 
 
@@ -16,7 +16,7 @@ def show_summary(
     summary: Mapping[str, Any], folder: Path, tracking_uri: str, console: Console | None = None
 ) -> None:
     """Show the base model against the trained model, where the results are, and what to do next."""
-    console = console or Console(highlight=False)
+    console = console or SafeConsole(highlight=False)
     if summary["base"] and summary["trained"]:
         k = summary["samples_per_problem"]
         samples = f"{summary['problems']} held-out problems x {k} samples"

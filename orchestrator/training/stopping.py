@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from orchestrator.terminal import say_line
+
 
 @contextlib.contextmanager
 def handling_stops(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
@@ -38,7 +40,7 @@ class Stop:
         say: Shows the message that answers the first signal.
     """
 
-    def __init__(self, say: Callable[[str], None] = print) -> None:
+    def __init__(self, say: Callable[[str], None] = say_line) -> None:
         self.say = say
         self.requested = False
         self._at_once = False
