@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from actors.host_memory import return_free_memory
 from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
 from orchestrator.config.optional_packages import without_packages
+from orchestrator.data.model_files import load_tokenizer
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB, EngineSettings, GroupRequest, SampleRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import Generated, GroupSummary, Trajectories, pack
@@ -43,12 +44,11 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         _prepare_process(settings)
         with without_packages("sklearn"):  # transformers wants it for assisted generation
-            from transformers import AutoTokenizer
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
         self.settings = settings
-        self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
+        self.tokenizer = load_tokenizer(settings.model_path)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**_engine_arguments(settings)))
         return_free_memory()  # of loading, packing and compiling
         self.version = -1
@@ -281,6 +281,7 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     kv_cache_gib = settings.kv_cache_gib or (None if settings.on_gpu else CPU_KV_CACHE_GIB)
     arguments: dict[str, Any] = {
         "model": without_patterns(settings.model_path),
+        "load_format": "safetensors",  # never a pickle
         "dtype": settings.dtype,
         "tensor_parallel_size": settings.tensor_parallel,
         # One slot for z_c after the longest response.

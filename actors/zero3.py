@@ -15,6 +15,7 @@ from torch import Tensor
 from actors.host_memory import keep_freed_blocks, return_large_blocks
 from actors.shared_prefixes import ATTENTION, pack_rows, register_attention
 from orchestrator.algorithm.token_logprobs import LogProbHead
+from orchestrator.data.model_files import WEIGHTS, load_tokenizer
 from orchestrator.errors import ConfigError
 from orchestrator.messages.batches import FAULTS, PolicySettings
 
@@ -92,7 +93,6 @@ class Learner:
 
     def __init__(self, settings: PolicySettings) -> None:
         import deepspeed
-        from transformers import AutoTokenizer
 
         self.device = torch.device("cuda" if settings.on_gpu else "cpu")
         if not settings.on_gpu:
@@ -102,7 +102,7 @@ class Learner:
             else:
                 return_large_blocks()
         self.world_size = torch.distributed.get_world_size()
-        self.tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
+        self.tokenizer = load_tokenizer(settings.model_path)
         if settings.chat_template is not None:
             self.tokenizer.chat_template = settings.chat_template
         self.pad_token = padding_token(self.tokenizer)
@@ -208,7 +208,7 @@ def load_reference(settings: PolicySettings) -> Any:
 
 def weights_bytes(model_path: str) -> float:
     """Size of a folder's weight files; infinite for a name on a hub, or without such files."""
-    files = [*Path(model_path).glob("*.safetensors"), *Path(model_path).glob("*.bin")]
+    files = list(Path(model_path).glob(WEIGHTS))
     return sum(file.stat().st_size for file in files) if files else math.inf
 
 
@@ -278,6 +278,8 @@ def load_model(settings: PolicySettings, configuration: dict[str, Any], trained:
     shard_on_load = HfDeepSpeedConfig(configuration)
     model = AutoModelForCausalLM.from_pretrained(
         settings.model_path,
+        use_safetensors=True,
+        trust_remote_code=False,
         dtype=getattr(torch, settings.dtype),
         attn_implementation=ATTENTION if settings.shares_prefixes else settings.attention,
     )

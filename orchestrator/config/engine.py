@@ -24,6 +24,10 @@ EosTokens = Annotated[
 """Tokens as texts or ids; one may stand without brackets."""
 
 
+SAFE_FORMATS = ("safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "sharded_state", "dummy")
+"""vLLM's formats of weights that are safetensors, or none."""
+
+
 def refuse_parts_of_gpus(key: str, gpus: float, tensor_parallel: int = 1) -> None:
     """Refuse a number of GPUs that Ray cannot give: `tensor_parallel` ranks of an actor reserve `gpus` each.
 
@@ -56,11 +60,26 @@ class VllmConfig(Section):
     gpus: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
     """GPUs that a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     engine_args: Annotated[dict[str, Any], Mark.MAY_CHANGE] = Field(default={})
-    """Further arguments of vLLM's EngineArgs."""
+    """Further arguments of vLLM's EngineArgs; none that runs code or reads pickles of a model's folder."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "VllmConfig":
         refuse_parts_of_gpus(f"{self.SECTION}.gpus", self.gpus, self.tensor_parallel)
+        return self
+
+    @model_validator(mode="after")
+    def _run_no_foreign_code(self) -> "VllmConfig":
+        if self.engine_args.get("trust_remote_code", False) is not False:
+            raise ValueError(
+                f"{self.SECTION}.engine_args: trust_remote_code would run Python code that came with the "
+                "model, which is never done: leave it out"
+            )
+        load_format = self.engine_args.get("load_format", SAFE_FORMATS[0])
+        if load_format not in SAFE_FORMATS:
+            raise ValueError(
+                f"{self.SECTION}.engine_args: load_format={load_format} may read pickles, which run code: "
+                f"leave it out, or use one of {', '.join(SAFE_FORMATS)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.data.chat import ChatEncoder
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
+from orchestrator.data.model_files import load_model_config
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def turn_end_warning(
 
 def _configured(model_path: str) -> Any:
     """`eos_token_id` of the model's files: an id, a list or None."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(model_path).eos_token_id
@@ -115,6 +116,6 @@ def _configured(model_path: str) -> Any:
                 "correct or delete it"
             ) from error
     try:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model_path)).eos_token_id
+        return GenerationConfig.from_model_config(load_model_config(model_path)).eos_token_id
     except (OSError, ValueError):  # of another kind of model, which the tokenizer's EOS may still end
         return None

@@ -21,7 +21,7 @@ SOURCES = "sources.json"
 
 _MOST_BLOCKS = 256
 """A fingerprint of rows holds at most so many digests; with more rows each covers several rows."""
-_MODEL_SUFFIXES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".tiktoken"}
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken"}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.cold_start import SFTConfig
-from orchestrator.config.optional_packages import without_packages
 from orchestrator.config.sources import ChatConfig
 from orchestrator.config.texts import read_text
 from orchestrator.config.training import RunConfig
 from orchestrator.data.chat import ChatEncoder, ChatSettings
 from orchestrator.data.control_tokens import NEUTRAL_TEXT
 from orchestrator.data.eos import chosen_eos_ids, eos_token_ids
+from orchestrator.data.model_files import load_model_config, load_tokenizer, refuse_pickled_weights
 from orchestrator.errors import ConfigError
 from orchestrator.storage.card import SelfRewardCard
 from orchestrator.storage.checksums import refuse_damaged_model
@@ -68,12 +68,10 @@ def load_tokens(
     if looks_local(model_path) and not (Path(model_path) / "config.json").is_file():
         raise ConfigError(f"model.path: {model_path} is no model folder (it has no config.json)")
     if looks_local(model_path):
+        refuse_pickled_weights(Path(model_path))
         refuse_damaged_model(Path(model_path))
-    with without_packages("sklearn"):  # transformers wants it for assisted generation
-        from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        tokenizer = load_tokenizer(model_path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.path: no tokenizer could be loaded from {model_path}: {str(error).splitlines()[0]}"
@@ -293,10 +291,8 @@ def _refuse_tokens_without_rows(tokens: ModelTokens, model_path: str, z_token: s
 
 
 def _text_config(model_path: str) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(model_path).get_text_config()
+        return load_model_config(model_path).get_text_config()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.path: the config.json of {model_path} cannot be read: {str(error).splitlines()[0]}"

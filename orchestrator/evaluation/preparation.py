@@ -21,6 +21,7 @@ from orchestrator.config.texts import read_text
 from orchestrator.data.chat import ChatSettings
 from orchestrator.data.eos import response_end, turn_end_warning
 from orchestrator.data.fingerprints import model_print
+from orchestrator.data.model_files import load_model_config
 from orchestrator.data.problems import ProblemSource
 from orchestrator.data.prompts import ProblemSet, PromptSet, encode_response, render_prompt
 from orchestrator.data.tokens import (
@@ -343,10 +344,8 @@ def _context(path: str) -> int:
 
 
 def _model_config(path: str) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(path)
+        return load_model_config(path)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {path}: its config.json cannot be read: {str(error).splitlines()[0]}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.data.model_files import WEIGHTS, refuse_pickled_weights
 from orchestrator.data.tokens import ModelTokens, load_tokens, looks_local, settings_of_card
 from orchestrator.errors import ConfigError
 from orchestrator.storage.card import SELF_REWARD, SelfRewardCard, template_hash
@@ -163,9 +164,10 @@ def _with_weights(folder: Path) -> str:
     """The folder's absolute path without links.
 
     Raises:
-        ConfigError: It has no weights.
+        ConfigError: It has no weights, or they are pickles.
     """
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+    refuse_pickled_weights(folder)
+    if not any(folder.glob(WEIGHTS)):
         raise ConfigError(
             f"model {folder}: has a config.json, but no weights (*.safetensors); complete the folder"
         )

@@ -24,6 +24,7 @@ from orchestrator.config.loss import LossConfig
 from orchestrator.config.training import RunConfig
 from orchestrator.data.eos import turn_end_warning
 from orchestrator.data.files import is_local_data
+from orchestrator.data.model_files import WEIGHTS
 from orchestrator.data.problems import ProblemSource
 from orchestrator.data.tokens import looks_local, tokens_of
 from orchestrator.errors import ConfigError, LaserError
@@ -36,8 +37,6 @@ from orchestrator.planning.staleness import explain_staleness
 from orchestrator.pools.memory import MemoryPlan, ModelSize, model_size, plan_memory
 from orchestrator.terminal import SafeConsole
 from orchestrator.training.preparation import prepare
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def check(
@@ -312,6 +311,6 @@ def _absent_inputs(config: RunConfig) -> dict[str, str]:
 
 def _weight_notes(model_path: str) -> list[str]:
     folder = Path(model_path)
-    if not looks_local(model_path) or any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES):
+    if not looks_local(model_path) or any(folder.glob(WEIGHTS)):
         return []
-    return [f"model.path: {model_path} holds no weights ({' or '.join(WEIGHT_FILES)})"]
+    return [f"model.path: {model_path} holds no weights ({WEIGHTS})"]

@@ -7,6 +7,8 @@ tensors of the second layer are those of every further one.
 import functools
 from dataclasses import dataclass
 
+from orchestrator.data.model_files import load_model_config
+
 TRIED_ROWS = 2
 TRIED_LENGTH = 64
 USUAL_WIDTHS = 17
@@ -40,9 +42,7 @@ def activations(path: str, dtype: str, attention: str, checkpointing: bool, toke
         attention: transformers' implementation. With `eager` the products of all pairs of positions are kept
             too, of which this counts those of rows of `TRIED_LENGTH` tokens.
     """
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(path).get_text_config()
+    text = load_model_config(path).get_text_config()
     attention = "sdpa" if attention.startswith("flash") else attention  # they keep the same tensors
     layers = text.num_hidden_layers
     width = text.hidden_size * (4 if dtype == "float32" else 2)
@@ -63,9 +63,9 @@ def _saved_bytes(path: str, layers: int, dtype: str, attention: str) -> int:
     """Bytes that a model of so many layers saves for its backward pass, parameters apart."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path)
+    config = load_model_config(path)
     text = config.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):

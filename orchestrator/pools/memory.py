@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from orchestrator.cluster.machine import GIB
 from orchestrator.config.learning import LearningConfig
 from orchestrator.config.training import RunConfig
+from orchestrator.data.model_files import load_model_config
 from orchestrator.errors import ConfigError
 from orchestrator.messages.requests import CPU_KV_CACHE_GIB
 from orchestrator.pools.activations import Activations, activations
@@ -149,11 +150,11 @@ def model_size(path: str) -> ModelSize:
         OSError: There is no config.json.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from actors.zero3 import LogProbModel
 
-    config = AutoConfig.from_pretrained(path)
+    config = load_model_config(path)
     try:
         with torch.device("meta"):
             model = LogProbModel(AutoModelForCausalLM.from_config(config))

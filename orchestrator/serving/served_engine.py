@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from orchestrator.config.serving import ServedEngine
+from orchestrator.data.model_files import load_model_config
 from orchestrator.data.tokens import refuse_uneven_heads
 from orchestrator.errors import ConfigError
 from orchestrator.messages.requests import EngineSettings
@@ -32,15 +33,13 @@ def served_engine_settings(model: ResolvedModel, engine: ServedEngine) -> Engine
         ConfigError: The configuration asks for more positions than the model has, or the model's tokenizer
             cannot decode token by token.
     """
-    from transformers import AutoConfig
-
     if not hasattr(model.tokens.tokenizer, "backend_tokenizer"):
         raise ConfigError(
             f"the tokenizer of {model.origin} cannot decode token by token, because it is not one of the "
             "tokenizers library; save the model with a tokenizer.json"
         )
     refuse_uneven_heads(model.path, engine.tensor_parallel, "engine.tensor_parallel")
-    config = AutoConfig.from_pretrained(model.path).get_text_config()
+    config = load_model_config(model.path).get_text_config()
     positions = config.max_position_embeddings
     prompt = engine.max_prompt_tokens or min(DEFAULT_PROMPT_TOKENS, positions // 4)
     response = engine.max_response_tokens or min(DEFAULT_RESPONSE_TOKENS, positions - prompt - 1)
