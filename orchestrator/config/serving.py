@@ -54,6 +54,10 @@ class Limits(Section):
 
     body_mib: PositiveFloat = 4.0
     """Larger request bodies are refused (413)."""
+    head_kib: PositiveInt = 64
+    """Requests whose line and headers are larger are refused (431)."""
+    client_s: PositiveFloat = 60.0
+    """Seconds that a client may take to send a whole request (408), or to take more of an answer."""
     choices: PositiveInt = 16
     """The highest `n` of a chat completion."""
     samples: PositiveInt = 64

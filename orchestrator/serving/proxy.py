@@ -1,4 +1,4 @@
-"""Middleware for Ray Serve's HTTP proxies: a limit on bodies, and JSON for the proxies' own errors.
+"""What runs in Ray Serve's HTTP proxies: limits on requests, and JSON for the proxies' own errors.
 
 A proxy receives a body as fast as the client sends it, before the ingress sees the request, so that only a
 limit in the proxy bounds its memory. Serve calls `middlewares` when RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
@@ -12,24 +12,35 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from orchestrator.config.serving import Limits
+from orchestrator.serving.connections import LimitedConnection
 from orchestrator.serving.errors import ApiError, too_large
 
-BODY_VARIABLE = "LASER_MAX_BODY_MIB"
+VARIABLES = {
+    "body_mib": "LASER_MAX_BODY_MIB",
+    "head_kib": "LASER_MAX_HEAD_KIB",
+    "client_s": "LASER_CLIENT_S",
+}
+"""Environment variables of the limits that hold in a proxy, by the limit's name."""
 
 
 def controller_environment(limits: Limits) -> dict[str, str]:
     """Environment variables of the Serve controller, which its proxies inherit."""
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares",
-        BODY_VARIABLE: str(limits.body_mib),
+        **{variable: f"{getattr(limits, name):g}" for name, variable in VARIABLES.items()},
     }
 
 
 def middlewares() -> list[Middleware]:
-    """The proxies' middlewares; Ray Serve calls this in each proxy."""
-    return [Middleware(Guard, body_mib=float(os.environ.get(BODY_VARIABLE, Limits().body_mib)))]
+    """The proxies' middlewares; Ray Serve calls this in each proxy, before its HTTP server starts."""
+    given = {name: os.environ[variable] for name, variable in VARIABLES.items() if variable in os.environ}
+    limits = LimitedConnection.limits = Limits.model_validate(given)
+    # Ray starts uvicorn with the connections that this table names, and has no setting for others.
+    HTTP_PROTOCOLS["auto"] = f"{LimitedConnection.__module__}:{LimitedConnection.__name__}"
+    return [Middleware(Guard, body_mib=limits.body_mib)]
 
 
 class Guard:

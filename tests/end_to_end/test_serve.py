@@ -415,6 +415,13 @@ def test_a_body_without_a_length_is_cut_off_too(server: Server) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
+def test_headers_without_an_end_are_cut_off(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\na: " + b"b" * 200_000)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+
+
 def test_the_openai_client_raises_its_own_errors(openai_client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
         openai_client.chat.completions.create(model="other", messages=MESSAGES)

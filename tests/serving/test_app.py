@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import uvicorn.config
 import yaml
 from ray._common.utils import import_attr as load_attr
 from ray.serve.schema import ServeDeploySchema
@@ -18,6 +19,7 @@ class TestDeployment:
 
     def test_the_example_file_is_valid_and_its_applications_belong_together(self, monkeypatch):
         monkeypatch.setenv("LASER_API_KEY", "sk-1")
+        monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "set back after the test")
         deploy = ServeDeploySchema.model_validate(yaml.safe_load(self.FILE.read_text()))
         arguments = {application.name: application.args for application in deploy.applications}
         front = IngressConfig.model_validate(arguments.pop(INGRESS) | {"keys_file": None})
@@ -32,7 +34,7 @@ class TestDeployment:
             assert deployment.max_queued_requests == config.limits.queued
         assert ingress(front)._bound_deployment.num_replicas == 1
         environment = deploy.controller_options.runtime_env["env_vars"]
-        assert environment == controller_environment(front.limits) | {"LASER_MAX_BODY_MIB": "4"}
+        assert environment == controller_environment(front.limits)
         assert float(environment["LASER_MAX_BODY_MIB"]) == front.limits.body_mib
         assert load_attr(environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()[0].kwargs == {
             "body_mib": 4.0
