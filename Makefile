@@ -5,7 +5,7 @@ EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: docs install quickstart quickstart-seeds quickstart-base test test-long lint
+.PHONY: audit docs install licences quickstart quickstart-seeds quickstart-base test test-long lint
 
 install: $(READY)
 
@@ -34,6 +34,12 @@ test-long: $(READY)  ## the tests that `make test` leaves out
 
 docs: $(READY)  ## write docs/configuration.md
 	@$(VENV)/bin/laser explain --markdown > docs/configuration.md
+
+audit:  ## known vulnerabilities of the packages in requirements.lock; needs a network
+	@scripts/audit $(VENV)-audit
+
+licences: $(READY)  ## the licence of every installed package
+	@$(VENV)/bin/python scripts/licences.py
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
