@@ -26,7 +26,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from orchestrator.measures import Place, is_point, shown_in
-from orchestrator.shown_text import safe_to_show
+from orchestrator.shown_text import safe_to_show, without_secrets
 
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
@@ -136,7 +136,8 @@ class LivePanel:
 
     def say(self, message: str) -> None:
         """Show and log a line; brackets in it are rich's markup."""
-        LOGGER.info(message, extra={"panel": self})
+        # Here, because the console may print a message in pieces.
+        LOGGER.info(without_secrets(message), extra={"panel": self})
 
     def say_plainly(self, message: str) -> None:
         """Show and log a line in which brackets are not markup, such as another program's message."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from orchestrator.config.limits import MOST, MOST_ACTORS, at_most
 from orchestrator.config.texts import parse_yaml, read_yaml, refuse_unusable_texts
 from orchestrator.errors import ConfigError
+from orchestrator.shown_text import without_passwords
 
 Text = Annotated[str, Field(min_length=1)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)]
@@ -159,13 +160,18 @@ def with_settings(config: C, settings: Mapping[str, Any], source: str = "setting
 
 
 def dump_config(config: Section) -> str:
-    """All settings, defaults included, as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """All settings, defaults included, as YAML for others to read: without passwords."""
+    return yaml.safe_dump(without_passwords(config.model_dump(mode="json")), sort_keys=False)
 
 
 def flat_settings(config: Section) -> dict[str, Any]:
     """Every setting under its dotted key: `{"loss.alpha": 0.1, ...}`."""
     return flat_tree(config.model_dump(mode="json"))
+
+
+def public_settings(config: Section) -> dict[str, Any]:
+    """The flat settings as others may see them: addresses are without passwords."""
+    return flat_tree(without_passwords(config.model_dump(mode="json")))
 
 
 def flat_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -189,8 +195,8 @@ def changed_settings(saved: Path, config: Section, source: str | None = None) ->
         ConfigError: The saved settings are damaged, or those of another command or version.
     """
     tree = read_yaml(saved, "Restore the file, or choose another folder.")
-    before = flat_settings(validate(tree, type(config), source or str(saved)))
-    now = flat_settings(config)
+    before = public_settings(validate(tree, type(config), source or str(saved)))
+    now = public_settings(config)  # the saved ones have no passwords
     # A dictionary such as rollout.engine_args may gain and lose keys.
     changed = [key for key in now | before if before.get(key) != now.get(key)]
     return {key: f"{before.get(key)!r} before, {now.get(key)!r} now" for key in changed}

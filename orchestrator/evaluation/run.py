@@ -18,7 +18,7 @@ from actors.verification import can_vote
 from orchestrator.cluster.bundles import bundles_without_learner
 from orchestrator.cluster.nodes import connect, planned_nodes
 from orchestrator.config.evaluation import EvalConfig, default_folder, requested_sets
-from orchestrator.config.schema import dump_config, flat_settings, validate, with_overrides, with_settings
+from orchestrator.config.schema import dump_config, public_settings, validate, with_overrides, with_settings
 from orchestrator.config.training import load_config
 from orchestrator.errors import ConfigError
 from orchestrator.evaluation.drawing import ProblemPart, classify, draw, missing_parts, verify
@@ -237,7 +237,7 @@ def _deliver(prepared: PreparedEvaluation, results: EvalResults, uri: str, progr
             config.tracking.experiment,
             folder.name,
             folder,
-            flat_settings(config),
+            public_settings(config),
             tags,
             progress.say,
             kind="evaluation",

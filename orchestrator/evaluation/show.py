@@ -15,6 +15,7 @@ from rich.table import Table
 from orchestrator.algorithm.metrics import paired_difference
 from orchestrator.evaluation.figures import EvalResults, Figures, SetResults
 from orchestrator.measures import AVERAGE, Place, shown_in
+from orchestrator.shown_text import without_secrets
 from orchestrator.storage.files import atomically
 from orchestrator.terminal import LOGGER, SafeConsole, clock
 
@@ -62,6 +63,7 @@ class EvalProgress:
 
     def say(self, message: str) -> None:
         """Show a line above the bar, and log it."""
+        message = without_secrets(message)
         self.console.print(escape(message), soft_wrap=True)
         LOGGER.info(escape(message))  # The log reads markup, as the panel of a run does.
 

@@ -21,6 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.jobs.client import KIND_KEY, RUN_KEY, Cluster, is_local
 from orchestrator.jobs.image import REPOSITORY, command, missing_requirements, pip_environment
 from orchestrator.jobs.staging import DISTRIBUTION, Job, load_job, stage
+from orchestrator.shown_text import without_password
 from orchestrator.terminal import program, say_line
 
 DEFAULT_STORAGE = "~/laser"
@@ -136,8 +137,6 @@ def _tracking_server(job: Job) -> str | None:
     )
     if not uri or uri.startswith(("sqlite:", "file:", "/", ".")):
         return None
-    from orchestrator.tracking.server import without_password  # imports MLflow, which takes seconds
-
     if without_password(uri) != uri:
         raise ConfigError(
             f"{source}: {without_password(uri)} holds a password, which every user of the cluster could read "

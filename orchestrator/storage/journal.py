@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from orchestrator.errors import RunError
 from orchestrator.measures import is_point
+from orchestrator.shown_text import safe_to_show
 from orchestrator.storage.files import write_atomically
 
 JOURNAL = "metrics.jsonl"
@@ -236,8 +237,8 @@ class Journal:
         self._append(EvaluationEvent(self.clock(), step, name, _numbers(values), table, figure))
 
     def note(self, step: int, text: str) -> None:
-        """Append a warning after step `step`."""
-        self._append(NoteEvent(self.clock(), step, text))
+        """Append a warning after step `step`, without secrets."""
+        self._append(NoteEvent(self.clock(), step, safe_to_show(text)))
 
     def summary(self) -> None:
         """Append that `summary.json` has been written."""

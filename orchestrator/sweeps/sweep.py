@@ -12,7 +12,7 @@ from ray.tune.error import TuneError
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.cluster.nodes import Resources, planned_nodes
 from orchestrator.config.resume import with_kept_verifier
-from orchestrator.config.schema import Mark, changed_settings, dump_config, flat_settings, has_mark
+from orchestrator.config.schema import Mark, changed_settings, dump_config, has_mark, public_settings
 from orchestrator.config.sweep import SweepConfig, base_config
 from orchestrator.config.training import RunConfig
 from orchestrator.data.fingerprints import refuse_changed_sources, saved_sources, write_sources
@@ -29,7 +29,6 @@ from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import OVER, Ledger, State, SweepOutcome
 from orchestrator.sweeps.stages import Stages
 from orchestrator.tracking.parent_run import ParentRun
-from orchestrator.tracking.server import without_password
 from orchestrator.training.preparation import prepare
 
 
@@ -76,7 +75,7 @@ class _Sweep:
             plan.base.tracking.experiment,
             plan.sweep.name,
             plan.folder,
-            params={key: without_password(str(value)) for key, value in flat_settings(plan.sweep).items()},
+            params={key: str(value) for key, value in public_settings(plan.sweep).items()},
             tags={"laser.kind": "sweep"},
             say=progress.say_plainly,
         )

@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.cluster.bundles import Bundles, demand
 from orchestrator.errors import RunError
+from orchestrator.shown_text import safe_to_show
 from orchestrator.sweeps.plan import Member
 from orchestrator.sweeps.progress import SweepProgress
 from orchestrator.sweeps.results import Ledger, State, Trial, Trunk
@@ -84,7 +85,7 @@ class LedgerWatch(_SweepCallback):
     ) -> None:
         run, last = self._run(trial), trial.last_result
         if "refused" in last:
-            run.status, run.error = State.FAILED, last["refused"]
+            run.status, run.error = State.FAILED, safe_to_show(last["refused"])
         else:
             run.status = State.FINISHED if last.get("final") else State.PRUNED
         self._just_ended.append(run)
@@ -98,7 +99,7 @@ class LedgerWatch(_SweepCallback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = self._run(trial)
-        run.status, run.error = State.FAILED, _reason(trial)
+        run.status, run.error = State.FAILED, safe_to_show(_reason(trial))
         self._just_ended.append(run)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:

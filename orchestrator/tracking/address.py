@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from orchestrator.shown_text import without_password
 from orchestrator.storage.journal import saved_run_id
 from orchestrator.terminal import program
-from orchestrator.tracking.server import Server, sqlite_uri, without_password
+from orchestrator.tracking.server import Server, sqlite_uri
 
 
 def tracking_command(tracking_uri: str, folder: Path | None = None) -> str:

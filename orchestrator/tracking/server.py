@@ -21,22 +21,14 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from orchestrator.config.proxies import spare_this_machine
 from orchestrator.errors import ConfigError
+from orchestrator.shown_text import secrets_in, without_password
 from orchestrator.storage.addresses import why_silent
 from orchestrator.storage.files import atomically, locked
 from orchestrator.tracking.client_environment import set_client_defaults
 from orchestrator.tracking.names import legal_title
 
-_SECRET_NAMES = ("password", "token", "secret")
 _PASSING = frozenset((408, 425, 429, 499, 500, 502, 503, 504))
 _LONGEST_REASON = 400
-
-
-def without_password(uri: str) -> str:
-    """The URI with `***` for its password, and for parameters such as `password` and `token`."""
-    head, password, tail = _around_password(uri)
-    base, mark, query = (head if password is None else f"{head}***{tail}").partition("?")
-    pairs = [f"{pair.partition('=')[0]}=***" if _names_secret(pair) else pair for pair in query.split("&")]
-    return base + mark + "&".join(pairs)
 
 
 def sqlite_uri(database: Path) -> str:
@@ -46,14 +38,6 @@ def sqlite_uri(database: Path) -> str:
     # MLflow also makes the parent of what stands in the URI, with `%3F` where the folder has a `?`. Where
     # the path's own separators are escaped too, that parent is the current folder.
     return f"sqlite:///{quote(path, safe='')}" if "%" in uri else uri
-
-
-def secrets_in(uri: str) -> list[str]:
-    """What `without_password` hides, as it is written in the URI."""
-    head, password, tail = _around_password(uri)
-    pairs = (head if password is None else tail).partition("?")[2].split("&")
-    found = [password, *(pair.partition("=")[2] for pair in pairs if _names_secret(pair))]
-    return [secret for secret in found if secret]
 
 
 def may_pass(error: Exception) -> bool:
@@ -181,29 +165,6 @@ class Server:
             if not parts.hostname or parts.port == 0:
                 raise ValueError("it names no host")
         _ = self.client  # sends nothing, and refuses an unknown scheme
-
-
-def _around_password(uri: str) -> tuple[str, str | None, str]:
-    """What stands before a URI's password, the password, and what stands after it.
-
-    Without a password: the whole URI, None and "".
-
-    The password is all that stands between the first ":" and the last "@". URL parsers would show a part of
-    a password that was not percent-encoded: `urlsplit` ends the host at a "/", SQLAlchemy's `make_url` ends
-    the password at its first "@".
-    """
-    scheme, separator, rest = uri.partition("://")
-    credentials, _, place = rest.rpartition("@")
-    user, colon, password = credentials.partition(":")
-    if not colon or "/" in user:
-        return uri, None, ""
-    return f"{scheme}{separator}{user}:", password, f"@{place}"
-
-
-def _names_secret(pair: str) -> bool:
-    """Whether a `name=value` of a URI's query holds a secret."""
-    name, _, value = pair.partition("=")
-    return bool(value) and any(word in name.lower() for word in _SECRET_NAMES)
 
 
 def _make_database(path: Path) -> None:

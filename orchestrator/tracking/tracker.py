@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from orchestrator.config.cold_start import SFTConfig
 from orchestrator.config.paths import SET_NAME_BYTES, short_name
-from orchestrator.config.schema import dump_config, flat_settings
+from orchestrator.config.schema import dump_config, public_settings
 from orchestrator.config.training import RunConfig
 from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.files import atomically, write_atomically
@@ -23,7 +23,7 @@ from orchestrator.tracking.delivery import Delivery
 from orchestrator.tracking.health import DeliveryState
 from orchestrator.tracking.names import legal_name
 from orchestrator.tracking.run_writer import RunCard
-from orchestrator.tracking.server import Server, without_password
+from orchestrator.tracking.server import Server
 
 FIRST_ANSWER_S = 5.0
 NEW_DATABASE_S = 60.0
@@ -207,12 +207,9 @@ def deliver_leftovers(
 
 
 def _card(config: RunConfig | SFTConfig, tags: Mapping[str, str]) -> RunCard:
-    """The run as MLflow may show it to others: without the password of its server."""
-    uri = config.tracking.uri
-    tracking = config.tracking.model_copy(update={"uri": without_password(uri) if uri is not None else None})
-    public = config.model_copy(update={"tracking": tracking})
-    params = {key: str(value) for key, value in flat_settings(public).items()}
-    return RunCard(config.tracking.experiment, config.run.name, params, dump_config(public), dict(tags))
+    """The run as MLflow may show it to others."""
+    params = {key: str(value) for key, value in public_settings(config).items()}
+    return RunCard(config.tracking.experiment, config.run.name, params, dump_config(config), dict(tags))
 
 
 def _table_text(table: Mapping[str, list]) -> str:

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -57,7 +58,15 @@ class Laser:
 
     repository = Path(__file__).parents[2]
     program = str(Path(sys.executable).parent / "laser")
-    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"}
+    planted: ClassVar = {"HF_TOKEN": "hf_planted-1", "LASER_JUDGE_API_KEY": "sk-planted-2"}
+    """Secrets of the environment, which nothing may write down."""
+    environment = os.environ | {"COLUMNS": "160", "NO_COLOR": "1"} | planted
+
+    def leaks(self, folder: Path) -> list[Path]:
+        """Files of a folder that hold a planted secret."""
+        secrets = [secret.encode() for secret in self.planted.values()]
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        return [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
 
     def run(self, *arguments: str, timeout_s: float = 480) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

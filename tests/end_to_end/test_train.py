@@ -165,6 +165,9 @@ def test_a_killed_run_continues_outlives_its_actors_and_says_when_it_is_finished
     z_mismatch = client.get_metric_history(summary["mlflow_run_id"], "self_reward/mismatch_max")
     assert max(point.value for point in z_mismatch) < 1e-3
 
+    assert laser.leaks(config.parent) == []
+    assert not any(secret in stdout for secret in laser.planted.values())
+
     restarts = client.get_metric_history(summary["mlflow_run_id"], "pool/restarts")
     assert restarts[-1].value == 2, "rank and engine were replaced, and the run ended with all its steps"
 

@@ -8,8 +8,9 @@ import requests
 from mlflow import MlflowClient
 
 from orchestrator.errors import ConfigError
+from orchestrator.shown_text import without_password
 from orchestrator.tracking.address import tracking_command, tracking_uri
-from orchestrator.tracking.server import Server, without_password
+from orchestrator.tracking.server import Server
 from tests.proxies import set_proxies
 
 
