@@ -17,6 +17,7 @@ class Place(Enum):
     SUMMARY = "the table at the end of `laser train`"
     EVALUATION = "the table of figures of `laser eval`"
     VOTES = "the table of votes of `laser eval`"
+    HEALTH = "the warning of the live panel, while a health rule is broken"
     OBJECTIVE = "the names that a sweep's `metric` may use: the figures of the evaluation during training"
     REPORT_TABLE = "the table of runs of `laser report`"
     REPORT_TILES = "the top of the report on a single run"
@@ -74,9 +75,17 @@ EVALUATION_CHARTS = "On held-out problems"
 BATCH_CHARTS = "On training batches"
 LOSS_CHARTS = "Losses"
 STABILITY_CHARTS = "Stability"
+HEALTH_CHARTS = "Health rules"
 TIME_CHARTS = "Time"
 
-CHART_GROUPS = (EVALUATION_CHARTS, BATCH_CHARTS, LOSS_CHARTS, STABILITY_CHARTS, TIME_CHARTS)
+CHART_GROUPS = (
+    EVALUATION_CHARTS,
+    BATCH_CHARTS,
+    LOSS_CHARTS,
+    STABILITY_CHARTS,
+    HEALTH_CHARTS,
+    TIME_CHARTS,
+)
 """The groups of the report's charts, in order."""
 
 _TABLES = (Place.SUMMARY, Place.EVALUATION, Place.OBJECTIVE)
@@ -250,6 +259,21 @@ MEASURES = (
     Measure("pool/restarts", "restarts", "Workers replaced after they died, since the run started",
             better="lower"),
     Measure("sync/bytes", "size of the weights", "Size of the weights that each engine reads", unit="bytes"),
+    Measure("health/accuracy", "accuracy has collapsed",
+            "Is 1 while accuracy is below health.accuracy of its best", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/entropy", "entropy has collapsed",
+            "Is 1 while the policy's entropy is below health.entropy", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/length", "length has collapsed",
+            "Is 1 while responses are shorter than health.length of the first steps'", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/score", "wrong solutions score high",
+            "Is 1 while the mean score of wrong solutions is further from 0 than health.score", "Should be 0",
+            places=(Place.HEALTH,), chart=HEALTH_CHARTS),
+    Measure("health/mismatch", "engine and learner drift apart",
+            "Is 1 while the engine–learner KL is above health.mismatch times that of the first steps",
+            "Should be 0", places=(Place.HEALTH,), chart=HEALTH_CHARTS),
 )
 # fmt: on
 

@@ -30,6 +30,8 @@ from orchestrator.shown_text import safe_to_show, without_secrets
 
 SHOWN = {measure.key: measure.label for measure in shown_in(Place.PANEL)}
 """What the panel and the plain lines show of a step: labels by metric."""
+BROKEN_RULES = {measure.key: measure.title for measure in shown_in(Place.HEALTH)}
+"""What is said while a health rule is broken, by its metric."""
 LOGGER = logging.getLogger("laser")
 PLAIN_LINES_EVERY = 10
 BAR_FROM = 10_000
@@ -67,7 +69,7 @@ class StepLine(NamedTuple):
     step: int
     total: int
     values: Mapping[str, float]
-    """Metrics by their full names, of which the line has those of `SHOWN`."""
+    """Metrics by their full names, of which the line has those of `SHOWN` and `BROKEN_RULES`."""
     eta: str
     """Time to the last step, such as 1:02:03, or a dash."""
 
@@ -75,11 +77,13 @@ class StepLine(NamedTuple):
         shown = "  ".join(
             f"{label} {_number(key, self.values[key])}" for key, label in SHOWN.items() if key in self.values
         )
-        return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}"
+        unhealthy = f"  unhealthy: {broken}" if (broken := _broken_rules(self.values)) else ""
+        return f"step {self.step}/{self.total}  {shown}  ETA {self.eta}{unhealthy}"
 
     def record(self) -> str:
         """The step as a line of JSON; an undefined value is null, one that overflowed a text such as inf."""
-        values = {key: _json_number(key, self.values[key]) for key in SHOWN if key in self.values}
+        known = (key for key in (*SHOWN, *BROKEN_RULES) if key in self.values)
+        values = {key: _json_number(key, self.values[key]) for key in known}
         return json.dumps({"event": "step", **self._asdict(), "values": values})
 
     @classmethod
@@ -205,6 +209,8 @@ class RunProgress(LivePanel):
         panel = Table.grid()
         panel.add_row(self.bar)
         panel.add_row(figures)
+        if broken := _broken_rules(self.values):
+            panel.add_row(f"[red]unhealthy[/red] {broken}")
         return panel
 
 
@@ -240,6 +246,10 @@ def program(name: str) -> str:
 def figure(value: float | None) -> str:
     """A figure for a table; a dash where it is not defined."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def _broken_rules(values: Mapping[str, float]) -> str:
+    return ", ".join(title for key, title in BROKEN_RULES.items() if values.get(key))
 
 
 def _number(key: str, value: float) -> str:

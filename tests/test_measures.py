@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from orchestrator.algorithm.health import RULES
 from orchestrator.evaluation.figures import Figures, columns_of, set_results
 from orchestrator.evaluation.samples import EvalSample
 from orchestrator.measures import (
@@ -31,7 +32,10 @@ from orchestrator.training.step_metrics import step_metrics
 
 STEP_METRICS = [measure for measure in MEASURES if measure not in FIGURES]
 
-ADDED_BY_THE_SESSION = {"pool/restarts", "sync/bytes", "data/skipped", "time/start", "time/start_pools"}
+ADDED_BY_THE_SESSION = {
+    *("pool/restarts", "sync/bytes", "data/skipped", "time/start", "time/start_pools"),
+    *(rule.key for rule in RULES),
+}
 
 
 def keys(measures):
@@ -108,9 +112,10 @@ def test_figures_of_the_score_are_undefined_without_one():
 
 
 def test_places_show_measures_that_they_can_have():
-    for place in (Place.PANEL, Place.STEP_PARTS):
+    of_steps = {Place.PANEL, Place.STEP_PARTS, Place.HEALTH}
+    for place in of_steps:
         assert keys(shown_in(place)) <= keys(STEP_METRICS)
-    for place in set(Place) - {Place.PANEL, Place.STEP_PARTS}:
+    for place in set(Place) - of_steps:
         assert keys(shown_in(place)) <= keys(FIGURES)
     for group in CHART_GROUPS:
         expected = FIGURES if group == EVALUATION_CHARTS else STEP_METRICS

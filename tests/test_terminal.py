@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_without_a_terminal_a_line_every_ten_steps_and_for_the_first_and_last(co
     lines = console.export_text().splitlines()
     assert [line.split()[1] for line in lines] == ["5/23", "10/23", "20/23", "23/23"]
     assert lines[0].split("  ") == ["step 5/23", "accuracy 0.500", "step s 12.3", "ETA -"]
+
+
+def test_broken_health_rules_are_named_in_panel_line_and_record():
+    values = {"train/accuracy": 0.5, "health/entropy": 1.0, "health/score": 0.0}
+    line = StepLine(1, 2, values, "-")
+    assert str(line).endswith("ETA -  unhealthy: entropy has collapsed")
+    assert str(StepLine.from_record(line.record())) == str(line)
+    file = io.StringIO()
+    with RunProgress("trial", 2, 0, Console(file=file, width=100, force_terminal=True)) as shown:
+        shown.step(1, values)
+    assert "unhealthy entropy has collapsed" in re.sub(r"\x1b\[[\d;]*m", "", file.getvalue())
 
 
 def test_the_summary_compares_base_and_trained_model(console):

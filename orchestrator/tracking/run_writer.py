@@ -41,6 +41,9 @@ JOURNAL_TAG = "laser.journal"
 
 It identifies a run whose creation the server did not confirm.
 """
+HEALTH = "health/"
+"""Metrics with this beginning say whether a health rule is broken."""
+HEALTH_TAG = "laser.health"
 TAG_VALUE_LIMIT = 8000
 """Characters that MLflow stores of a tag's value."""
 METRICS_PER_REQUEST = 1000
@@ -76,6 +79,7 @@ class RunWriter:
         # Whether the server may have points after the journal's cursor: a process was killed, or a request
         # failed, after they had arrived.
         self._may_repeat = True
+        self._health = ""  # what the run's tag says
         self._named: set[str] = set()  # metrics whose true names the run has as tags
 
     def attach(self) -> None:
@@ -154,6 +158,7 @@ class RunWriter:
         run = client.create_run(experiment, start_time=opening.time, tags=tags, run_name=name)
         self._may_repeat = False
         self._named.clear()
+        self._health = ""
         return run.info.run_id
 
     def _is_active(self, run_id: str | None) -> bool:
@@ -182,6 +187,7 @@ class RunWriter:
             for key, value in event.values.items()
         ]
         self._keep_true_names({key for event in events for key in event.values})
+        self._show_health(events[-1].values)
         if self._may_repeat:
             steps = {key: self._steps_on_server(key) for key in {point.key for point in points}}
             points = [point for point in points if point.step not in steps[point.key]]
@@ -189,6 +195,15 @@ class RunWriter:
             self.server.client.log_batch(self.run_id, metrics=points, synchronous=True)
             # Events arrive in order: if a point was missing, all later ones are missing too.
             self._may_repeat = False
+
+    def _show_health(self, values: Mapping[str, float]) -> None:
+        """Name the broken health rules in a tag, where that has changed."""
+        rules = {key.removeprefix(HEALTH): value for key, value in values.items() if key.startswith(HEALTH)}
+        broken = [name for name, value in rules.items() if value]
+        text = f"broken: {', '.join(broken)}" if broken else "healthy"
+        if rules and text != self._health:
+            self.server.client.set_tag(self.run_id, HEALTH_TAG, text)
+            self._health = text
 
     def _keep_true_names(self, metrics: set[str]) -> None:
         if tags := true_name_tags(sorted(metrics - self._named)):

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from ray.util import metrics as ray_metrics
 
+from orchestrator.algorithm.health import RULES
 from orchestrator.config.training import RunConfig
 from orchestrator.measures import measure_of
 from orchestrator.messages.verdicts import Status, Verdict
@@ -147,6 +148,13 @@ METRICS = {
         _gauge_of("laser_score_wrong", "self_reward/score_wrong"),
         _gauge_of("laser_grad_norm", "policy/grad_norm"),
         _gauge_of("laser_mismatch_nats", "policy/mismatch_max"),
+        LiveMetric(
+            "laser_health_broken",
+            Gauge,
+            "1 while a health rule is broken, by the rule's name",
+            ("rule",),
+            {rule.key: rule.name for rule in RULES},
+        ),
         LiveMetric("laser_skipped_steps_total", Counter, "Updates skipped, because a number was not finite"),
         LiveMetric("laser_run_disk_free_ratio", Gauge, "Free share of the disk of run.dir"),
     )

@@ -25,6 +25,7 @@ from typing import Any
 from orchestrator.training.batches import batches
 from orchestrator.training.calibration import check_assumption, measure_c_ref
 from orchestrator.training.evaluate import evaluate_held_out, is_evaluated
+from orchestrator.training.health_notes import note_health
 from orchestrator.training.session import Session
 from orchestrator.training.skipped import note_skipped
 from orchestrator.training.step_metrics import step_metrics
@@ -39,7 +40,8 @@ def run_steps(session: Session) -> dict[str, Any]:
     Raises:
         StopRequested: Someone asked the run to stop; a checkpoint of its last finished step is written.
         Diverged: Losses, gradients or weights are not finite.
-        RunError: The method's assumption does not hold, or a checkpoint cannot be written.
+        RunError: The method's assumption does not hold, a checkpoint cannot be written, or a health rule is
+            broken and `health.stop` is set.
         RayActorError, ObjectLostError: A rank died, or data died with its node. Rewind the session and call
             again.
     """
@@ -59,6 +61,7 @@ def run_steps(session: Session) -> dict[str, Any]:
             session.record(step, step_metrics(step, batch, scores, sums, clock.seconds))
             note_skipped(session, sums, batch, scores, advantages)
             session.keep(batch, scores, advantages)
+            note_health(session)
             if session.evaluation_is_due():
                 evaluate_held_out(session)
         return _finish(session)

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from ray.exceptions import ObjectLostError
 from rich.markup import escape
 
+from orchestrator.algorithm.health import Health
 from orchestrator.algorithm.micro_batches import plan_micro_batches
 from orchestrator.algorithm.self_reward import self_reward_score
 from orchestrator.config.training import RunConfig
@@ -34,6 +35,7 @@ from orchestrator.training.context import RunContext
 from orchestrator.training.divergence import Diverged, diverged
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.preparation import PreparedRun
+from orchestrator.training.run_health import health_up_to
 from orchestrator.training.run_trace import RunTrace
 from orchestrator.training.saving import Saver, trunk_end
 from orchestrator.training.start_times import StartTimes
@@ -113,14 +115,13 @@ class Session:
         """The session starts at the end of a trunk."""
         self.skipped_in_a_row = 0
         """The newest steps whose updates were skipped."""
+        self.health = Health(config.health.thresholds, config.health.window)
         self.checkpoint_due = False
         self.rounds: RankRounds | None = None
         """What the ranks learn while the engines generate the batch."""
         self.c_ref: float | None = None
-        self.base: dict[str, float] | None = None
-        """Figures of the initial model."""
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.base: dict[str, float] | None = None  # figures of the initial model
+        self.seconds_before, self.started = 0.0, time.monotonic()
 
     def say(self, message: str) -> None:
         """Show a line that stays; rich markup counts."""
@@ -157,6 +158,7 @@ class Session:
         else:
             self.problems.restore(None)
             self.step, self.at_start, self.branched, self.skipped_in_a_row = 0, True, False, 0
+        self.health = health_up_to(self.step, self.config)
 
     def _restore(self, state: TrainingState) -> None:
         self.problems.restore(state.prompt_order)
@@ -263,6 +265,7 @@ class Session:
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
             "data/skipped": float(self.problems.state["skipped"]),
+            **self.health.judge(metrics),
         }
         self.tracker.log_step(step, metrics)
         self.progress.step(step, metrics)

@@ -123,6 +123,18 @@ def test_a_folder_without_a_journal_continues_its_mlflow_run(configure, start):
     assert len(Journal(second.folder)) == 2
 
 
+def test_a_tag_names_the_broken_health_rules(configure, start):
+    tracker = start(configure())
+    tracker.log_step(1, {"health/entropy": 0.0, "health/score": 0.0})
+    tracker.log_step(2, {"health/entropy": 1.0, "health/score": 1.0})
+    leave(tracker)
+    assert run_of(tracker).data.tags["laser.health"] == "broken: entropy, score"
+    again = start(configure())
+    again.log_step(3, {"health/entropy": 0.0, "health/score": 0.0})
+    leave(again)
+    assert run_of(again).data.tags["laser.health"] == "healthy"
+
+
 def test_no_password_gets_into_mlflow(configure, start, monkeypatch, tmp_path):
     """The configured address has a password; the database is the test's own."""
     secret = "s3cret"
