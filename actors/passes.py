@@ -33,6 +33,8 @@ class Passes:
         self.learner = learner
         self.reference = reference
         self.settings = settings
+        self.head = learner.model.head
+        self.head.watched = settings.z_token
 
     def accumulate(
         self,
@@ -89,9 +91,15 @@ class Passes:
         outputs = laser_loss(inputs, replace(self.settings.loss, alpha=batch.alpha))
         self.learner.backward(outputs.total, last)
         sums.add(outputs, entropy[rows.is_token], len(batch.mini_batches))
+        sums.z_mass += self.z_mass(rows)
         if compare:
             compare_with_engine(inputs, rows, sums)
         return find_faults(inputs, rows, outputs)
+
+    def z_mass(self, rows: RolloutRows) -> float:
+        """Sum of z_c's probability at the places of the response tokens of the last pass; 0 without z_c."""
+        probs = self.head.watched_probs
+        return probs[rows.is_token].sum().item() if len(probs) else 0.0
 
     @torch.no_grad()
     def logprobs(self, mini: MiniBatch, groups: Mapping[int, Trajectories]) -> list[Float[Tensor, "tokens"]]:

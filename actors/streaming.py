@@ -109,6 +109,7 @@ class StreamedStep:
             # The peers wait for this rank's backward pass.
             passes.learner.backward(logprobs.sum() * 0.0, last=False)
             return
+        z_mass = passes.z_mass(rows)
         inputs = passes.loss_inputs(part.batch, part.batch.mini_batches[0], micro, rows, logprobs)
         if is_policy:
             inputs = replace(inputs, ref_logprobs=passes.reference_logprobs(rows))
@@ -120,6 +121,7 @@ class StreamedStep:
         self.faults |= find_faults(inputs, rows, outputs)
         sums = self._sums(part.term)
         sums.add(outputs, entropy[rows.is_token], mini_batches=1)
+        sums.z_mass += z_mass
         compare_with_engine(inputs, rows, sums)
         if is_policy:
             sums.self_reward_loss = 0.0

@@ -70,6 +70,11 @@ class LogProbModel(torch.nn.Module):
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(hidden[read], targets)
 
+    @property
+    def head(self) -> LogProbHead:
+        """The head, which returns the log-probs."""
+        return self.model.get_output_embeddings()
+
     def checkpoint_parameters(self) -> dict[str, torch.nn.Parameter]:
         """Parameters by checkpoint name. Tied ones come once, under the first of their names."""
         return dict(self.model.named_parameters())

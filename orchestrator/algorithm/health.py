@@ -45,6 +45,13 @@ RULES = (
         "wrong solutions score high, so the score tells nothing: look at loss.alpha and at the verdicts",
     ),
     Rule(
+        "z_mass",
+        "self_reward/z_mass",
+        "above",
+        "the model wants z_c within its text, where the engine bars it: choose another self_reward.token, or "
+        "lower loss.alpha",
+    ),
+    Rule(
         "mismatch",
         "policy/mismatch_kl",
         "grown",

@@ -37,7 +37,9 @@ def token_logprobs(
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; it must be at least 1")
-    logprobs, entropy = _TokenLogProbs.apply(hidden.to(weight.dtype), weight, bias, targets, chunk_tokens)
+    logprobs, entropy, _ = _TokenLogProbs.apply(
+        hidden.to(weight.dtype), weight, bias, targets, chunk_tokens, None
+    )
     return logprobs, entropy
 
 
@@ -45,9 +47,15 @@ class LogProbHead(torch.nn.Linear):
     """A language-model head that returns the log-probs of given tokens instead of logits.
 
     It is a module, so that ZeRO-3 gathers its weight.
+
+    Attributes:
+        watched: A token whose probability is kept at every position; None for none.
+        watched_probs: Of the last forward pass, without a gradient; empty without such a token.
     """
 
     chunk_tokens = 2048
+    watched: int | None = None
+    watched_probs: Float[Tensor, "tokens"]
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> "LogProbHead":
@@ -60,32 +68,44 @@ class LogProbHead(torch.nn.Linear):
         self, hidden: Float[Tensor, "tokens hidden"], targets: Int[Tensor, "tokens"]
     ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
         """Log-probs and entropies, as `token_logprobs` returns them."""
-        return token_logprobs(hidden, self.weight, self.bias, targets, self.chunk_tokens)
+        logprobs, entropy, self.watched_probs = _TokenLogProbs.apply(
+            hidden.to(self.weight.dtype), self.weight, self.bias, targets, self.chunk_tokens, self.watched
+        )
+        return logprobs, entropy
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk_tokens: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        chunk_tokens: int,
+        watched: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = hidden.new_empty(len(targets), dtype=torch.promote_types(weight.dtype, torch.float32))
         entropy = torch.empty_like(logprobs)
+        watched_probs = torch.empty_like(logprobs if watched is not None else logprobs[:0])
         for chunk in _chunks(len(targets), chunk_tokens):
             logits = linear(hidden[chunk], weight, bias)
             for part, rows in _slices(chunk, logits):
                 all_logprobs = logits[part].log_softmax(dim=-1, dtype=logprobs.dtype)
                 logprobs[rows] = all_logprobs.gather(1, targets[rows, None]).squeeze(1)
+                if watched is not None:
+                    watched_probs[rows] = all_logprobs[:, watched].exp()
                 entropy[rows] = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
         # Save the Parameter itself, as torch.nn.Linear does: between the passes ZeRO-3 frees its data, and
         # gathers it again for the backward pass.
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_tokens = chunk_tokens
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(entropy, watched_probs)
+        return logprobs, entropy, watched_probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs: Tensor, *_no_gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -113,6 +133,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight.dtype) if grad_weight is not None else None,
             grad_bias.to(bias.dtype) if grad_bias is not None else None,
+            None,
             None,
             None,
         )

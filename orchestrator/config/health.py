@@ -22,6 +22,8 @@ class HealthConfig(Section):
     """Unhealthy below this share of the first steps' response length."""
     score: PositiveFloat | None = 0.4
     """Unhealthy where the mean score of wrong solutions is further from 0."""
+    z_mass: PositiveFloat | None = 0.01
+    """Unhealthy above this mean probability of z_c before EOS."""
     mismatch: Annotated[float, Field(gt=1)] | None = 10.0
     """Unhealthy above this multiple of the first steps' engine-learner KL."""
     stop: bool = False
@@ -35,5 +37,6 @@ class HealthConfig(Section):
             "entropy": self.entropy,
             "length": self.length,
             "score": self.score,
+            "z_mass": self.z_mass,
             "mismatch": self.mismatch,
         }

@@ -173,6 +173,8 @@ class StepSums:
     """Sum of those weights' squares."""
     entropy: float = 0.0
     """Sum over tokens."""
+    z_mass: float = 0.0
+    """Sum over tokens of z_c's probability in their place."""
     compared_tokens: int = 0
     """Tokens of the first mini-batch, in which engine and learner have the same weights at staleness 0."""
     mismatch_kl: float = 0.0
@@ -222,6 +224,7 @@ class StepSums:
         self.importance += rounds.importance
         self.importance_squares += rounds.importance_squares
         self.entropy += rounds.entropy
+        self.z_mass += rounds.z_mass
         self.tokens += rounds.tokens
         self.compared_tokens += rounds.compared_tokens
         self.mismatch_kl += rounds.mismatch_kl

@@ -146,6 +146,7 @@ def _score_metrics(
         "self_reward/accuracy_wrong": agreement.accuracy_wrong,
         "self_reward/score_correct": _mean(scores[batch.scored & correct]),
         "self_reward/score_wrong": _mean(scores[batch.scored & ~correct]),
+        "self_reward/z_mass": _share(sum(rank.z_mass for rank in sums), sum(rank.tokens for rank in sums)),
         "self_reward/mismatch_max": float(np.max([rank.z_mismatch_max for rank in sums])),
     }
 

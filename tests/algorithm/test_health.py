@@ -14,6 +14,7 @@ HEALTHY = {
     "policy/entropy": 0.3,
     "train/response_tokens": 400.0,
     "self_reward/score_wrong": 0.05,
+    "self_reward/z_mass": 1e-6,
     "policy/mismatch_kl": 2e-4,
 }
 
@@ -38,6 +39,7 @@ def after(metric, value, steps=10):
         ("train/response_tokens", 79.0, 81.0, "length"),
         ("self_reward/score_wrong", 0.41, 0.39, "score"),
         ("self_reward/score_wrong", -0.41, -0.39, "score"),
+        ("self_reward/z_mass", 0.011, 0.009, "z_mass"),
         ("policy/mismatch_kl", 2.1e-3, 1.9e-3, "mismatch"),
     ],
 )

@@ -163,6 +163,24 @@ def test_head_shares_the_parameters_of_the_linear_layer():
     )
 
 
+def test_head_keeps_the_probability_of_a_watched_token():
+    hidden, weight, _, targets = problem(bias=False)
+    head = LogProbHead(HIDDEN, VOCAB, bias=False)
+    head.weight.data = weight.detach().clone()
+    head.chunk_tokens = 2
+    unwatched = [part.detach() for part in head(hidden, targets)]
+    assert len(head.watched_probs) == 0
+    head.watched = 3
+    found = head(hidden, targets)
+    torch.testing.assert_close(
+        head.watched_probs, torch.nn.functional.linear(hidden, weight).softmax(-1)[:, 3]
+    )
+    assert not head.watched_probs.requires_grad
+    for part, expected in zip(found, unwatched, strict=True):
+        assert torch.equal(part, expected)
+    found[0].sum().backward()
+
+
 def test_backward_reads_the_parameter_as_it_is_gathered_again():
     """ZeRO-3 frees the weight's data after the forward pass and gathers it elsewhere for the backward."""
     hidden, weight, _, targets = problem(bias=False)

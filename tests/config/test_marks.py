@@ -52,7 +52,7 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("learning.attention", "learning.max_skipped_steps", "learning.skip_zero_gradients"),
                 *("learning.share_prefixes", "learning.stream", "learning.num_ranks"),
                 *("health.window", "health.accuracy", "health.entropy", "health.length", "health.score"),
-                *("health.mismatch", "health.stop"),
+                *("health.z_mass", "health.mismatch", "health.stop"),
             },
         ),
         (
