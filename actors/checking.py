@@ -12,6 +12,7 @@ from typing import Any
 from actors.budget import SHARE_VARIABLE, BudgetShare
 from actors.concurrent import ConcurrentExecutor
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
+from actors.progress import advance
 from actors.verifiers.loading import loaded_verifier
 from orchestrator.config.verifiers import (
     JudgeSettings,
@@ -110,6 +111,7 @@ class CheckPools:
                 started = time.perf_counter()
                 outcome = _outcome(partial(child.call, text, response, problem, timeout_s=timeout_s))
                 timed.append((outcome, time.perf_counter() - started))
+                advance(f"a check of problem {problem.id}")
         return timed
 
     def close(self) -> None:
@@ -132,6 +134,7 @@ def _all_at_once(
 
     def note_end(number: int, future: Any) -> None:
         ends[number] = time.perf_counter()
+        advance("a check")
 
     futures = [child.submit(*arguments, timeout_s=timeout_s) for arguments in calls]
     for number, future in enumerate(futures):

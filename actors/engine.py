@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from actors.host_memory import return_free_memory
+from actors.progress import advance
 from actors.sampling import GroupSink, PendingGroup, PieceSink, Sink, sampling_params
 from orchestrator.config.optional_packages import without_packages
 from orchestrator.data.model_files import load_tokenizer
@@ -189,6 +190,7 @@ class Engine:
                 if not self.engine.has_unfinished_requests():
                     continue
                 outputs = self.engine.step()
+                advance("a decode step")
                 if self.first_token_at is None:
                     self.first_token_at = time.monotonic()
                 for output in outputs:
@@ -210,6 +212,7 @@ class Engine:
                 done.set_exception(error)
             else:
                 done.set_result(value)
+            advance("a command between decode steps")
 
     def _add(self, name: str, prompt_ids: Sequence[int], params: "SamplingParams", sink: Sink) -> None:
         self._sinks[name] = sink
@@ -242,6 +245,7 @@ class Engine:
             self.engine.collective_rpc("start_weight_update")
             while chunk is not None:
                 self.engine.collective_rpc("update_weights", args=(vars(chunk),))
+                advance(f"a chunk of the weights of version {version}")
                 chunk = next(remaining, None)
             self.engine.collective_rpc("finish_weight_update")
             return_free_memory()  # of the copies through which each layer went

@@ -19,6 +19,7 @@ from torch.distributed import TCPStore
 
 from actors import process_group, zero3
 from actors.passes import Passes
+from actors.progress import advance, report_progress
 from actors.rank_files import RankFiles
 from actors.resharding import load_resharded
 from actors.rows import RolloutRows
@@ -53,6 +54,7 @@ class LearnerRank(RankFiles):
     """
 
     def __init__(self, settings: LearnerSettings, rank: int) -> None:
+        report_progress()
         self.settings = settings
         self.rank = rank
         self.files = ShardFiles(rank, settings.num_ranks, settings.run_name, settings.remote)
@@ -164,7 +166,9 @@ class LearnerRank(RankFiles):
             faults = self.passes.accumulate(batch, mini, groups, old_logprobs, sums, compare=number == 0)
             if number == 0:
                 faults |= streamed
-            if found := self.learner.update(faults):
+            found = self.learner.update(faults)
+            advance(f"the optimiser step of mini-batch {number}")
+            if found:
                 sums.skipped += 1
                 sums.faults = tuple(dict.fromkeys([*sums.faults, *found]))
             elif (micro := mini.plan[self.rank][0]) or self._probe is None:
@@ -214,6 +218,7 @@ class LearnerRank(RankFiles):
         )
         found: dict[int, float] = {}
         for micro in plan[self.rank]:
+            advance("a micro-batch of the reference model")
             rows = self.passes.rows(micro, groups)
             logprobs, _ = self.reference(rows.input_ids, rows.read, rows.targets)
             at_end = logprobs[~rows.is_token].tolist()
@@ -237,7 +242,11 @@ class LearnerRank(RankFiles):
         model = self.learner.model
         parameters = zero3.gathered_parameters(model, is_sender=self.rank == 0)
         chunks = pack_chunks(parameters, getattr(torch, dtype), chunk_bytes, model.tied_names())
-        return [ray.put(chunk) for chunk in chunks]
+        refs = []
+        for chunk in chunks:
+            refs.append(ray.put(chunk))
+            advance(f"chunk {len(refs)} of the weights")
+        return refs
 
     def release_device(self) -> None:
         """Move everything to the CPU's memory, so that an engine can use this rank's GPU in its turn."""

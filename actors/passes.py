@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from actors import zero3
+from actors.progress import advance
 from actors.rows import RolloutRows, as_prompt, rollout_rows
 from orchestrator.algorithm.loss import LossInputs, LossOutputs, laser_loss
 from orchestrator.messages.batches import FAULTS, LearnerSettings, MiniBatch, StepSums, TrainBatch
@@ -63,6 +64,7 @@ class Passes:
                 old = None if old_logprobs is None else old_logprobs[number]
                 last = number == len(micro_batches) - 1
                 faults |= self._micro_batch(batch, mini, micro, groups, old, sums, compare, last)
+            advance(f"micro-batch {number + 1} of {len(micro_batches)} in step {batch.step}")
         return faults
 
     def _micro_batch(
@@ -109,6 +111,7 @@ class Passes:
             rows = self.rows(micro, groups)
             logprobs, _ = self.learner.engine(rows.input_ids, rows.read, rows.targets)
             found.append(logprobs[rows.is_token])
+            advance("log-probs of a micro-batch")
         return found
 
     @torch.no_grad()

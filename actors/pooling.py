@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
+from actors.progress import advance
 from orchestrator.algorithm.voting import answer_classes
 
 EQUALITY = "actors.answers.compare:same"
@@ -79,6 +80,8 @@ class AnswerComparer:
         except (ChildDied, CallFailed):
             self.counts["error"] += 1
             raise
+        finally:
+            advance("a comparison of answers")
 
     def close(self) -> None:
         """Kill the child process."""

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from actors.engine import Engine
+from actors.progress import report_progress
 from orchestrator.messages.requests import EngineSettings, GroupRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
@@ -17,6 +18,7 @@ class RolloutWorker:
     """The engine as a Ray actor."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        report_progress()
         self.engine = Engine(settings)
 
     async def generate(self, request: GroupRequest) -> tuple[Trajectories, list[str], GroupSummary]:

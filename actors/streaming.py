@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actors.accumulators import TermGradients
 from actors.passes import Passes, compare_with_engine, find_faults
+from actors.progress import advance
 from orchestrator.algorithm.importance import ImportanceSettings
 from orchestrator.algorithm.loss import LossInputs, LossOutputs, laser_loss
 from orchestrator.messages.batches import StepSums, StreamedPart, StreamedRound, Term, TrainBatch
@@ -62,6 +63,7 @@ class StreamedStep:
         for micro in part.batch.mini_batches[0].plan[self.passes.rank]:
             with self.spans("micro-batch", samples=len(micro), term=part.term.value, streamed=True):
                 self._learn_micro_batch(part, micro, groups)
+            advance(f"a micro-batch of round {part.number} in step {part.batch.step}")
         self.seconds += time.perf_counter() - started
 
     def finish(self, batch: TrainBatch, sums: StepSums) -> Bool[Tensor, "faults"]:

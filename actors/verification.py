@@ -16,6 +16,7 @@ from actors.budget import BudgetShare
 from actors.checking import CheckPools, refuse_unusable
 from actors.math_check import verify_math as verify_math  # saved configurations name it here
 from actors.pooling import EQUALITY, PLAIN_EQUALITY, AnswerComparer, AnswerPool
+from actors.progress import report_progress
 from actors.verifiers.loading import loaded_verifier, offers_votes
 from actors.verifiers.weighted import combined
 from orchestrator.config.verifiers import (
@@ -109,6 +110,7 @@ class VerificationWorker:
         share: BudgetShare | None = None,
         memory_mib: int | None = DEFAULT_MEMORY_MIB,
     ) -> None:
+        report_progress()
         self._memory_mib = memory_mib
         self._verifier = verifier if verifier.startswith("{") else verifier_text(verifier)
         self._timeout_s = timeout_s

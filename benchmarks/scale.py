@@ -39,8 +39,9 @@ from orchestrator.messages.verdicts import Status, Verdict
 from orchestrator.pools.collect import Group
 from orchestrator.pools.events import run_while
 from orchestrator.pools.pool import Pool
-from orchestrator.pools.ranks import call_ranks
+from orchestrator.pools.ranks import RankCall, values_of
 from orchestrator.pools.start import ENGINE_TASKS, VERIFIER_TASKS
+from orchestrator.pools.watch import Watch
 from orchestrator.training.batches import batches
 from orchestrator.training.session import Clock
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
@@ -205,12 +206,12 @@ def measure(engines: int, steps: int, compress: float) -> Result:
     for pool in (rollouts, verifiers):
         pool.wait_ready()
     session = Session(config, rollouts, verifiers)
+    watch = Watch(together=True)
 
     def on_ranks(method: str, *arguments: Any) -> list[Any]:
-        def meanwhile(refs: list[ObjectRef]) -> None:
-            run_while(refs, rollouts, verifiers)
-
-        return call_ranks(learners, method, *arguments, meanwhile=meanwhile)
+        refs: list[ObjectRef] = [getattr(rank, method).remote(*arguments) for rank in learners]
+        run_while(refs, RankCall(learners, method, refs, watch), rollouts, verifiers)
+        return values_of(learners, refs)
 
     rollouts.broadcast("load_weights", 0, [])
     driver = psutil.Process()

@@ -33,7 +33,7 @@ from orchestrator.training.step_metrics import step_metrics
 STEP_METRICS = [measure for measure in MEASURES if measure not in FIGURES]
 
 ADDED_BY_THE_SESSION = {
-    *("pool/restarts", "sync/bytes", "data/skipped", "time/start", "time/start_pools"),
+    *("pool/restarts", "sync/bytes", "data/skipped", "data/dropped", "time/start", "time/start_pools"),
     *(rule.key for rule in RULES),
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.waits import fetched
 from orchestrator.errors import ConfigError, LaserError
 from orchestrator.storage.remote import RemoteStorage
 
@@ -54,7 +55,7 @@ def check_shared_folders(
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             task = ray.remote(inspect_node).options(num_cpus=0, scheduling_strategy=there)
             answers[node] = task.remote(run_folder, remote, model_folder, mark)
-        found = {node: ray.get(answer) for node, answer in answers.items()}
+        found = {node: fetched(answer, f"what node {node} sees") for node, answer in answers.items()}
     problems = [
         f"  node {address} ({checked[node]}): {problem}\n"
         for node, (address, problem) in found.items()

@@ -60,7 +60,7 @@ class VllmConfig(Section):
     gpus: Annotated[Gpus, Mark.MAY_CHANGE] = 0.0
     """GPUs that a tensor-parallel rank reserves; 0 runs the engine on CPU."""
     engine_args: Annotated[dict[str, Any], Mark.MAY_CHANGE] = Field(default={})
-    """Further arguments of vLLM's EngineArgs; none that runs code or reads pickles of a model's folder."""
+    """Further arguments of vLLM's EngineArgs; none that runs code or reads pickles that come with a model."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "VllmConfig":

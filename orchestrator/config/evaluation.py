@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orchestrator.config.engine import EngineConfig, EosTokens
+from orchestrator.config.faults import FaultsConfig
 from orchestrator.config.paths import LocalPath, PathOrName, short_name
 from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Seed, Text
 from orchestrator.config.sources import Source, SourceConfig, verifiers_in_use
@@ -105,6 +106,7 @@ class EvalConfig(Section):
     correct_above: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """A solution with a higher reward is called correct, as `loss.correct_above` does in training."""
     verification: VerificationConfig = VerificationConfig()
+    faults: FaultsConfig = FaultsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

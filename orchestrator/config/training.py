@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.algorithm.c_ref import check_c_ref
 from orchestrator.config.engine import EngineConfig, EosTokens
+from orchestrator.config.faults import FaultsConfig
 from orchestrator.config.health import HealthConfig
 from orchestrator.config.learning import LearningConfig
 from orchestrator.config.limits import MOST_SAMPLES
@@ -161,6 +162,7 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     self_reward: SelfRewardConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    faults: Annotated[FaultsConfig, Mark.MAY_CHANGE] = FaultsConfig()
     health: Annotated[HealthConfig, Mark.MAY_CHANGE] = HealthConfig()
     tracking: Annotated[TrackingConfig, Mark.MAY_CHANGE, Mark.SET_BY_SWEEP] = TrackingConfig()
 

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import ray
-
+from orchestrator.cluster.waits import fetched
 from orchestrator.data.prompts import ProblemSet
 from orchestrator.evaluation.answers import NO_VOTE, pool_answers
 from orchestrator.evaluation.samples import EvalSample, SampleFile, by_problem, problem_seed
@@ -91,7 +90,7 @@ def draw(
         part = task.context
         if pool is pools.rollouts:
             texts, ended = task.refs[1], value.finished.tolist()
-            generated[part] = ray.get(texts), value
+            generated[part] = fetched(texts, f"the responses to problem {part.problem.id}"), value
             pools.verifiers.submit("verify", texts, ended, part.problem, context=part)
         else:
             samples = list(_samples(part, *generated.pop(part), value, score))

@@ -19,13 +19,18 @@ from jaxtyping import Bool, Float32, Int32
 from ray import ObjectRef
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.waits import fetched
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.trajectories import GroupSummary, to_table
 from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 from orchestrator.pools.events import run_until
-from orchestrator.pools.pool import Pool, Task
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.task import Task
 from orchestrator.storage.files import atomically
+
+WRITE_TIMEOUT_S = 1800.0
+"""How long a table of a batch may take to be written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +168,7 @@ class Collection:
             "generate",
             self.groups[number].request,
             num_returns=3,
-            context=number,
+            context=(number, self.groups[number]),
             remake=partial(self._generate, number),
             done=self._verify,
             labels=self._labels(number),
@@ -171,7 +176,7 @@ class Collection:
 
     def _verify(self, task: Task, summary: GroupSummary) -> None:
         self.last_generated = time.perf_counter()
-        number: int = task.context
+        number, _ = task.context
         trajectories, texts, _ = task.refs
         group = GeneratedGroup(self.groups[number].problem, trajectories, texts, summary)
         self.verifiers.submit(
@@ -286,7 +291,8 @@ def _write(path: Path, batch: Batch, columns: dict[str, Any], trajectories: list
     texts = [group.texts for group in batch.groups]
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(_write_table).options(num_cpus=0, scheduling_strategy=this_node)
-    ray.get(task.remote(str(path.resolve()), trajectories, texts, columns))
+    written = task.remote(str(path.resolve()), trajectories, texts, columns)
+    fetched(written, f"the word that {path} is written", WRITE_TIMEOUT_S)
 
 
 def _write_table(
@@ -298,7 +304,10 @@ def _write_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns["response"] = [text for group in ray.get(texts) for text in group]
-    table = pa.table(columns) if trajectories is None else to_table(ray.get(trajectories), columns)
+    columns["response"] = [text for group in fetched(texts, "the responses") for text in group]
+    if trajectories is None:
+        table = pa.table(columns)
+    else:
+        table = to_table(fetched(trajectories, "the tokens"), columns)
     with atomically(Path(path)) as partial_file:
         pq.write_table(table, partial_file, compression="zstd")

@@ -6,7 +6,7 @@ from orchestrator.cluster.placement import Placement
 from orchestrator.config.evaluation import EvalConfig
 from orchestrator.messages.requests import EngineSettings
 from orchestrator.messages.verdicts import UNJUDGED
-from orchestrator.pools.start import rollout_pool, verification_pool
+from orchestrator.pools.start import longest_check_s, rollout_pool, verification_pool, watch_of
 
 
 class EvalPools:
@@ -31,10 +31,14 @@ class EvalPools:
         self.rollouts = rollout_pool(
             lambda index: self.placement.engine(RolloutWorker, index, engine),
             config.rollout.num_engines if engine is not None else 0,
+            config.faults,
+            watch_of(config.faults, config.folder),
         )
         self.verifiers = verification_pool(
             self.placement,
             config.verification,
+            config.faults,
+            watch_of(config.faults, config.folder, longest_check_s(config)),
             correct_above=config.correct_above,
             others=config.verifier_texts,
         )

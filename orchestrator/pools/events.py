@@ -6,20 +6,19 @@ evaluation, for verdicts or for the ranks.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from orchestrator.pools.pool import Pool, Task
-
-CHECK_EVERY_S = 30.0
-"""How often a wait checks that each pool still has a ready worker."""
+from orchestrator.cluster.waits import fetched
+from orchestrator.pools.pool import CHECK_EVERY_S, Pool
+from orchestrator.pools.task import Task
 
 _arrival = threading.Condition()
 """Told whenever a ref of any inbox is there."""
@@ -35,6 +34,8 @@ class _Inbox:
     def __init__(self) -> None:
         self.watched: set[ObjectRef] = set()
         self.arrived: deque[ObjectRef] = deque()
+        self.checked = time.monotonic()
+        """When `check_alive` was called last."""
 
     def watch(self, refs: Iterable[ObjectRef]) -> None:
         """Wait for these, too; those that are waited for already stay as they are."""
@@ -69,7 +70,7 @@ class Worked(Protocol):
         """A ref is there: returns the task that has ended with its value, if one has."""
 
     def check_alive(self) -> None:
-        """Raise when nothing can end any more. Called after a wait in vain."""
+        """Replace what hangs, and raise when nothing can end any more. Called every `CHECK_EVERY_S`."""
 
 
 _inboxes: WeakKeyDictionary[Worked, _Inbox] = WeakKeyDictionary()
@@ -78,9 +79,11 @@ _inboxes: WeakKeyDictionary[Worked, _Inbox] = WeakKeyDictionary()
 def finished(*pools: Pool) -> Iterator[tuple[Pool, Task, Any]]:
     """Run the tasks of all pools: yields each without a callback when it ends, until none of these is left.
 
-    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise.
+    The caller may submit tasks while it iterates. Raises what `Pool.settle` and `Pool.check_alive` raise, and
+    `PoisonousTask` for a task on which workers die.
     """
     while any(pool.owes_values for pool in pools):
+        _raise_poisonous(pools)
         for pool, task, value in _wait(pools):
             assert isinstance(pool, Pool)
             yield pool, task, value
@@ -91,15 +94,17 @@ def run_until(done: Callable[[], bool], *pools: Worked) -> None:
 
     Raises:
         RuntimeError: No task is left, and `done()` is still false.
+        PoisonousTask: Workers die on a task of a pool, perhaps one that the caller does not wait for.
         PoolError and Ray's errors: As `Pool.settle` and `Pool.check_alive`.
     """
     while not done():
+        _raise_poisonous(pools)
         if not any(pool.outstanding for pool in pools):
             raise RuntimeError("no task is left that could end this wait")
         _wait(pools)
 
 
-def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
+def run_while(refs: Sequence[ObjectRef], *pools: Worked) -> None:
     """Run the tasks of all pools until every one of `refs` is there, or one of their calls has failed.
 
     Raises:
@@ -111,9 +116,15 @@ def run_while(refs: Sequence[ObjectRef], *pools: Pool) -> None:
         _wait(pools, calls)
         while calls.arrived:
             try:
-                ray.get(calls.take())
+                fetched(calls.take(), "the value of a call")
             except RayError:
                 return  # the other calls may wait for the failed one for ever
+
+
+def _raise_poisonous(pools: Sequence[Worked]) -> None:
+    for pool in pools:
+        if isinstance(pool, Pool) and pool.queue.poisonous:
+            raise pool.queue.poisonous.popleft()
 
 
 def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Worked, Task, Any]]:
@@ -124,10 +135,13 @@ def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Wo
     """
     inboxes = {pool: _inboxes.setdefault(pool, _Inbox()) for pool in pools}
     for pool, inbox in inboxes.items():
+        if pool.outstanding and time.monotonic() - inbox.checked >= CHECK_EVERY_S:
+            pool.check_alive()
+            inbox.checked = time.monotonic()
         inbox.watch(pool.watched())
     watched = [*inboxes.values(), *([] if calls is None else [calls])]
     with _arrival:
-        is_there = _arrival.wait_for(lambda: any(inbox.arrived for inbox in watched), timeout=CHECK_EVERY_S)
+        _arrival.wait_for(lambda: any(inbox.arrived for inbox in watched), timeout=CHECK_EVERY_S)
     for pool, inbox in inboxes.items():
         while inbox.arrived:
             if settled := pool.settle(inbox.take()):
@@ -135,8 +149,4 @@ def _wait(pools: Sequence[Worked], calls: _Inbox | None = None) -> list[tuple[Wo
                 if task.done is None:
                     return [(pool, task, value)]
                 task.done(task, value)
-    if not is_there:
-        for pool in pools:
-            if pool.outstanding:
-                pool.check_alive()
     return []

@@ -12,6 +12,8 @@ from typing import Any
 
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
+from orchestrator.pools.hung import HungWorker
+
 ACTORS = {
     "LearnerRank": "learner rank",
     "RayTrainWorker": "learner rank",
@@ -56,7 +58,7 @@ class MemoryKill:
 
 def memory_kill(error: BaseException | None) -> MemoryKill | None:
     """What ran out of memory, if this failure is one."""
-    if error is None:
+    if error is None or isinstance(error, HungWorker):  # the end of its log may speak of memory
         return None
     text = str(error)
     if isinstance(error, OutOfMemoryError):

@@ -7,10 +7,8 @@ date.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -18,69 +16,20 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTaskError
 
+from orchestrator.cluster.waits import fetched
 from orchestrator.errors import PoolError
+from orchestrator.pools.budgets import DeathBudget
+from orchestrator.pools.hung import end_hung, progress_of
+from orchestrator.pools.task import Observer, Task, TaskQueue, ignore
+from orchestrator.pools.watch import BusyWith, Watch
+from orchestrator.pools.worker import Worker, WorkerState
+from orchestrator.terminal import LOGGER
 
-MAX_RESTARTS = 10
-"""Workers that a pool replaces during a run; one more death ends the run."""
+CHECK_EVERY_S = 5.0
+"""How often a wait checks that each pool has a ready worker, and that its busy ones make progress."""
 
 POOL_START_TIMEOUT_S = 1800.0
 """How long workers may take to start: a large model is read from a slow disk, or downloaded."""
-
-
-class WorkerState(StrEnum):
-    """A worker goes from STARTING to STALE to READY, and from READY nowhere: a dead one is replaced."""
-
-    STARTING = "starting"
-    """The actor has not answered yet."""
-    STALE = "stale"
-    """The actor answers, but needs the newest weights before it may work."""
-    READY = "ready"
-
-
-@dataclass(eq=False)
-class Task:
-    """A call that any worker of the pool may run."""
-
-    method: str
-    arguments: tuple
-    num_returns: int = 1
-    context: Any = None
-    """The caller's own, to recognise the task by."""
-    remake: Callable[[], None] | None = None
-    """Submits tasks that make this task's input and result again, for when they were lost with a node."""
-    done: Callable[["Task", Any], None] | None = None
-    """Called with the task and its value when it ends; without it `finished` yields them."""
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    """What the task is on, for the run's trace."""
-    refs: list[ObjectRef] = field(default_factory=list)
-    """The call's values, once it runs; `finished` fetches the last one."""
-    submitted: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    """When a worker got it, by `time.time`."""
-
-
-Observer = Callable[[str, int, Task | None, Any], None]
-"""Called when a worker has returned a value: the pool's name, the worker's index, its task (None for a
-broadcast or a refresh), and the value."""
-
-
-def ignore(pool: str, worker: int, task: Task | None, value: Any) -> None:
-    """The observer of a pool that none looks at."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    index: int
-    actor: Any
-    is_replacement: bool
-    waiting_for: ObjectRef | None
-    """The call whose end moves the worker from STARTING or STALE to the next state; None when READY."""
-    state: WorkerState = WorkerState.STARTING
-    tasks: dict[ObjectRef, Task] = field(default_factory=dict)
-    """The tasks that it runs, by their last ref."""
-    refreshed_after: int = 0
-    """Number of the pool's broadcasts before its refresh began."""
-    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -108,8 +57,13 @@ class Pool:
         capacity: Tasks that one worker runs at a time; the others wait in the pool's queue.
         refresh: Called with an actor once it answers. Returns the ref of a call after which it may work, or
             None when it may work at once. Called again when a broadcast has been made meanwhile.
-        max_restarts: Workers that the pool replaces; one more death raises `PoolError`.
+        budget: The deaths that the pool bears; its work is tasks.
+        max_attempts: Workers that may die on a task, see `TaskQueue`.
+        watch: Says which workers hang.
         start_timeout_s: How long the pool may have no ready worker.
+
+    Attributes:
+        note: Called with a message when a worker is replaced.
     """
 
     def __init__(
@@ -119,18 +73,21 @@ class Pool:
         size: int,
         capacity: int,
         refresh: Callable[[Any], ObjectRef | None] = lambda actor: None,
-        max_restarts: int = MAX_RESTARTS,
+        budget: DeathBudget | None = None,
+        max_attempts: int = 2,
+        watch: Watch | None = None,
         start_timeout_s: float = POOL_START_TIMEOUT_S,
     ) -> None:
         self.name = name
         self.spawn = spawn
         self.capacity = capacity
         self.refresh = refresh
-        self.max_restarts = max_restarts
+        self.budget = budget or DeathBudget(f"workers of the {name} pool")
         self.start_timeout_s = start_timeout_s
-        self.restarts = 0
-        self.broadcasts = 0
-        self.queue: deque[Task] = deque()
+        self.watch = watch or Watch()
+        self.note: Callable[[str], None] = LOGGER.warning
+        self.restarts = self.broadcasts = 0
+        self.queue = TaskQueue(name, max_attempts)
         self.observer: Observer = ignore
         self._new_refs: list[ObjectRef] = []
         """What `watched` has not returned yet."""
@@ -147,7 +104,7 @@ class Pool:
         labels: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Queue a call; it starts when a ready worker has room. See `Task`."""
-        self.queue.append(Task(method, arguments, num_returns, context, remake, done, labels))
+        self.queue.tasks.append(Task(method, arguments, num_returns, context, remake, done, labels))
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Block until every worker is READY.
@@ -161,12 +118,16 @@ class Pool:
         timeout_s = self.start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while waiting := self._transitions():
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=min(left, CHECK_EVERY_S))
+            if ready:
+                self.settle(ready[0])
+            elif not left:
                 raise PoolError(
                     f"the {self.name} pool did not start within {timeout_s:g} s ({_states(self)})"
                 )
-            self.settle(ready[0])
+            else:
+                _replace_hung(self, {})
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """Call every READY worker and wait for all; returns the values of those that answered.
@@ -179,22 +140,24 @@ class Pool:
                 once all workers have answered or died.
         """
         self.broadcasts += 1
-        calls = [
-            (worker, getattr(worker.actor, method).remote(*arguments))
+        calls = {
+            getattr(worker.actor, method).remote(*arguments): worker
             for worker in self.workers
             if worker.state is WorkerState.READY
-        ]
+        }
         values, failure = [], None
-        for worker, ref in calls:
+        for ref, worker in calls.items():
             try:
-                values.append(ray.get(ref))
+                _wait_for_call(self, ref, method, calls)
+                values.append(fetched(ref, f"a value of the {self.name} pool"))
                 self.observer(self.name, worker.index, None, values[-1])
             # A call that failed because another actor died raises an error of both types RayTaskError and
             # RayActorError. It says nothing about this worker, so it is caught here, before RayActorError.
             except (RayTaskError, ObjectLostError) as error:
                 failure = failure or error
             except RayActorError as error:
-                self._replace(worker, error)
+                if worker in self.workers:
+                    self.replace(worker, error)
         if failure is not None:
             raise failure
         return values
@@ -212,16 +175,21 @@ class Pool:
     def owes_values(self) -> bool:
         """Whether any task without a callback is queued or runs: `finished` has to yield it."""
         running = (task for worker in self.workers for task in worker.tasks.values())
-        return any(task.done is None for task in (*self.queue, *running))
+        tasks = (*self.queue.tasks, *running)
+        return bool(self.queue.poisonous) or any(task.done is None for task in tasks)
 
     def start_tasks(self) -> None:
         """Give the queued tasks to workers, as far as these have room."""
-        ready = [worker for worker in self.workers if self.queue and worker.state is WorkerState.READY]
-        while self.queue and ready:
+        tasks = self.queue.tasks
+        ready = [worker for worker in self.workers if tasks and worker.state is WorkerState.READY]
+        while tasks and ready:
             worker = min(ready, key=lambda worker: len(worker.tasks))
             if len(worker.tasks) >= self.capacity:
                 break
-            self._run(worker, self.queue.popleft())
+            if task := self.queue.take(worker.tasks.values()):
+                self.watch_for(worker.run(task))
+            else:
+                ready.remove(worker)
 
     def watched(self) -> list[ObjectRef]:
         """Start tasks. Returns the refs to wait for, which `settle` takes: each once, to one waiter."""
@@ -244,31 +212,33 @@ class Pool:
         if worker is None:
             return None  # of a task that was dropped, or of a worker that was replaced
         try:
-            value = ray.get(ref)
+            value = fetched(ref, f"a value of the {self.name} pool")
         except ObjectLostError as error:
-            self._settle_lost(worker, ref, error)
+            _settle_lost(self, worker, ref, error)
             return None
         except RayTaskError:  # before RayActorError, as in `broadcast`
             if worker.tasks.pop(ref, None) is None:
-                self._watch(ref)  # the worker still waits for it
+                self.watch_for(ref)  # the worker still waits for it
             raise
         except RayActorError as error:
-            self._replace(worker, error)
+            self.replace(worker, error)
             return None
         task = worker.tasks.pop(ref, None)
         self.observer(self.name, worker.index, task, value)
         if task is not None:
+            self.budget.work()
             return task, value
         self._advance(worker)
         return None
 
     def check_alive(self) -> None:
-        """Check that the pool has a ready worker, or has had too little time for one.
+        """Replace workers that hang. Check that the pool has a ready worker, or had too little time for one.
 
         Raises:
             PoolError: No worker has been ready for `start_timeout_s`. A cluster that lost a node may have no
                 room for a replacement.
         """
+        _replace_hung(self, {})
         waited = min((time.monotonic() - worker.since for worker in self.workers), default=0.0)
         if waited > self.start_timeout_s and not any(
             worker.state is WorkerState.READY for worker in self.workers
@@ -289,11 +259,11 @@ class Pool:
         for worker in self.workers:
             ray.kill(worker.actor)
 
-    def _start(self, index: int, is_replacement: bool) -> _Worker:
+    def _start(self, index: int, is_replacement: bool) -> Worker:
         actor = self.spawn(index)
-        return _Worker(index, actor, is_replacement, waiting_for=self._watch(actor.ping.remote()))
+        return Worker(index, actor, is_replacement, waiting_for=self.watch_for(actor.ping.remote()))
 
-    def _watch(self, ref: ObjectRef) -> ObjectRef:
+    def watch_for(self, ref: ObjectRef) -> ObjectRef:
         """Have `watched` return this ref."""
         self._new_refs.append(ref)
         return ref
@@ -302,7 +272,7 @@ class Pool:
         """The refs that workers wait for to become STALE or READY."""
         return [worker.waiting_for for worker in self.workers if worker.waiting_for is not None]
 
-    def _advance(self, worker: _Worker) -> None:
+    def _advance(self, worker: Worker) -> None:
         """Move a worker whose `waiting_for` has ended: STARTING to STALE, or STALE to READY.
 
         A STALE worker that missed a broadcast while it was refreshed stays STALE, and is refreshed once more.
@@ -314,37 +284,17 @@ class Pool:
         try:
             ref = self.refresh(worker.actor)
         except Exception:
-            self._watch(worker.waiting_for)  # its state stays as it is
+            self.watch_for(worker.waiting_for)  # its state stays as it is
             raise
         worker.refreshed_after = broadcasts
-        worker.waiting_for = None if ref is None else self._watch(ref)
+        worker.waiting_for = None if ref is None else self.watch_for(ref)
         worker.state = WorkerState.READY if ref is None else WorkerState.STALE
 
-    def _settle_lost(self, worker: _Worker, ref: ObjectRef, error: ObjectLostError) -> None:
-        """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
-        task = worker.tasks.pop(ref, None)
-        if task is None:
-            worker.state = WorkerState.STARTING
-            worker.waiting_for = self._watch(worker.actor.ping.remote())
-            raise error
-        if task.remake is None:
-            raise PoolError(
-                f"the {self.name} pool cannot continue: the data of a task was lost with its node: {error}"
-            ) from error
-        task.remake()
-
-    def _run(self, worker: _Worker, task: Task) -> None:
-        call = getattr(worker.actor, task.method).options(num_returns=task.num_returns)
-        refs = call.remote(*task.arguments)
-        task.refs = [refs] if task.num_returns == 1 else list(refs)
-        task.started = time.time()
-        worker.tasks[task.refs[-1]] = task
-        self._watch(task.refs[-1])
-
-    def _replace(self, worker: _Worker, error: RayActorError) -> None:
+    def replace(self, worker: Worker, error: RayActorError) -> None:
         """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
         _count_restart(self, worker, error)
-        self.queue.extendleft(reversed(worker.tasks.values()))
+        self.note(f"{self.name} worker {worker.index} is replaced: {error}")
+        self.queue.take_back(worker.tasks.values(), error)
         ray.kill(worker.actor)
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
 
@@ -354,7 +304,9 @@ def _states(pool: Pool) -> str:
 
 
 def _stats(pool: Pool) -> PoolStats:
-    submitted = [task.submitted for task in list(pool.queue)]  # a copy, because the queue changes meanwhile
+    submitted = [
+        task.submitted for task in list(pool.queue.tasks)
+    ]  # a copy, because the queue changes meanwhile
     states = [worker.state for worker in pool.workers]
     return PoolStats(
         queued=len(submitted),
@@ -365,14 +317,43 @@ def _stats(pool: Pool) -> PoolStats:
     )
 
 
-def _count_restart(pool: Pool, worker: _Worker, error: RayActorError) -> None:
+def _count_restart(pool: Pool, worker: Worker, error: RayActorError) -> None:
     """Count a worker that died, and raise where its death ends the run."""
     if isinstance(error, ActorDiedError) and error.actor_init_failed and not worker.is_replacement:
         # The first start failed, so every other worker would fail too.
         raise PoolError(f"{pool.name} worker {worker.index} cannot be started: {error}") from error
     pool.restarts += 1
-    if pool.restarts > pool.max_restarts:
+    pool.budget.spend(error)
+
+
+def _wait_for_call(pool: Pool, ref: ObjectRef, method: str, calls: Mapping[ObjectRef, Worker]) -> None:
+    """Wait for one of `calls`, all of `method`; the pool replaces workers that hang in them."""
+    missing = dict(calls)
+    while not ray.wait([ref], timeout=CHECK_EVERY_S)[0]:
+        there, _ = ray.wait(list(missing), num_returns=len(missing), timeout=0)
+        missing = {each: worker for each, worker in missing.items() if each not in there}
+        _replace_hung(pool, {worker: (method, each) for each, worker in missing.items()})
+
+
+def _replace_hung(pool: Pool, calls: Mapping[Worker, BusyWith]) -> None:
+    """Replace workers that make no progress with their tasks, or with one of `calls`."""
+    busy = {worker.index: call for worker in pool.workers if (call := calls.get(worker) or worker.call)}
+    told = progress_of({index: pool.workers[index].actor for index in busy})
+    for hang in pool.watch.look(busy, told):
+        worker = pool.workers[hang.worker]
+        error = end_hung(f"{pool.name} worker {worker.index}", worker.actor, hang, pool.watch.stacks)
+        pool.replace(worker, error)
+
+
+def _settle_lost(pool: Pool, worker: Worker, ref: ObjectRef, error: ObjectLostError) -> None:
+    """A node has died with the data of a task, or of a refresh: make the data again, or raise."""
+    task = worker.tasks.pop(ref, None)
+    if task is None:
+        worker.state = WorkerState.STARTING
+        worker.waiting_for = pool.watch_for(worker.actor.ping.remote())
+        raise error
+    if task.remake is None:
         raise PoolError(
-            f"workers of the {pool.name} pool died {pool.restarts} times (limit {pool.max_restarts}); "
-            f"the last error: {error}"
+            f"the {pool.name} pool cannot continue: the data of a task was lost with its node: {error}"
         ) from error
+    task.remake()

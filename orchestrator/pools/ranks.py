@@ -1,5 +1,6 @@
 """The learner ranks on the driver's side: their settings, their start, and calls of all ranks together."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,20 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from actors.learning import LearnerRank
 from orchestrator.algorithm.importance import ImportanceSettings
 from orchestrator.algorithm.loss import LossSettings
+from orchestrator.cluster.waits import FETCH_TIMEOUT_S
 from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.messages.batches import LearnerSettings, PolicySettings
 from orchestrator.pools.handles import RankHandle
+from orchestrator.pools.hung import end_hung, progress_of
 from orchestrator.pools.memory_kill import name_actor
+from orchestrator.pools.pool import CHECK_EVERY_S, POOL_START_TIMEOUT_S
+from orchestrator.pools.watch import Watch, culprits
 
 RANK = "learner rank"
 """A rank's name in messages, before its number."""
+TOLD = {"step", "stream", "publish", "reference_z_logprobs"}
+"""Calls in which a rank tells of each micro-batch or chunk."""
 PING_TIMEOUT_S = 5.0
 """How long a living rank may take to answer; a busy one takes longer and passes."""
 
@@ -77,14 +84,14 @@ def learner_settings(
 def start_ranks(
     settings: LearnerSettings,
     spawn: Callable[..., RankHandle],
-    timeout_s: float | None = None,
+    timeout_s: float = POOL_START_TIMEOUT_S,
     worker: type = LearnerRank,
 ) -> list[RankHandle]:
     """Start all ranks and wait until they hold the model.
 
     Args:
         spawn: `spawn(cls, rank, *arguments)` starts an actor of the class and returns its handle.
-        timeout_s: How long to wait for rank 0, and then for all of them; without a limit when None.
+        timeout_s: How long to wait for rank 0, and then for all of them.
         worker: The class of the actors.
 
     Raises:
@@ -98,31 +105,76 @@ def start_ranks(
 
 
 def call_ranks(
-    ranks: Sequence[RankHandle],
-    method: str,
-    *arguments: Any,
-    timeout_s: float | None = None,
-    meanwhile: Callable[[list[ObjectRef]], None] = lambda refs: None,
+    ranks: Sequence[RankHandle], method: str, *arguments: Any, timeout_s: float = POOL_START_TIMEOUT_S
 ) -> list[Any]:
-    """Call a collective of all ranks; returns what each returned, by rank.
+    """Call a collective of all ranks; returns what each returned, by rank. Raises as `values_of`."""
+    return values_of(ranks, [getattr(rank, method).remote(*arguments) for rank in ranks], timeout_s)
+
+
+class RankCall:
+    """A call of a collective that `orchestrator.pools.events` waits for: it ends ranks that hang in it.
 
     Args:
-        meanwhile: Called with the refs of the calls; it may work until they are there.
+        ranks: All of them.
+        method: What was called, for the watch.
+        refs: The calls, by rank.
+        watch: Of the ranks, for all of their calls.
+    """
+
+    outstanding = True
+
+    def __init__(
+        self, ranks: Sequence[RankHandle], method: str, refs: Sequence[ObjectRef], watch: Watch
+    ) -> None:
+        self.ranks = ranks
+        self.method = method
+        self.refs = refs
+        self.watch = watch
+        self.started = time.monotonic()
+
+    def measure(self) -> None:
+        """The call has ended: what it took tells how long the next one may take.
+
+        A long call in which ranks tell of each piece is measured by these.
+        """
+        seconds = time.monotonic() - self.started
+        if self.method not in TOLD or seconds < CHECK_EVERY_S:
+            self.watch.measure(self.method, seconds)
+
+    def watched(self) -> list[ObjectRef]:
+        """None: who made the call waits for it."""
+        return []
+
+    def settle(self, ref: ObjectRef) -> None:
+        """Not called."""
+
+    def check_alive(self) -> None:
+        """End ranks that hang.
+
+        Raises:
+            HungWorker: There was one. The others cannot go on without it.
+        """
+        _, missing = ray.wait(list(self.refs), num_returns=len(self.refs), timeout=0)
+        busy = {rank: (self.method, ref) for rank, ref in enumerate(self.refs) if ref in missing}
+        hangs = self.watch.look(busy, progress_of({rank: self.ranks[rank] for rank in busy}))
+        errors = [
+            end_hung(f"{RANK} {hang.worker}", self.ranks[hang.worker], hang, self.watch.stacks)
+            for hang in culprits(hangs)
+        ]
+        if errors:
+            raise errors[0]
+
+
+def values_of(
+    ranks: Sequence[RankHandle], refs: Sequence[ObjectRef], timeout_s: float = FETCH_TIMEOUT_S
+) -> list[Any]:
+    """What the calls of a collective have returned, by rank.
 
     Raises:
         ray.exceptions.RayActorError: A rank died.
         ray.exceptions.RayTaskError: A rank failed, and all of them live.
         ray.exceptions.GetTimeoutError: They did not return within `timeout_s`.
     """
-    refs = [getattr(rank, method).remote(*arguments) for rank in ranks]
-    meanwhile(refs)
-    return values_of(ranks, refs, timeout_s)
-
-
-def values_of(
-    ranks: Sequence[RankHandle], refs: Sequence[ObjectRef], timeout_s: float | None = None
-) -> list[Any]:
-    """What the calls of a collective return, by rank. Raises as `call_ranks`."""
     try:
         return ray.get(list(refs), timeout=timeout_s)
     except RayTaskError as error:

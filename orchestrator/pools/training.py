@@ -1,6 +1,6 @@
 """The three pools of a training run in one placement group; publishes the learner's weights to engines."""
 
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +20,19 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
-from orchestrator.pools.pool import (
-    MAX_RESTARTS,
-    POOL_START_TIMEOUT_S,
-    Observer,
-    Pool,
-    WorkerState,
-    ignore,
+from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Pool
+from orchestrator.pools.ranks import RankCall, check_alive, learner_settings, start_ranks, values_of
+from orchestrator.pools.start import (
+    death_budget,
+    engine_settings,
+    first_token_age,
+    longest_check_s,
+    rollout_pool,
+    verification_pool,
+    watch_of,
 )
-from orchestrator.pools.ranks import call_ranks, check_alive, learner_settings, start_ranks, values_of
-from orchestrator.pools.start import engine_settings, rollout_pool, verification_pool
-
-ANSWER_TIMEOUT_S = 5.0
-"""How long an engine may take to say when it sampled first."""
+from orchestrator.pools.task import Observer, ignore
+from orchestrator.terminal import LOGGER
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,10 @@ class Pools:
         self.engines_turn = True
         """Whether the engines may generate; always true without `colocate`."""
         self.learner_restarts = 0
+        self.learner_budget = death_budget("learner ranks", config.faults, work_per_death=1)
+        self.rank_watch = watch_of(config.faults, config.folder, together=True)
+        self.note: Callable[[str], None] = LOGGER.warning
+        """Called with a message when an engine or verifier is replaced."""
         self.observer: Observer = ignore
         self.rollouts: Pool
         self.verifiers: Pool
@@ -106,6 +110,10 @@ class Pools:
     def observe(self, observer: Observer) -> None:
         """Have engines and verifiers tell `observer` of each value that they return."""
         self.observer = self.rollouts.observer = self.verifiers.observer = observer
+
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Have `note` called with a message when an engine or a verifier is replaced."""
+        self.note = self.rollouts.note = self.verifiers.note = note
 
     def wait_ready(self) -> None:
         """Block until all engines and verifiers can work.
@@ -126,7 +134,9 @@ class Pools:
             ray.exceptions.ObjectLostError: Trajectories were lost with their node. The ranks must be
                 restarted.
         """
-        return self.on_all_ranks("step", batch)
+        sums = self.on_all_ranks("step", batch)
+        self.learner_budget.work()
+        return sums
 
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
@@ -156,17 +166,17 @@ class Pools:
             ray.exceptions.RayTaskError: The method failed on a rank.
         """
         if self.engines_turn and self.colocated:
-            self._send_engines_to_sleep()
-            call_ranks(self.learners, "take_device")
+            _send_to_sleep(self.rollouts)
+            self._call_ranks("take_device")
             self.engines_turn = False
-        if self.colocated:
-            return call_ranks(self.learners, method, *arguments)
-        return call_ranks(self.learners, method, *arguments, meanwhile=self._run_tasks)
+        return self._call_ranks(method, *arguments)
 
-    def wait_for_ranks(self, refs: list[ObjectRef]) -> None:
-        """Wait for a call of all ranks that has been made. Raises as `on_all_ranks`."""
-        self._run_tasks(refs)
-        values_of(self.learners, refs)
+    def wait_for_ranks(self, method: str, refs: list[ObjectRef]) -> list[Any]:
+        """Wait for a call of all ranks that has been made. Returns and raises as `on_all_ranks`."""
+        others = () if self.colocated else (self.rollouts, self.verifiers)
+        run_while(refs, call := RankCall(self.learners, method, refs, self.rank_watch), *others)
+        call.measure()
+        return values_of(self.learners, refs)
 
     def restart_learners(self, error: RayError) -> None:
         """Replace all ranks after one has failed: each holds a part of one model, and is of no use without
@@ -176,14 +186,10 @@ class Pools:
             error: The failure, for the message.
 
         Raises:
-            PoolError: The ranks have failed more than `MAX_RESTARTS` times, or the cluster has no room for
-                new ones.
+            PoolError: The ranks have failed too often, or the cluster has no room for new ones.
         """
         self.learner_restarts += 1
-        if self.learner_restarts > MAX_RESTARTS:
-            raise PoolError(
-                f"learner ranks failed {self.learner_restarts} times; the last error: {error}"
-            ) from error
+        self.learner_budget.spend(error)
         self.abandon_tasks()
         self.chunks = []  # rank 0 owned these objects; they are lost with it
         for rank in self.learners:
@@ -195,8 +201,8 @@ class Pools:
         self.rollouts.stop()
         self.learners = self._start_learners()
         self._release_learners()
-        restarts, self.rollouts = self.rollouts.restarts, self._start_engines()
-        self.rollouts.restarts = restarts
+        before, self.rollouts = self.rollouts, self._start_engines()
+        self.rollouts.restarts, self.rollouts.budget = before.restarts, before.budget
         self.engines_turn = True
 
     def abandon_tasks(self) -> None:
@@ -217,12 +223,7 @@ class Pools:
 
     def first_token_age(self) -> float | None:
         """Seconds since an engine sampled its first token; None before, or where none answers."""
-        ready = [worker for worker in self.rollouts.workers if worker.state is WorkerState.READY]
-        ages = []
-        for ref in [worker.actor.first_token_age.remote() for worker in ready]:
-            with contextlib.suppress(RayError):  # who needs the engine will see its death
-                ages.append(ray.get(ref, timeout=ANSWER_TIMEOUT_S))
-        return max((age for age in ages if age is not None), default=None)
+        return first_token_age(self.rollouts)
 
     def stop(self) -> None:
         """End all actors and release their resources."""
@@ -235,9 +236,12 @@ class Pools:
         self.verifiers = verification_pool(
             self.placement,
             self.config.verification,
+            self.config.faults,
+            watch_of(self.config.faults, self.config.folder, longest_check_s(self.config)),
             self.workers.verifier,
             self.config.loss.correct_above,
             self.config.verifier_texts,
+            self.config.rollout.prompts_per_step,
         )
         if self.colocated:
             self.learners = self._start_learners()
@@ -258,8 +262,11 @@ class Pools:
             ) from error
 
     def _start_engines(self) -> Pool:
-        pool = rollout_pool(self._start_engine, self.config.rollout.num_engines, self._bring_up_to_date)
-        pool.observer = self.observer
+        rollout, faults = self.config.rollout, self.config.faults
+        refresh, groups = self._bring_up_to_date, rollout.prompts_per_step
+        watch = watch_of(faults, self.config.folder)
+        pool = rollout_pool(self._start_engine, rollout.num_engines, faults, watch, refresh, groups)
+        pool.observer, pool.note = self.observer, self.note
         return pool
 
     def _start_engine(self, index: int) -> EngineHandle:
@@ -268,7 +275,8 @@ class Pools:
         width = self.config.rollout.tensor_parallel
         first = index * width
         ranks = self.learners[first : first + width]
-        gpus = [gpu for rank in ranks for gpu in ray.get(rank.gpu_ids.remote())]
+        refs = [rank.gpu_ids.remote() for rank in ranks]
+        gpus = [gpu for of_rank in values_of(ranks, refs) for gpu in of_rank]
         return self.placement.colocated_engine(self.workers.engine, first, gpus, self.settings)
 
     def _bring_up_to_date(self, engine: EngineHandle) -> ObjectRef | None:
@@ -280,17 +288,19 @@ class Pools:
         check_alive(self.learners[:1])
         return engine.load_weights.remote(self.version, self.chunks)
 
-    def _run_tasks(self, refs: list[ObjectRef]) -> None:
-        run_while(refs, self.rollouts, self.verifiers)
+    def _call_ranks(self, method: str, *arguments: Any) -> list[Any]:
+        refs = [getattr(rank, method).remote(*arguments) for rank in self.learners]
+        return self.wait_for_ranks(method, refs)
 
     def _release_learners(self) -> None:
-        call_ranks(self.learners, "release_device")
+        self._call_ranks("release_device")
 
-    def _send_engines_to_sleep(self) -> None:
-        """Make all engines release their memory. An engine that dies in the call is replaced, and its
-        replacement must be asked as well."""
-        asked_after = -1
-        while asked_after != self.rollouts.restarts:
-            asked_after = self.rollouts.restarts
-            self.rollouts.wait_ready()
-            self.rollouts.broadcast("sleep")
+
+def _send_to_sleep(rollouts: Pool) -> None:
+    """Make all engines release their memory. An engine that dies in the call is replaced, and its
+    replacement must be asked as well."""
+    asked_after = -1
+    while asked_after != rollouts.restarts:
+        asked_after = rollouts.restarts
+        rollouts.wait_ready()
+        rollouts.broadcast("sleep")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from orchestrator.errors import RunError
 from orchestrator.measures import is_point
 from orchestrator.shown_text import safe_to_show
+from orchestrator.storage.dropped import DROPPED
 from orchestrator.storage.files import write_atomically
 
 JOURNAL = "metrics.jsonl"
@@ -158,8 +159,8 @@ def saved_run_id(folder: Path) -> str | None:
 
 
 def forget(folder: Path) -> None:
-    """Delete the journal of an earlier attempt, so that the next attempt is a new run, in MLflow too."""
-    for name in (RUN_ID, JOURNAL, SENT):
+    """Delete the records of an earlier attempt, so that the next attempt is a new run, in MLflow too."""
+    for name in (RUN_ID, JOURNAL, SENT, DROPPED):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -23,10 +23,11 @@ from orchestrator.errors import ConfigError, RunError
 from orchestrator.storage.addresses import why_silent
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState, parse_state, step_name
 from orchestrator.storage.checksums import EXPORT, STATE, Checksums, damage
+from orchestrator.storage.dropped import DROPPED
 from orchestrator.storage.files import write_atomically
 from orchestrator.storage.journal import JOURNAL, RUN_ID, SENT
 
-RECORDS = (SENT, RUN_ID, JOURNAL, "config.yaml", "summary.json")
+RECORDS = (SENT, RUN_ID, JOURNAL, DROPPED, "config.yaml", "summary.json")
 """Small files of a run.
 
 The number of sent events is uploaded before the journal: if it is too low, nothing is sent twice.

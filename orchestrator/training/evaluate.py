@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray
 from jaxtyping import Bool, Float32
 
 from actors.verification import can_vote
+from orchestrator.cluster.waits import fetched
 from orchestrator.config.paths import SET_NAME_BYTES, short_name
 from orchestrator.data.prompts import ProblemSet
 from orchestrator.evaluation.answers import pool_answers
@@ -165,7 +165,7 @@ def sampled_solutions(
     numbers = np.unique(
         np.linspace(0, len(batch.groups) - 1, min(count, len(batch.groups))).round().astype(int)
     )
-    texts = ray.get([batch.groups[number].texts for number in numbers])
+    texts = fetched([batch.groups[number].texts for number in numbers], "responses of an evaluation")
     first = [int(np.flatnonzero(batch.group == number)[0]) for number in numbers]
     verdicts = [batch.verdicts[index] for index in first]
     return {

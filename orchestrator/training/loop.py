@@ -56,7 +56,7 @@ def run_steps(session: Session) -> dict[str, Any]:
             streamed = session.streamed()
             sums = session.learn(make_train_batch(config, batch, advantages, reference, step, streamed))
             with clock("sync"):
-                session.publish(step)
+                session.pools.publish(step)
             clock.stop("step")
             session.record(step, step_metrics(step, batch, scores, sums, clock.seconds))
             note_skipped(session, sums, batch, scores, advantages)
@@ -69,7 +69,7 @@ def run_steps(session: Session) -> dict[str, Any]:
 
 def _start(session: Session) -> None:
     """Bring the engines to the session's weights. Measure the initial model, or make up a due evaluation."""
-    session.publish(session.step)
+    session.pools.publish(session.step)
     with session.stop.interruptible():
         session.pools.wait_ready()
     session.start.pools_ready()

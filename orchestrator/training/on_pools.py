@@ -10,12 +10,15 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from orchestrator.cluster.nodes import Resources
 from orchestrator.config.training import RunConfig
+from orchestrator.pools.hung import HungWorker
+from orchestrator.pools.task import PoisonousTask
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
 from orchestrator.training.divergence import Diverged
+from orchestrator.training.dropping import drop_problem
 from orchestrator.training.live_metrics import LiveMetrics
 from orchestrator.training.loop import run_steps
 from orchestrator.training.preparation import PreparedRun
@@ -54,7 +57,8 @@ def train_on_pools(
 
 
 def _train_through_failures(session: Session) -> dict[str, Any]:
-    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind.
+    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind. When workers die on
+    a problem, draw the steps that are not finished again without it.
 
     The other pools restart their own workers.
     """
@@ -66,8 +70,13 @@ def _train_through_failures(session: Session) -> dict[str, Any]:
                     session.pools.restart_learners(failure)
                     session.rewind()
             return run_steps(session)
+        except PoisonousTask as error:
+            failure = None
+            drop_problem(session, error)
         except (RayActorError, ObjectLostError) as error:
             failure = error
+            if isinstance(error, HungWorker):
+                session.note(str(error))
             cause = (
                 "a learner rank died"
                 if isinstance(error, RayActorError)

@@ -26,7 +26,9 @@ from orchestrator.messages.problems import Problem
 from orchestrator.messages.trajectories import read_groups
 from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 from orchestrator.pools.collect import Batch, CheckedGroup, to_batch
-from orchestrator.pools.ranks import learner_settings, start_ranks
+from orchestrator.pools.events import run_while
+from orchestrator.pools.ranks import RankCall, learner_settings, start_ranks, values_of
+from orchestrator.pools.watch import Watch
 from orchestrator.storage.card import SelfRewardCard
 from orchestrator.training.train_batch import estimate_advantages, make_train_batch
 
@@ -130,7 +132,9 @@ def replay(config: RunConfig, path: Path) -> Replay:
 
     try:
         start_ranks(learner_settings(config, tokens.z_token), spawn)
-        sums, gradients = ray.get(ranks[0].gradients.remote(train_batch))
+        refs = [rank.gradients.remote(train_batch) for rank in ranks]
+        run_while(refs, RankCall(ranks, "gradients", refs, Watch()))
+        [(sums, gradients)] = values_of(ranks, refs)
     except RayError as error:
         raise RunError(f"the learner rank failed: {str(error).strip()}") from error
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.messages.batches import StepSums
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary
-from orchestrator.pools.pool import Task
+from orchestrator.pools.task import Task
 from orchestrator.tracking.trace import TRACE_FILE, Trace
 
 

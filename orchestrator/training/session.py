@@ -29,6 +29,7 @@ from orchestrator.messages.spans import Span
 from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
+from orchestrator.storage.dropped import dropped_problems
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.context import RunContext
@@ -104,7 +105,8 @@ class Session:
         if self.trace is not None:
             pools.observe(self.trace.returned)
         self.clock = Clock(self.trace)
-        self.problems = StepProblems(prepared.train, config)
+        pools.tell(self.note)
+        self.problems = StepProblems(prepared.train, config, dropped_problems(config.folder))
         self.step = 0
         """The last finished step."""
         self.at_start = True
@@ -120,7 +122,8 @@ class Session:
         self.rounds: RankRounds | None = None
         """What the ranks learn while the engines generate the batch."""
         self.c_ref: float | None = None
-        self.base: dict[str, float] | None = None  # figures of the initial model
+        self.base: dict[str, float] | None = None
+        """Figures of the initial model."""
         self.seconds_before, self.started = 0.0, time.monotonic()
 
     def say(self, message: str) -> None:
@@ -250,10 +253,6 @@ class Session:
             )
         return sums
 
-    def publish(self, step: int) -> None:
-        """Bring every engine to the learner's weights, as version `step`."""
-        self.pools.publish(step)
-
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` is done: journal and MLflow, the terminal and the live metrics get its metrics."""
         self.step = step
@@ -264,7 +263,7 @@ class Session:
             **self.start.take_metrics(),
             "pool/restarts": float(self.pools.restarts),
             "sync/bytes": float(self.pools.published_bytes),
-            "data/skipped": float(self.problems.state["skipped"]),
+            **self.problems.metrics(),
             **self.health.judge(metrics),
         }
         self.tracker.log_step(step, metrics)

@@ -13,8 +13,8 @@ from orchestrator.cluster.machine import GIB, main_memory
 from orchestrator.config.training import RunConfig
 from orchestrator.pools.collect import Batch, Collection, to_batch
 from orchestrator.pools.memory import DTYPE_BYTES, streamed_copies
-from orchestrator.pools.pool import Task
-from orchestrator.pools.ranks import check_alive, values_of
+from orchestrator.pools.ranks import RankCall, values_of
+from orchestrator.pools.task import Task
 from orchestrator.pools.training import Pools
 from orchestrator.training.stream_plan import StreamPlan
 from orchestrator.training.train_batch import StreamedSamples
@@ -60,8 +60,10 @@ class RankRounds:
         self.pools = pools
         self.collection = collection
         self.estimate = estimate
+        self.calls: list[ObjectRef] = []
+        """Of the newest round, by rank."""
         self.missing: set[ObjectRef] = set()
-        """Calls of the round that the ranks learn now."""
+        """Those that are not there."""
         for number in list(collection.checked):
             self._land(number)
         collection.on_checked = self._land
@@ -74,7 +76,8 @@ class RankRounds:
     def watched(self) -> list[ObjectRef]:
         """Give the ranks their next round if they are idle and there is one."""
         if not self.missing and (part := self.plan.next_round()):
-            self.missing = {rank.stream.remote(part) for rank in self.pools.learners}
+            self.calls = [rank.stream.remote(part) for rank in self.pools.learners]
+            self.missing = set(self.calls)
         return list(self.missing)
 
     def settle(self, ref: ObjectRef) -> tuple[Task, None] | None:
@@ -89,8 +92,9 @@ class RankRounds:
         return None
 
     def check_alive(self) -> None:
-        """Raise when a rank has died."""
-        check_alive(self.pools.learners)
+        """End ranks that hang; see `RankCall`."""
+        call = RankCall(self.pools.learners, "stream", self.calls, self.pools.rank_watch)
+        call.check_alive()
 
     def complete(self) -> StreamedSamples:
         """What the rounds have covered, once the last group has landed.
@@ -98,7 +102,8 @@ class RankRounds:
         It waits for the round that the ranks learn now, and for those that complete its samples. Raises as
         `settle`.
         """
-        self.pools.wait_for_ranks(list(self.missing))
+        if self.missing:
+            self.pools.wait_for_ranks("stream", self.calls)
         self.missing.clear()
         for part in self.plan.remaining_rounds():
             self.pools.on_all_ranks("stream", part)

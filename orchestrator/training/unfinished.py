@@ -4,9 +4,9 @@ An unfinished sample has no score, and a policy that only sees such samples lear
 causes look alike: the template ends turns with a token that is no EOS, or the limit of tokens is too low.
 """
 
-import ray
 from rich.markup import escape
 
+from orchestrator.cluster.waits import fetched
 from orchestrator.data.eos import template_turn_end
 from orchestrator.pools.collect import Batch
 from orchestrator.training.session import Session
@@ -40,7 +40,7 @@ def explain_unfinished(session: Session, batch: Batch) -> str:
             "Raise rollout.max_response_tokens; if responses go on after their answer, the model ends its "
             "turns with another token: name it in model.eos_tokens"
         )
-    read = ray.get([group.trajectories for group in batch.groups[:GROUPS_READ]])
+    read = fetched([group.trajectories for group in batch.groups[:GROUPS_READ]], "samples of a step")
     samples = sum(len(group) for group in read)
     with_end = sum(end in group.sample(index).response_ids for group in read for index in range(len(group)))
     return observed + (

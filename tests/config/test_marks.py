@@ -51,6 +51,8 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
                 *("learning.tokens_per_micro_batch", "learning.gradient_checkpointing"),
                 *("learning.attention", "learning.max_skipped_steps", "learning.skip_zero_gradients"),
                 *("learning.share_prefixes", "learning.stream", "learning.num_ranks"),
+                *("faults.max_deaths", "faults.max_attempts"),
+                *("faults.deadline_s", "faults.first_deadline_s"),
                 *("health.window", "health.accuracy", "health.entropy", "health.length", "health.score"),
                 *("health.z_mass", "health.mismatch", "health.stop"),
             },

@@ -100,6 +100,7 @@ def test_every_setting_that_names_a_folder_or_file_takes_a_home_folder():
         "rollout.engine_args",
         "engine.dtype",
         "run.trace",
+        "faults.max_attempts",
     }
     for command, schema in SCHEMAS.items():
         for key in set(path_settings(schema)) - marked - {"name", "models", "settings", "run.name"}:

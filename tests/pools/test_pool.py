@@ -15,8 +15,12 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from orchestrator.errors import PoolError
 from orchestrator.pools import events
+from orchestrator.pools import pool as pool_module
+from orchestrator.pools.budgets import DeathBudget
 from orchestrator.pools.events import finished, run_until, run_while
-from orchestrator.pools.pool import Pool, WorkerState
+from orchestrator.pools.pool import Pool
+from orchestrator.pools.task import PoisonousTask
+from orchestrator.pools.worker import WorkerState
 
 # Workers cannot import a test module.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -270,10 +274,23 @@ def test_a_worker_whose_refresh_could_not_begin_is_refreshed_before_it_works(mak
 
 
 def test_the_restart_budget_ends_a_pool_that_keeps_dying(make_pool):
-    pool = make_pool(1, max_restarts=1)
+    pool = make_pool(1, budget=DeathBudget("workers of the test pool", limit=1), max_attempts=9)
     pool.submit("die")
-    with pytest.raises(PoolError, match=r"workers of the test pool died 2 times \(limit 1\)"):
+    with pytest.raises(PoolError, match=r"workers of the test pool died 2 times .*first cause"):
         values(pool)
+
+
+def test_a_task_that_kills_workers_is_not_tried_again_and_the_others_are_done(make_pool):
+    pool = make_pool(1, capacity=4)
+    pool.submit("die", labels={"problem": "p7"})
+    done = []
+    for number in range(6):
+        pool.submit("work", number, done=lambda task, value: done.append(value[1]))
+    with pytest.raises(PoisonousTask, match=r"workers of the test pool died on die \(problem p7\)"):
+        run_until(lambda: False, pool)
+    run_until(lambda: len(done) == 6, pool)
+    assert sorted(done) == list(range(6))
+    assert pool.restarts <= 3
 
 
 def test_a_worker_that_cannot_start_ends_the_pool_at_once_with_the_cause(make_pool):
@@ -332,6 +349,7 @@ def test_stats_count_queued_and_running_tasks_and_workers(make_pool):
 
 def test_a_pool_without_room_is_an_error_and_not_an_endless_wait(make_pool, monkeypatch):
     monkeypatch.setattr(events, "CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.1)
     pool = make_pool(1, options={"resources": {"absent": 1}}, start_timeout_s=0.3)
     with pytest.raises(PoolError, match=r"did not start within 0.1 s \(test 0: starting\)"):
         pool.wait_ready(0.1)

@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from orchestrator.messages.verdicts import Status, Verdict
-from orchestrator.pools.pool import Pool, PoolStats, WorkerState
+from orchestrator.pools.pool import Pool, PoolStats
+from orchestrator.pools.worker import WorkerState
 from orchestrator.training import live_metrics
 from orchestrator.training.live_metrics import METRICS, LiveMetrics, of_pool, of_step
 from tests.settings import configure

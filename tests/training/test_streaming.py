@@ -17,6 +17,7 @@ from orchestrator.pools.collect import Collection, Group
 from orchestrator.pools.events import run_until, run_while
 from orchestrator.pools.pool import Pool
 from orchestrator.pools.ranks import call_ranks, values_of
+from orchestrator.pools.watch import Watch
 from orchestrator.training.stream_plan import StreamPlan
 from orchestrator.training.streaming import RankRounds
 from tests.settings import configure
@@ -106,7 +107,7 @@ def rounds_of(collection, ranks, pools, alpha=0.5):
         loss={"tau": 0.0, "alpha": alpha},
     )
 
-    def wait_for_ranks(refs):
+    def wait_for_ranks(method, refs):
         run_while(refs, *pools)
         values_of(ranks, refs)
 
@@ -115,6 +116,7 @@ def rounds_of(collection, ranks, pools, alpha=0.5):
 
     driver = SimpleNamespace(
         learners=ranks,
+        rank_watch=Watch(together=True),
         wait_for_ranks=wait_for_ranks,
         on_all_ranks=lambda method, *arguments: call_ranks(ranks, method, *arguments),
     )

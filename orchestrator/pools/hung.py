@@ -1,0 +1,158 @@
+"""Ends a worker that hangs, after its stacks and the end of its log are read on its node.
+
+In: actors, and what the watch says of one. Out: their progress; and an error that names the worker, what it
+was doing, and the last lines of its log.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.experimental.internal_kv import internal_kv_get_gcs_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.progress import STACKS_SIGNAL
+from orchestrator.messages.progress import NAMESPACE, Progress
+from orchestrator.pools.watch import Hang
+
+READ_TIMEOUT_S = 5.0
+"""How long the cluster's key-value store may take to answer; the next look tries again."""
+EXAMINE_TIMEOUT_S = 60.0
+"""How long a node may take to examine a process."""
+STACKS_TIMEOUT_S = 15.0
+LOG_LINES = 20
+LOG_BYTES = 2**16
+"""How much is read from the end of a log."""
+
+
+class HungWorker(RayActorError):
+    """A worker made no progress, and its process was ended."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is known of a process that was ended."""
+
+    state: str
+    """Such as `T (stopped)`; empty where there was no such process."""
+    stacks: str
+    log: str
+    """The end of it."""
+
+
+def progress_of(actors: Mapping[int, Any]) -> dict[int, Progress]:
+    """The newest progress of each actor that has told any; of none where the cluster does not answer."""
+    client = internal_kv_get_gcs_client()
+    keys = {actor._actor_id.hex().encode(): number for number, actor in actors.items()}
+    if client is None or not keys:
+        return {}
+    try:
+        told = client.internal_kv_multi_get(list(keys), NAMESPACE, timeout=READ_TIMEOUT_S)
+    except RayError:
+        return {}
+    return {keys[key]: Progress.from_bytes(value) for key, value in told.items()}
+
+
+def end_hung(name: str, actor: Any, hang: Hang, folder: Path | None) -> HungWorker:
+    """End the process of a worker that hangs. Returns the error that tells of it.
+
+    Args:
+        name: The worker's.
+        folder: Where its stacks are kept; None keeps them in the message only.
+    """
+    told = hang.progress
+    remains = _examined(told)
+    ray.kill(actor)
+    lines = [
+        f"{name} made no progress for {hang.seconds:.0f} s in {hang.work} "
+        f"(deadline {hang.deadline_s:.0f} s); the last thing that it did: {told.doing}. "
+        f"Its process {told.pid} on node {told.node} was ended"
+    ]
+    if remains is None:
+        lines.append("that node did not answer, so nothing more is known")
+    else:
+        lines.append(f"the process was in state {remains.state or 'gone'}")
+        if folder is not None and remains.stacks:
+            lines.append(f"its stacks are in {_kept(folder, name, remains.stacks)}")
+        lines.append(f"the end of its log:\n{remains.log}")
+    return HungWorker(actor._actor_id.hex(), "; ".join(lines))
+
+
+def _kept(folder: Path, name: str, stacks: str) -> Path:
+    path = folder / f"{name.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    with contextlib.suppress(OSError):  # a full disk must not end the run here
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(stacks, encoding="utf-8")
+    return path
+
+
+def _examined(told: Progress) -> Remains | None:
+    """What a task on the worker's node finds before it ends the process; None where the node is silent."""
+    there = NodeAffinitySchedulingStrategy(told.node, soft=False)
+    task = ray.remote(_examine).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    ref = task.remote(told.pid)
+    try:
+        return ray.get(ref, timeout=EXAMINE_TIMEOUT_S)
+    except RayError:
+        ray.cancel(ref, force=True)
+        return None
+
+
+def _examine(pid: int) -> Remains:
+    """Read the stacks and the log of an actor's process, and end it; a stopped process ends too."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if not process.joinpath("cmdline").read_bytes().startswith(b"ray::"):
+            return Remains("", "", "")  # another process has the number now
+        status = process.joinpath("status").read_text()
+        logs = [process.joinpath("fd", number).resolve() for number in ("1", "2")]
+        state = next(line for line in status.splitlines() if line.startswith("State:")).split(":")[1].strip()
+        stacks = _stacks(pid)
+        if not stacks and not state.startswith("T"):
+            os.kill(pid, STACKS_SIGNAL)  # into its log
+            time.sleep(1.0)
+        return Remains(state, stacks, "\n".join(filter(None, map(_end_of, dict.fromkeys(logs)))))
+    except (OSError, StopIteration) as error:
+        return Remains("", "", f"({error})")
+    finally:
+        with contextlib.suppress(OSError):
+            if process.joinpath("cmdline").read_bytes().startswith(b"ray::"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _stacks(pid: int) -> str:
+    """The stacks of a process by py-spy, which comes with Ray; empty where it cannot read them."""
+    beside = str(Path(sys.executable).with_name("py-spy"))
+    program = beside if Path(beside).exists() else shutil.which("py-spy")
+    if program is None:
+        return ""
+    try:
+        return subprocess.run(
+            [program, "dump", "--nonblocking", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=STACKS_TIMEOUT_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a log."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(lines[-LOG_LINES:])

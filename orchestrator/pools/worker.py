@@ -1,0 +1,54 @@
+"""An actor of a pool as the driver sees it: its state, and the tasks that it runs."""
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ray import ObjectRef
+
+from orchestrator.pools.task import Task
+from orchestrator.pools.watch import BusyWith
+
+
+class WorkerState(StrEnum):
+    """A worker goes from STARTING to STALE to READY, and from READY nowhere: a dead one is replaced."""
+
+    STARTING = "starting"
+    """The actor has not answered yet."""
+    STALE = "stale"
+    """The actor answers, but needs the newest weights before it may work."""
+    READY = "ready"
+
+
+@dataclass(eq=False)
+class Worker:
+    """An actor of a pool, and what it works on."""
+
+    index: int
+    actor: Any
+    is_replacement: bool
+    waiting_for: ObjectRef | None
+    """The call whose end moves the worker from STARTING or STALE to the next state; None when READY."""
+    state: WorkerState = WorkerState.STARTING
+    tasks: dict[ObjectRef, Task] = field(default_factory=dict)
+    """The tasks that it runs, by their last ref."""
+    refreshed_after: int = 0
+    """Number of the pool's broadcasts before its refresh began."""
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def call(self) -> BusyWith | None:
+        """What it works on, for the watch; None without work."""
+        if self.waiting_for is not None:
+            return self.state, self.waiting_for
+        return ("tasks", self) if self.tasks else None
+
+    def run(self, task: Task) -> ObjectRef:
+        """Call the task's method; returns the ref of its last value."""
+        call = getattr(self.actor, task.method).options(num_returns=task.num_returns)
+        refs = call.remote(*task.arguments)
+        task.refs = [refs] if task.num_returns == 1 else list(refs)
+        task.started = time.time()
+        self.tasks[task.refs[-1]] = task
+        return task.refs[-1]

@@ -1,0 +1,64 @@
+"""Nothing waits for ever: every wait of the driver's code has a deadline."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+OF_RAY = {"get", "wait"}
+OF_FUTURES = {"result", "join", "wait", "acquire"}
+"""Methods that wait without limit when they are called without arguments."""
+
+WITHOUT_DEADLINE = {
+    "data/problems.py: result": "of a digest, which waits for nothing",
+    "data/fingerprints.py: result": "of a digest, which waits for nothing",
+    "serving/replica.py: result": "of tasks that have ended",
+    "training/run.py: result": "a thread of this process, whose requests to MLflow have deadlines",
+    "training/live_metrics.py: join": "a thread of this process that only reads numbers",
+}
+"""Calls that may stand without a deadline, and the reason."""
+
+
+def waits(source: str) -> list[tuple[int, str]]:
+    """Line and name of the calls that wait without a deadline."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name, of = node.func.attr, node.func.value
+        keywords = {keyword.arg for keyword in node.keywords}
+        of_ray = isinstance(of, ast.Name) and of.id == "ray" and name in OF_RAY
+        endless = name in OF_FUTURES and not node.args and not keywords
+        if (of_ray and "timeout" not in keywords) or endless:
+            found.append((node.lineno, name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("ray.get(ref)", ["get"]),
+        ("ray.get(ref, timeout=3)", []),
+        ("ray.wait(refs, num_returns=1)", ["wait"]),
+        ("future.result()", ["result"]),
+        ("future.result(timeout=3); ', '.join(names); thread.join(3.0)", []),
+        ("lock.acquire()", ["acquire"]),
+        ("event.wait(timeout_seconds=1); settings.get('key')", []),
+    ],
+)
+def test_the_search_finds_waits_without_a_deadline(source, expected):
+    assert [name for _, name in waits(source)] == expected
+
+
+def test_every_wait_has_a_deadline():
+    endless = {
+        f"{path.relative_to(ROOT / 'orchestrator')}: {name}": line
+        for path in sorted((ROOT / "orchestrator").rglob("*.py"))
+        for line, name in waits(path.read_text(encoding="utf-8"))
+    }
+    assert endless.keys() - WITHOUT_DEADLINE.keys() == set(), (
+        "give it a deadline: orchestrator/cluster/waits.py"
+    )
+    assert endless.keys() >= WITHOUT_DEADLINE.keys(), "an exception that is needed no more"
