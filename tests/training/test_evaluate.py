@@ -259,7 +259,7 @@ def test_training_and_laser_eval_give_equal_figures_for_equal_samples(verifiers,
         ]
         groups[task.context] = group(task.context, rows, "fraction" if "frac" in task.context else None)
     batch = to_batch(list(groups.values()))
-    assert {verdict.status for verdict in batch.verdicts} == set(Status)
+    assert {verdict.status for verdict in batch.verdicts} == set(Status) - {Status.MEMORY}  # as TIMEOUT
     scores = np.array(
         [score for responses in SCORED_RESPONSES.values() for _, score in responses], np.float32
     )

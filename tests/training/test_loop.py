@@ -38,7 +38,7 @@ def test_a_resumed_run_makes_up_a_due_evaluation_and_a_branch_does_not(
         publish=lambda step: None,
         stop=SimpleNamespace(interruptible=nullcontext),
         start=StartTimes(0.0, print),
-        pools=SimpleNamespace(wait_ready=lambda: None),
+        pools=SimpleNamespace(wait_ready=lambda: None, publish=lambda step: None),
         saved_when_stopped=nullcontext,
         evaluation_is_due=lambda: True,
         tracker=SimpleNamespace(log_summary=lambda summary: None),
