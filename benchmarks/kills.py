@@ -39,6 +39,8 @@ MEASURED = ("time/", "throughput/", "pool/", "start/", "memory/")
 DEADLINE_S = 900.0
 ENDING_S = 60.0
 """How long the processes of a killed driver may take to end by themselves."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Processes of Ray itself that end by themselves after some more minutes."""
 
 
 @dataclass
@@ -75,7 +77,8 @@ def finish(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 def kill(process: "subprocess.Popen[bytes]") -> int:
     """kill -9 of the driver alone. Returns how many of its processes did not end by themselves."""
-    others = psutil.Process(process.pid).children(recursive=True)
+    below = psutil.Process(process.pid).children(recursive=True)
+    others = [one for one in below if not any(agent in " ".join(one.cmdline()) for agent in AGENTS)]
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(others, ENDING_S)

@@ -20,8 +20,9 @@ class HealthConfig(Section):
     """Unhealthy below this entropy, in nats."""
     length: ShareOfEarlier | None = 0.2
     """Unhealthy below this share of the first steps' response length."""
-    score: PositiveFloat | None = 0.4
-    """Unhealthy where the mean score of wrong solutions is further from 0."""
+    score: PositiveFloat | None = 0.75
+    """Unhealthy where the mean score of wrong solutions is further from 0. A head that has only learned how
+    many solutions are right scores all of them with the accuracy."""
     z_mass: PositiveFloat | None = 0.01
     """Unhealthy above this mean probability of z_c before EOS."""
     mismatch: Annotated[float, Field(gt=1)] | None = 10.0

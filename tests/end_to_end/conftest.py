@@ -3,16 +3,10 @@ tests.
 """
 
 import contextlib
-import json
 import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.chaos.nodes import RayCluster, kill_tree
 from experiments.quickstart.task import write_data, write_untrained
 
 
@@ -121,148 +116,6 @@ class Laser:
 @pytest.fixture(scope="session")
 def laser() -> Laser:
     return Laser()
-
-
-class RayCluster:
-    """A Ray cluster as an operator starts it: `ray start` processes with a token, on ports and in a folder of
-    their own.
-
-    Its nodes are processes of this machine, each with the CPUs and custom resources it is said to have.
-    """
-
-    def __init__(self) -> None:
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="ray-")
-        )  # a short path: sockets lie in it, whose names are bounded
-        self.token = secrets.token_hex(24)
-        self.nodes: list[subprocess.Popen] = []
-        self.started = 0
-        self.environment = os.environ | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-            "COLUMNS": "160",
-            "NO_COLOR": "1",
-        }
-        self.environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-
-    def start(self, cpus: float, resources: dict[str, float] | None = None) -> None:
-        """The head, with a dashboard and its job server."""
-        port, dashboard = _free_port(), _free_port()
-        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
-        ports = [
-            "--head",
-            f"--port={port}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={_free_port()}",
-        ]
-        self._start_node([*ports, "--include-dashboard=true"], cpus, resources)
-        self._wait_for_head()
-
-    def add_node(
-        self, cpus: float, resources: dict[str, float] | None = None, command: tuple[str, ...] = ()
-    ) -> subprocess.Popen:
-        """One more node; `command` is what `ray start` is called through, such as `unshare`. Returns when the
-        cluster knows it.
-        """
-        before = {node["node_id"] for node in self.alive_nodes()}
-        node = self._start_node([f"--address={self.address}"], cpus, resources, command)
-        deadline = time.monotonic() + 60
-        while not {node["node_id"] for node in self.alive_nodes()} - before:
-            assert node.poll() is None, f"the node ended: {self._log()}"
-            assert time.monotonic() < deadline, f"the node did not join: {self._log()}"
-            time.sleep(0.3)
-        return node
-
-    def kill_node(self, node: subprocess.Popen) -> None:
-        """kill -9 of a node: its raylet and all actors on it."""
-        kill_tree(node)
-        self.nodes.remove(node)
-
-    def alive_nodes(self) -> list[dict]:
-        """What the cluster knows of its nodes, each with `node_id` and `resources_total`."""
-        nodes = self._get("/api/v0/nodes?detail=1&limit=1000")["data"]["result"]["result"]
-        return [node for node in nodes if node["state"] == "ALIVE"]
-
-    @property
-    def metrics_file(self) -> Path:
-        """The nodes' metrics addresses, for Prometheus."""
-        return self.folder / "0" / "prom_metrics_service_discovery.json"
-
-    def stop(self) -> None:
-        for node in reversed(self.nodes):
-            kill_tree(node)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _start_node(
-        self,
-        arguments: list[str],
-        cpus: float,
-        resources: dict[str, float] | None,
-        command: tuple[str, ...] = (),
-    ) -> subprocess.Popen:
-        ray = str(Path(sys.executable).parent / "ray")
-        # Each with its own files, as on machines of their own: nodes unpack a job's code where the others
-        # would be reading it.
-        files = f"--temp-dir={self.folder / str(self.started)}"
-        self.started += 1
-        given = [
-            files,
-            f"--num-cpus={cpus}",
-            f"--resources={json.dumps(resources or {})}",
-            "--node-ip-address=127.0.0.1",
-            "--block",
-        ]
-        more = [f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
-        more += [
-            f"--{name}={_free_port()}" for name in ("metrics-export-port", "dashboard-agent-listen-port")
-        ]
-        with (self.folder / "nodes.log").open("a") as log:
-            node = subprocess.Popen(
-                [*command, ray, "start", *arguments, *given, *more],
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                start_new_session=True,
-                cwd=self.folder,
-            )
-        self.nodes.append(node)
-        return node
-
-    def _wait_for_head(self) -> None:
-        deadline = time.monotonic() + 90
-        while True:
-            with contextlib.suppress(OSError):
-                if self.alive_nodes():
-                    return
-            assert self.nodes[0].poll() is None, f"the head ended: {self._log()}"
-            assert time.monotonic() < deadline, f"the head did not start: {self._log()}"
-            time.sleep(0.3)
-
-    def _get(self, path: str) -> dict:
-        request = urllib.request.Request(
-            f"{self.dashboard}{path}", headers={"Authorization": f"Bearer {self.token}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            return json.load(reply)
-
-    def _log(self) -> str:
-        return (self.folder / "nodes.log").read_text()[-3000:]
-
-
-def kill_tree(process: subprocess.Popen) -> None:
-    """kill -9 of a process and everything that it has started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(process.pid)
-        for victim in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-    process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
