@@ -5,7 +5,7 @@ EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: audit docs install licences quickstart quickstart-seeds quickstart-base test test-long lint
+.PHONY: audit chaos docs install licences quickstart quickstart-seeds quickstart-base test test-long lint
 
 install: $(READY)
 
@@ -31,6 +31,9 @@ test: $(READY)
 
 test-long: $(READY)  ## the tests that `make test` leaves out
 	@$(VENV)/bin/python -m pytest -m long
+
+chaos: $(READY)  ## faults of all kinds in the quick-start on a cluster; SEEDS="0 1 2" for three runs
+	@$(VENV)/bin/python -m benchmarks.chaos --seeds $(or $(SEEDS),0)
 
 docs: $(READY)  ## write docs/configuration.md
 	@$(VENV)/bin/laser explain --markdown > docs/configuration.md

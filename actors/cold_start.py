@@ -23,6 +23,7 @@ from torch import Tensor
 from actors import process_group, zero3
 from actors.rows import demonstration_rows
 from orchestrator.algorithm.micro_batches import plan_micro_batches
+from orchestrator.cluster.waits import fetched
 from orchestrator.config.cold_start import SFTConfig
 from orchestrator.data.demonstrations import Demonstrations, length_batches
 from orchestrator.messages.batches import FAULTS, PolicySettings
@@ -149,7 +150,7 @@ def train_rank(job: dict[str, Any]) -> None:
             `chat_template`, that of the exported model, or None for its own.
     """
     config: SFTConfig = job["config"]
-    demonstrations: Demonstrations = ray.get(job["demonstrations"])
+    demonstrations: Demonstrations = fetched(job["demonstrations"], "the demonstrations")
     context = ray.train.get_context()
     place = context.get_world_rank(), context.get_world_size()
     rank = SupervisedRank(config, demonstrations, *place, job["chat_template"])

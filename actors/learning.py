@@ -25,6 +25,7 @@ from actors.resharding import load_resharded
 from actors.rows import RolloutRows
 from actors.streaming import StreamedStep
 from orchestrator.algorithm.micro_batches import MicroBatchPlan
+from orchestrator.cluster.waits import fetched
 from orchestrator.messages.batches import (
     LearnerSettings,
     StepSums,
@@ -288,4 +289,5 @@ class LearnerRank(RankFiles):
 
     @staticmethod
     def _fetch_groups(refs: Sequence[TrajectoriesRef], numbers: Sequence[int]) -> dict[int, Trajectories]:
-        return dict(zip(numbers, ray.get([refs[number] for number in numbers]), strict=True))
+        fetched_groups = fetched([refs[number] for number in numbers], "the trajectories")
+        return dict(zip(numbers, fetched_groups, strict=True))

@@ -1,14 +1,13 @@
 """An engine of the rollout pool: `actors.engine.Engine` as a Ray actor that loads weights by ObjectRef."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from actors.engine import Engine
 from actors.progress import report_progress
+from orchestrator.cluster.waits import fetched
 from orchestrator.messages.requests import EngineSettings, GroupRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
@@ -38,7 +37,7 @@ class RolloutWorker:
             chunk_refs: ObjectRefs to `WeightChunk`s. Each is mapped from the object store just before it is
                 loaded.
         """
-        return await self.engine.load_weights(version, (ray.get(ref) for ref in chunk_refs))
+        return await self.engine.load_weights(version, _fetched(chunk_refs))
 
     async def sleep(self) -> None:
         """Drop running requests and free the GPU's memory."""
@@ -46,7 +45,7 @@ class RolloutWorker:
 
     async def wake(self, version: int, chunk_refs: Sequence[Any]) -> Span:
         """As `load_weights`, for an engine that was asleep."""
-        return await self.engine.wake(version, (ray.get(ref) for ref in chunk_refs))
+        return await self.engine.wake(version, _fetched(chunk_refs))
 
     async def first_token_age(self) -> float | None:
         """Seconds since the engine sampled its first token; None before."""
@@ -56,3 +55,7 @@ class RolloutWorker:
     async def ping(self) -> int:
         """The version of the loaded weights; -1 before the first `load_weights`."""
         return self.engine.version
+
+
+def _fetched(chunk_refs: Sequence[Any]) -> Iterator[Any]:
+    return (fetched(ref, "a chunk of weights") for ref in chunk_refs)

@@ -24,6 +24,8 @@ from orchestrator.tracking.server import Server, may_pass
 ARTIFACT = "model"
 CONTENT_TAG = "laser.sha256"
 """Tag of a version with the hash of its files."""
+DOWNLOAD_TIMEOUT_S = 7200.0
+"""How long another process of this machine may download the same version."""
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -106,7 +108,7 @@ def fetch_model(uri_of_model: str, tracking_uri: str, into: Path | None = None) 
         version = _find(server, uri_of_model, wanted["name"], wanted["alias"], wanted["version"])
         final = _folder_of(version, into or Path.home() / ".cache" / "laser" / "models")
         final.parent.mkdir(parents=True, exist_ok=True)
-        with locked(final.with_name(f".{final.name}.lock")):
+        with locked(final.with_name(f".{final.name}.lock"), DOWNLOAD_TIMEOUT_S):
             if not final.exists():
                 _download(server, version, final)
     return final

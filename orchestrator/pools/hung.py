@@ -22,6 +22,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.progress import STACKS_SIGNAL
+from orchestrator.cluster.own_node import refuse_lost_node
 from orchestrator.messages.progress import NAMESPACE, Progress
 from orchestrator.pools.watch import Hang
 
@@ -51,7 +52,12 @@ class Remains:
 
 
 def progress_of(actors: Mapping[int, Any]) -> dict[int, Progress]:
-    """The newest progress of each actor that has told any; of none where the cluster does not answer."""
+    """The newest progress of each actor that has told any; of none where the cluster does not answer.
+
+    Raises:
+        PoolError: As `refuse_lost_node`.
+    """
+    refuse_lost_node()
     client = internal_kv_get_gcs_client()
     keys = {actor._actor_id.hex().encode(): number for number, actor in actors.items()}
     if client is None or not keys:

@@ -21,6 +21,9 @@ from orchestrator.errors import ConfigError
 J = TypeVar("J")
 """A type of JSON values."""
 
+LOCK_TIMEOUT_S = 600.0
+"""How long another process may hold a lock that both need for a short time."""
+
 
 @contextlib.contextmanager
 def atomically(path: Path) -> Iterator[Path]:
@@ -96,11 +99,11 @@ def _links() -> tempfile.TemporaryDirectory[str]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, timeout_s: float = -1.0) -> Iterator[None]:
+def locked(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the lock file `path`, which has one holder at a time. The file stays on the disk.
 
     Args:
-        timeout_s: How many seconds to wait for another holder; a negative number waits without limit.
+        timeout_s: How many seconds to wait for another holder.
 
     Raises:
         filelock.Timeout: Another holder kept it.
