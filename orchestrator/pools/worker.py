@@ -1,5 +1,6 @@
 """An actor of a pool as the driver sees it: its state, and the tasks that it runs."""
 
+import re
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -52,3 +53,13 @@ class Worker:
         task.started = time.time()
         self.tasks[task.refs[-1]] = task
         return task.refs[-1]
+
+
+def cause_of_death(error: BaseException) -> str:
+    """What Ray says of an actor's death without ids and advice; all of it where it has another form."""
+    text = str(error)
+    found = {name: re.search(rf"^\s*{name}: (\S+)", text, re.MULTILINE) for name in ("pid", "ip")}
+    detail = re.search(r"Worker exit detail: (.+?)\.?( Some common causes|$)", text, re.DOTALL)
+    if detail is None or found["pid"] is None or found["ip"] is None:
+        return text
+    return f"its process {found['pid'][1]} on {found['ip'][1]} died: {detail[1]}"

@@ -13,6 +13,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.pools.hung import HungWorker
 from orchestrator.pools.task import PoisonousTask
 from orchestrator.pools.training import Pools
+from orchestrator.pools.worker import cause_of_death
 from orchestrator.storage.checkpoints import Checkpoints
 from orchestrator.terminal import RunProgress
 from orchestrator.tracking.tracker import Tracker
@@ -75,11 +76,13 @@ def _train_through_failures(session: Session) -> dict[str, Any]:
             drop_problem(session, error)
         except (RayActorError, ObjectLostError) as error:
             failure = error
-            if isinstance(error, HungWorker):
-                session.note(str(error))
-            cause = (
-                "a learner rank died"
-                if isinstance(error, RayActorError)
-                else "a node died with the ranks' input"
-            )
-            session.say(f"{cause} after step {session.step}: restarting the ranks")
+            session.note(f"restarting the ranks after step {session.step}: {_cause(error)}")
+
+
+def _cause(error: RayError) -> str:
+    """Why the ranks are restarted."""
+    if isinstance(error, HungWorker):
+        return str(error)
+    if isinstance(error, RayActorError):
+        return f"a learner rank died: {cause_of_death(error)}"
+    return "a node died with the ranks' input"
