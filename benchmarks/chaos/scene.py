@@ -70,7 +70,13 @@ class Scene:
         command += ["--port", str(self.mlflow_port), "--backend-store-uri", store]
         command += ["--artifacts-destination", str(self.folder / f"{self.run.name}-artifacts")]
         with self.log.with_suffix(".mlflow.log").open("ab") as log:
-            self.mlflow = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.mlflow = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException):

@@ -59,6 +59,9 @@ def cause_of_death(error: BaseException) -> str:
     """What Ray says of an actor's death without ids and advice; all of it where it has another form."""
     text = str(error)
     found = {name: re.search(rf"^\s*{name}: (\S+)", text, re.MULTILINE) for name in ("pid", "ip")}
+    if found["ip"] is not None and "its node has died" in text:
+        why = re.search(r"node was terminated \w+: (.+)", text)
+        return f"its node, {found['ip'][1]}, has died{f': {why[1]}' if why else ''}"
     detail = re.search(r"Worker exit detail: (.+?)\.?( Some common causes|$)", text, re.DOTALL)
     if detail is None or found["pid"] is None or found["ip"] is None:
         return text
