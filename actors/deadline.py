@@ -117,7 +117,8 @@ class DeadlineExecutor:
             timeout_s: Of this call; the executor's unless given.
 
         Raises:
-            DeadlineExceeded: The call took longer than the deadline.
+            DeadlineExceeded: The call took longer than the deadline; where its process was stopped or got no
+                core, once more in a new one.
             MemoryExceeded: The call asked for more memory than its limit.
             ChildDied: The child died during the call.
             CallFailed: The function raised, or its value cannot be pickled.
@@ -129,9 +130,11 @@ class DeadlineExecutor:
                 self._restart()  # the child died between two calls, so this one need not fail
             is_first = self._child.is_new
             outcome, value = self._answer(args, timeout_s)
-            if outcome == "memory" and not is_first:
+            if outcome == "held up" or (outcome == "memory" and not is_first):
                 # Former calls leave something in the child's memory: a new one shows whose fault it is.
                 outcome, value = self._answer(args, timeout_s)
+        if outcome in ("late", "held up"):
+            raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
         if outcome == "memory":
             raise MemoryExceeded(f"took more than {self._memory_mib} MiB of memory")
         if outcome == "raised":
@@ -139,15 +142,19 @@ class DeadlineExecutor:
         return value
 
     def _answer(self, args: tuple[Any, ...], timeout_s: float) -> tuple[str, Any]:
-        """The child's answer to a call: `returned`, `raised` or `memory`, and a value."""
+        """The child's answer to a call, and a value: `returned`, `raised` or `memory`; else `late`, or
+        `held up` where the machine made it late.
+        """
         self._child.wait_ready()
         self._child.is_new = False
         connection = self._child.connection
         try:
+            _, used_s = _state_and_cpu_s(self._child.process.pid)
             connection.send(args)
             if not _readable(connection, timeout_s):
+                is_held_up = _is_held_up(self._child.process.pid, used_s, timeout_s)
                 self._restart()
-                raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
+                return ("held up" if is_held_up else "late"), None
             reply = connection.recv()
         except (EOFError, OSError):
             raise ChildDied(f"the process {self._restart()} during the call") from None
@@ -173,6 +180,22 @@ def _readable(connection: Connection, timeout_s: float) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
+
+
+def _is_held_up(pid: int, used_s: float, timeout_s: float) -> bool:
+    """Whether a call is late because its process is stopped, or because it got less than half of a core.
+
+    Args:
+        used_s: CPU seconds of the process before the call.
+    """
+    state, now_used_s = _state_and_cpu_s(pid)
+    return state in "Tt" or (state in "RD" and now_used_s - used_s < timeout_s / 2)
+
+
+def _state_and_cpu_s(pid: int) -> tuple[str, float]:
+    """The letter of a process's state (proc(5)), and the CPU seconds that it has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class ChildProcess:

@@ -295,7 +295,6 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         # Behaviour log-probs and the score are raw ones; the processor reads tokens that were really sampled.
         "logprobs_mode": "raw_logprobs",
         "async_scheduling": False,
-        "logits_processors": [LastTokenProcessor],
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
         "disable_log_stats": True,
     }
@@ -310,7 +309,9 @@ def _engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(4096, arguments["max_model_len"]),
         }
-    return arguments | settings.engine_args
+    own = settings.engine_args.get("logits_processors", [])
+    # The last one bars z_c from the text, and reads what was really sampled.
+    return arguments | settings.engine_args | {"logits_processors": [*own, LastTokenProcessor]}
 
 
 def _prepare_process(settings: EngineSettings) -> None:

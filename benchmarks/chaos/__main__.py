@@ -4,10 +4,10 @@
     python -m benchmarks.chaos [--seeds 0 1 2] [--faults 20] [--every 30] [--steps 40] [--json FILE]
 
 For each seed: a run that faults strike, then the same run undisturbed. Afterwards each step must be there
-once, in the journal and in MLflow; each step must have the problems of the undisturbed run; no problem may be
-dropped; accuracy must be within noise of the undisturbed run; and no actor may be left. A lost node is
-started again, as an operator's program would do, and so is the run's command when it has ended with an
-error. Prints a table of the faults. Ends with status 1 if anything does not hold.
+once, in the journal and in MLflow. Each step must have the problems and the samples of the undisturbed run,
+and the last one its weights, bit for bit. No problem may be dropped; accuracy must be within noise; no actor
+may be left. A lost node is started again, as an operator's program would do, and so is the run's command when
+it has ended with an error. Prints a table of the faults. Ends with status 1 if anything does not hold.
 """
 
 import argparse

@@ -73,6 +73,10 @@ def faults_of(found: Found, quiet: Found, steps: int) -> list[str]:
         wrong.append(f"steps in MLflow: {_odd(found.sent, expected)}")
     if other := [step for step in expected if found.problems.get(step) != quiet.problems.get(step)]:
         wrong.append(f"steps with other problems than the quiet run: {other}")
+    if (step := first_other_step(found, quiet)) is not None:
+        wrong.append(f"other samples than the quiet run from step {step} on")
+    elif found.weights != quiet.weights:
+        wrong.append("other weights than the quiet run")
     if found.dropped:
         wrong.append(f"{len(found.dropped)} innocent problems were dropped")
     if abs(found.accuracy - quiet.accuracy) > (most := noise(quiet.accuracy, quiet.held_out)):

@@ -9,7 +9,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from orchestrator.errors import PoolError
 
-ANSWER_S = 5.0
+HEAD_ANSWER_S = 5.0
 """How long the head may take to say which nodes there are; the next look asks again."""
 
 
@@ -55,7 +55,7 @@ def _is_given_up() -> bool:
         return False
     own = ray.get_runtime_context().get_node_id()
     try:
-        nodes = client.get_all_node_info(timeout=ANSWER_S)
+        nodes = client.get_all_node_info(timeout=HEAD_ANSWER_S)
     except RayError:
         return False  # Ray itself ends this process when the head stays away
     return any(node.hex() == own and info.state == GcsNodeInfo.DEAD for node, info in nodes.items())

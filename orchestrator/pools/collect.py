@@ -115,6 +115,9 @@ class Batch:
         return sum(verdict.status is status for verdict in self.verdicts)
 
 
+NO_LABELS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Collection:
     """Groups on their way through generation and verification, which `orchestrator.pools.events` drives.
 
@@ -140,7 +143,7 @@ class Collection:
         rollouts: Pool,
         verifiers: Pool,
         groups: Sequence[Group],
-        labels: Mapping[str, Any] = MappingProxyType({}),
+        labels: Mapping[str, Any] = NO_LABELS,
     ) -> None:
         self.rollouts = rollouts
         self.verifiers = verifiers
@@ -201,13 +204,15 @@ class Collection:
             self.on_checked(number)
 
 
-def collect(rollouts: Pool, verifiers: Pool, groups: Sequence[Group]) -> Batch:
-    """Generate and verify groups; the batch has them in the same order.
+def collect(
+    rollouts: Pool, verifiers: Pool, groups: Sequence[Group], labels: Mapping[str, Any] = NO_LABELS
+) -> Batch:
+    """Generate and verify groups; the batch has them in the same order. `labels` as of `Collection`.
 
     Raises:
         PoolError and Ray's errors: As `Pool.settle`.
     """
-    collection = Collection(rollouts, verifiers, groups)
+    collection = Collection(rollouts, verifiers, groups, labels)
     run_until(lambda: collection.is_complete, rollouts, verifiers)
     return collection.batch()
 

@@ -66,14 +66,14 @@ def check_assumption(session: Session) -> None:
 
 def _calibrate(session: Session) -> Calibration:
     """Mean log pi_ref(z_c) over the initial model's own solutions."""
-    config, prompts = session.config, session.prepared.train
+    config = session.config
     samples = config.rollout.samples_per_prompt
-    count = min(len(prompts), math.ceil(config.self_reward.calibration_samples / samples))
+    count = math.ceil(config.self_reward.calibration_samples / samples)
     groups = [
         Group(prompt.problem, GroupRequest(prompt.token_ids, samples, CALIBRATION_SEED + position * samples))
-        for position, prompt in enumerate(prompts.draws(config.run.seed).next(count))
+        for position, prompt in enumerate(session.problems.first(count))
     ]
-    batch = session.collect(groups)
+    batch = session.collect(groups, {"step": 0})
     if not batch.finished.any():
         raise RunError(f"c_ref cannot be measured: {explain_unfinished(session, batch)}")
     if (broken := batch.finished & ~np.isfinite(batch.z_logprobs)).any():

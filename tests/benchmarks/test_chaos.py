@@ -45,6 +45,8 @@ def test_a_run_like_the_quiet_one_has_nothing_wrong():
         ({"steps": [2]}, r"journal: missing \[1\]"),
         ({"sent": [1]}, r"MLflow: missing \[2\]"),
         ({"problems": {1: ["a", "b"], 2: ["a", "c"]}}, r"other problems than the quiet run: \[2\]"),
+        ({"responses": {1: "1", 2: "x"}}, "other samples than the quiet run from step 2 on"),
+        ({"weights": "x"}, "other weights than the quiet run"),
         ({"dropped": ["row"]}, "1 innocent problems were dropped"),
         ({"accuracy": 0.3}, "accuracy 0.300, quiet 0.500: more than 0.122 apart"),
     ],

@@ -165,3 +165,15 @@ def test_a_problem_on_which_engines_die_is_dropped_and_not_met_again(
     assert step_values(folder, "data/dropped")[STEPS:] == [1] * MORE_STEPS
     assert step_values(folder, "pool/restarts")[STEPS:] == [0] * MORE_STEPS
     assert groups_by_problem(folder, range(STEPS + 1, last + 1)) == dict.fromkeys(INNOCENT, 2)
+
+
+def test_a_problem_of_the_calibration_is_dropped_too(poisoned, config: Path) -> None:
+    folder = config.parent / "poisoned"
+    settings = ("rollout.num_engines=2", "self_reward.calibration_samples=100")
+    ended = poisoned.run("train", str(config), *settings)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    [row] = map(json.loads, (folder / DROPPED).read_text().splitlines())
+    assert (row["id"], row["step"]) == (MARK, 0)
+    assert row["deaths"] in (2, 3)
+    assert step_values(folder, "data/dropped") == [1] * STEPS
+    assert set(groups_by_problem(folder, range(1, STEPS + 1))) == INNOCENT

@@ -56,6 +56,13 @@ def test_a_dropped_problem_is_drawn_no_more_and_the_next_one_takes_its_place(pro
     assert after == expected[: len(after)]
 
 
+def test_the_first_problems_are_drawn_without_those_that_are_dropped(problems):
+    before = [prompt.problem.id for prompt in problems.first(3)]
+    problems.drop(problems.first(1)[0].problem)
+    assert [prompt.problem.id for prompt in problems.first(2)] == before[1:]
+    assert len(problems.first(100)) == 6, "each once"
+
+
 def test_a_resumed_run_draws_as_the_run_that_dropped(problems):
     poisonous = problems.draw(1)[1].problem
     problems.drop(poisonous)

@@ -20,12 +20,8 @@ from tests.small_tokenizers import qwen
 LIMIT = 6
 
 
-class OneProblem:
-    def __len__(self):
-        return 1
-
-    def draws(self, seed):
-        return SimpleNamespace(next=lambda count: [Prompt("p", [1])] * count)
+def one_problem(count):
+    return [Prompt("p", [1])]
 
 
 def samples(*responses, eos):
@@ -57,8 +53,8 @@ def session(ray_cluster):
             config=configure(rollout={"max_response_tokens": LIMIT}, self_reward={"token": token}, loss=loss),
             prepared=SimpleNamespace(
                 tokens=ModelTokens(tokenizer, None, ids),
-                train=OneProblem(),
             ),
+            problems=SimpleNamespace(first=one_problem),
             said_unfinished=False,
             said=said,
             say=said.append,
@@ -100,6 +96,6 @@ def test_nothing_is_said_where_a_sample_finished(session):
 
 def test_with_a_self_reward_the_run_stops_with_the_same_explanation(session):
     mine = session(["<|endoftext|>"], [5, "end", 5, 5, 5, 5], token="<|vision_start|>")
-    mine.collect = lambda groups: mine.batch
+    mine.collect = lambda groups, labels: mine.batch
     with pytest.raises(RunError, match=r"c_ref cannot be measured: none of 1 responses .*<\|im_end\|>"):
         measure_c_ref(mine)
