@@ -21,7 +21,7 @@ def refuse_lost_node() -> None:
     """
     if not ray.is_initialized():
         return
-    if _raylet_is_gone():
+    if is_lost():
         raise PoolError(
             "Ray's raylet on this node has ended, so nothing that the run waits for can come. Its log is "
             "raylet.out in Ray's log folder (/tmp/ray/session_latest/logs). Start the cluster again"
@@ -32,6 +32,11 @@ def refuse_lost_node() -> None:
             "run waits for can come. Was the machine suspended, or cut off from the head? Start Ray "
             "here again (ray stop; ray start)"
         )
+
+
+def is_lost() -> bool:
+    """Whether the raylet of this process's node has ended."""
+    return ray.is_initialized() and _raylet_is_gone()
 
 
 def _raylet_is_gone() -> bool:

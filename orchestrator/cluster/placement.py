@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.cluster.bundles import Bundles, demand, have_room, listed
 from orchestrator.cluster.nodes import Resources
+from orchestrator.cluster.own_node import is_lost
 from orchestrator.errors import ConfigError
 
 FREE_TIMEOUT_S = 120
@@ -96,7 +97,12 @@ class Placement:
         return {node: ", ".join(names) for node, names in pools_of_node.items()}
 
     def remove(self) -> None:
-        """End all actors: with the placement group, or one by one where the group is Tune's."""
+        """End all actors: with the placement group, or one by one where the group is Tune's.
+
+        Where this node is lost Ray ends them, and a call of it would take a minute to fail.
+        """
+        if is_lost():
+            return
         if self.owned:
             remove_placement_group(self.group)
             return

@@ -22,7 +22,7 @@ from orchestrator.pools.budgets import DeathBudget
 from orchestrator.pools.hung import end_hung, progress_of
 from orchestrator.pools.task import Observer, Task, TaskQueue, ignore
 from orchestrator.pools.watch import BusyWith, Watch
-from orchestrator.pools.worker import Worker, WorkerState, cause_of_death
+from orchestrator.pools.worker import Worker, WorkerState, cause_of_death, is_loss
 from orchestrator.terminal import LOGGER
 
 CHECK_EVERY_S = 5.0
@@ -294,7 +294,7 @@ class Pool:
         """Start another actor for a dead worker, and put its tasks back at the head of the queue."""
         _count_restart(self, worker, error)
         self.note(f"{self.name} worker {worker.index} is replaced: {cause_of_death(error)}")
-        self.queue.take_back(worker.tasks.values(), error)
+        self.queue.take_back(worker.tasks.values(), error, is_loss(error))
         ray.kill(worker.actor)
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
 

@@ -102,12 +102,17 @@ class TaskQueue:
             self.tasks.remove(task)
         return task
 
-    def take_back(self, running: Collection[Task], error: BaseException) -> None:
+    def take_back(self, running: Collection[Task], error: BaseException, is_loss: bool = False) -> None:
         """A worker has died with these tasks: they are the next ones, but for one that is to blame.
+
+        None is where the worker was lost with its node, or its connection (`is_loss`).
 
         That is the task on which at least `max_attempts` workers have died, and more than on any other of
         these. Where several have had as many, `take` keeps them apart from then on.
         """
+        if is_loss:
+            self.tasks.extendleft(reversed([*running]))
+            return
         for task in running:
             task.deaths += 1
         most = max((task.deaths for task in running), default=0)

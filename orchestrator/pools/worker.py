@@ -7,9 +7,13 @@ from enum import StrEnum
 from typing import Any
 
 from ray import ObjectRef
+from ray.exceptions import ActorUnavailableError, RayActorError
 
 from orchestrator.pools.task import Task
 from orchestrator.pools.watch import BusyWith
+
+NODE_DEATH = "its node has died"
+"""In Ray's words on an actor that died with its node."""
 
 
 class WorkerState(StrEnum):
@@ -55,11 +59,16 @@ class Worker:
         return task.refs[-1]
 
 
+def is_loss(error: RayActorError) -> bool:
+    """Whether an actor was lost with its node or its connection, so that nothing that it ran is to blame."""
+    return isinstance(error, ActorUnavailableError) or NODE_DEATH in str(error)
+
+
 def cause_of_death(error: BaseException) -> str:
     """What Ray says of an actor's death without ids and advice; all of it where it has another form."""
     text = str(error)
     found = {name: re.search(rf"^\s*{name}: (\S+)", text, re.MULTILINE) for name in ("pid", "ip")}
-    if found["ip"] is not None and "its node has died" in text:
+    if found["ip"] is not None and NODE_DEATH in text:
         why = re.search(r"node was terminated \w+: (.+)", text)
         return f"its node, {found['ip'][1]}, has died{f': {why[1]}' if why else ''}"
     detail = re.search(r"Worker exit detail: (.+?)\.?( Some common causes|$)", text, re.DOTALL)

@@ -85,3 +85,11 @@ def test_a_task_in_words():
     [task] = tasks(1)
     assert str(task) == "generate (problem p0)"
     assert str(Task("ping", ())) == "ping"
+
+
+def test_a_task_that_was_lost_with_nodes_is_tried_again():
+    queue, task = TaskQueue("rollout", max_attempts=2), Task("generate", ())
+    for _ in range(5):
+        queue.take_back([task], CAUSE, is_loss=True)
+        assert queue.take([]) is task
+    assert not queue

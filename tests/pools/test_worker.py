@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from orchestrator.pools.worker import cause_of_death
+from orchestrator.pools.worker import cause_of_death, is_loss
 
 
 class Mortal:
@@ -27,6 +27,7 @@ def test_the_cause_of_a_real_death_names_process_and_ending(ray_cluster):
     assert "exit" in words
     assert "common causes" not in words
     assert len(words) < 250
+    assert not is_loss(died.value)
 
 
 def test_words_of_another_form_stay():
