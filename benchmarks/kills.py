@@ -51,6 +51,8 @@ class Killed:
     """Seconds from the start of the command to each kill."""
     saved: list[int] = field(default_factory=list)
     """The newest checkpoint's step at each kill; 0 for none."""
+    took_s: float = 0.0
+    """Seconds of the command that reached the end."""
     left_behind: int = 0
     """Processes that outlived the driver by more than `ENDING_S`."""
     different: list[str] = field(default_factory=list)
@@ -95,7 +97,7 @@ def killed_run(folder: Path, settings: Sequence[str], moments: list[float]) -> K
     """
     run = Killed()
     while True:
-        process = started(folder, settings)
+        process, started_at = started(folder, settings), time.monotonic()
         try:
             process.wait(moments[-1] if moments else DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -104,6 +106,7 @@ def killed_run(folder: Path, settings: Sequence[str], moments: list[float]) -> K
             run.saved.append(max((_step_of(path) for path in folder.glob("checkpoints/step-*")), default=0))
             continue
         finish(process, folder)
+        run.took_s = time.monotonic() - started_at
         return run
 
 
@@ -177,8 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             if not moments:
                 break
-            if not run.after_s:  # it ended before the moment
-                moments[-1] *= 0.8
+            if not run.after_s:  # it ended before the moment: the machine was busier when the time was taken
+                moments = [moment * run.took_s / takes_s for moment in moments]
+                takes_s = run.took_s
     kills_done = sum(len(run.after_s) for run in runs)
     found = {"kills": kills_done, "different": sum(bool(run.different) for run in runs)}
     line = json.dumps(found | {"undisturbed_s": takes_s, "runs": [asdict(run) for run in runs]})
