@@ -119,10 +119,13 @@ def _cut(scene: Scene, dice: random.Random) -> None:
 def _join(scene: Scene) -> None:
     assert scene.network is not None
     scene.network.join()
+    if scene.node is None:
+        scene.start_node()
 
 
 def _join_and_restart(scene: Scene) -> None:
-    _join(scene)
+    assert scene.network is not None
+    scene.network.join()
     scene.start_node()
 
 

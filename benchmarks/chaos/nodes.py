@@ -174,6 +174,7 @@ class Network:
         self.link = f"laser{os.getpid() % 10**7}"
         self.command = ("ip", "netns", "exec", self.name)
         """What runs a program within it."""
+        self.is_cut = False
         _ip("netns", "add", self.name)
         try:
             _ip("link", "add", self.link, "type", "veth", "peer", "name", "there", "netns", self.name)
@@ -192,12 +193,14 @@ class Network:
 
     def cut(self) -> None:
         """Nothing passes the link."""
+        self.is_cut = True
         subprocess.run([*self.command, "ip", "link", "set", "there", "down"], check=True, capture_output=True)
 
     def join(self) -> None:
         """The link is as it was before `cut`."""
         for arguments in (("link", "set", "there", "up"), ("route", "replace", "default", "via", HERE)):
             subprocess.run([*self.command, "ip", *arguments], check=True, capture_output=True)
+        self.is_cut = False
 
     def remove(self) -> None:
         """Delete it; processes within it keep what they have."""

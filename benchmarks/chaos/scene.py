@@ -97,9 +97,11 @@ class Scene:
         self.start_node()
 
     def start_node(self) -> None:
-        """Start the other node anew, and end what is left of it. A cluster whose head is gone takes none."""
+        """Start the other node anew, and end what is left of it. One that cannot reach a head is not started:
+        `start_driver` and the end of the cut do it then.
+        """
         assert self.cluster is not None
-        if self.cluster.nodes[0].poll() is not None:
+        if self.cluster.nodes[0].poll() is not None or (self.network is not None and self.network.is_cut):
             return
         if self.node is not None and self.node in self.cluster.nodes:
             self.cluster.kill_node(self.node)
