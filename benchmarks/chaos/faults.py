@@ -148,7 +148,7 @@ FAULTS = (
     Fault("gcs-stop", "Ray's head is stopped for 10 s", _on_head("gcs_server", STOP), 10.0, _resume_head),
     Fault("network-cut", "a node's network is away for 5 s", _cut, 5.0, _join),
     Fault("network-loss", f"a node's network is away for {OUTAGE_S:g} s", _cut, OUTAGE_S, _join_and_restart),
-    Fault("disk", "the disk is full for 10 s", lambda scene, dice: scene.fill_disk(), 10.0, Scene.empty_disk),
+    Fault("disk", "the disk is full for 20 s", lambda scene, dice: scene.fill_disk(), 20.0, Scene.empty_disk),
     Fault("mlflow-kill", "the MLflow server is away for 20 s", _on_mlflow(KILL), 20.0, _restart_mlflow),
     Fault("mlflow-stop", "the MLflow server is stopped for 20 s", _on_mlflow(STOP), 20.0, _resume_mlflow),
 )
