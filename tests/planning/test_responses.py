@@ -54,7 +54,7 @@ def test_what_is_not_judged_is_listed_and_is_no_success(tmp_path, data, capsys):
     verifier = r"{name: pattern, pattern: '(a|a)*b', timeout_s: 0.5}"
     assert main(["verify", data, "--responses", file, "--verifier", verifier]) == 1
     printed = capsys.readouterr().out
-    assert "not judged:\n  p1: 0." in printed
+    assert "not judged:\n  p1: " in printed
     assert "timeout: the check against '2' took longer than 0.5 s" in printed
 
 
