@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.deadline import (
-    CallFailed,
-    ChildDied,
-    DeadlineExceeded,
-    DeadlineExecutor,
-    MemoryExceeded,
-    load_function,
-)
+from actors.child import load_function
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from orchestrator.errors import ConfigError
 
 
@@ -85,7 +79,7 @@ def test_warm_up_is_outside_the_deadline_and_its_failure_is_ignored():
 
 def test_a_child_that_is_stopped_is_replaced_at_the_deadline():
     with executor("nested", 0.5) as child:
-        os.kill(child._child.process.pid, signal.SIGSTOP)
+        os.kill(child._child.pid, signal.SIGSTOP)
         with pytest.raises(DeadlineExceeded):
             child.call(3)
         assert child.call(3, timeout_s=20.0) == "xxx"
@@ -127,15 +121,15 @@ def test_a_child_that_exits_is_reported_by_its_status_and_replaced():
 
 def test_a_child_that_dies_between_two_calls_costs_no_call():
     with executor("sleep", 10.0) as child:
-        os.kill(child._child.process.pid, signal.SIGSEGV)
-        wait_until(lambda: child._child.process.poll() is not None)
+        os.kill(child._child.pid, signal.SIGSEGV)
+        wait_until(child._child.has_died)
         assert child.call(0.0) == 0.0
         assert child.restarts == 1
 
 
 def test_a_child_killed_during_the_call_names_the_signal():
     with executor("sleep", 10.0) as child:
-        timer = threading.Timer(0.3, os.kill, (child._child.process.pid, signal.SIGSEGV))
+        timer = threading.Timer(0.3, os.kill, (child._child.pid, signal.SIGSEGV))
         timer.start()
         with pytest.raises(ChildDied, match="SIGSEGV"):
             child.call(60)
