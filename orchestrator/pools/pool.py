@@ -304,9 +304,8 @@ def _states(pool: Pool) -> str:
 
 
 def _stats(pool: Pool) -> PoolStats:
-    submitted = [
-        task.submitted for task in list(pool.queue.tasks)
-    ]  # a copy, because the queue changes meanwhile
+    waiting = list(pool.queue.tasks)  # a copy, because the queue changes meanwhile
+    submitted = [task.submitted for task in waiting]
     states = [worker.state for worker in pool.workers]
     return PoolStats(
         queued=len(submitted),

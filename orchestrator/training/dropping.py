@@ -36,7 +36,8 @@ def drop_problem(session: Session, error: PoisonousTask) -> None:
     path = add_dropped(session.config.folder, dict(problem.fields) | row)
     session.problems.drop(problem)
     session.at_start = session.step == 0
+    where = f"step {task.labels['step']}" if task.labels["step"] else "the calibration of c_ref"
     session.note(
         f"problem {problem.id} ({problem.where}) is dropped: {task.deaths} workers of the {error.pool} pool "
-        f"died on it in step {task.labels['step']}. It is kept in {path}"
+        f"died on it in {where}. It is kept in {path}"
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 
@@ -234,3 +235,18 @@ def test_the_last_step_is_read_from_the_end_of_a_long_journal(tmp_path):
     journal.evaluation("test", 399, {"eval/test/accuracy": 0.5}, None, None)
     journal.set_status("FINISHED")
     assert last_step(tmp_path) == 399
+
+
+def test_a_file_without_room_ends_the_run_with_its_name_and_stays_readable(tmp_path):
+    """A limit on the size of files ends a write in the middle of a line, as a full disk does."""
+    journal = Journal(tmp_path)
+    journal.start("full")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(RunError, match=r"metrics\.jsonl: cannot be written .*the same command"):
+            journal.step(1, {"loss/total": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.step(1, {"loss/total": 0.5})
+    assert [event.step for event in read_events(tmp_path) if isinstance(event, StepEvent)] == [1]

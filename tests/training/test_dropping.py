@@ -46,6 +46,13 @@ def test_a_step_problem_is_kept_in_a_file_named_and_drawn_no_more(session, tmp_p
     assert row["cause"] == "the engine's process ended"
 
 
+def test_a_problem_of_the_calibration_is_named_as_such(session):
+    session.step = 0
+    drop_problem(session, poisonous({"step": 0, "group": 3, "problem": "p7"}))
+    assert "died on it in the calibration of c_ref" in session.done[2]
+    assert session.at_start, "c_ref is measured without it"
+
+
 def test_a_held_out_problem_ends_the_run(session):
     with pytest.raises(PoisonousTask, match="workers of the rollout pool died on generate"):
         drop_problem(session, poisonous({"group": 3, "problem": "p7"}))
