@@ -6,6 +6,7 @@ In: a verifier's settings, responses, a problem. Out: what each check returned o
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -105,14 +106,12 @@ class CheckPools:
         timeout_s = settings.timeout_s or self._timeout_s
         if isinstance(child, ConcurrentExecutor):
             return _all_at_once(child, [(text, response, problem) for response in responses], timeout_s)
-        timed = []
+        checks = _Timed(f"a check of problem {problem.id}")
         with self._turns[_key_of(settings)]:  # a group after another, so that `seconds` is the check's own
-            for response in responses:
-                started = time.perf_counter()
-                outcome = _outcome(partial(child.call, text, response, problem, timeout_s=timeout_s))
-                timed.append((outcome, time.perf_counter() - started))
-                advance(f"a check of problem {problem.id}")
-        return timed
+            for response in responses:  # what goes on aside gives up the turn
+                checks.began()
+                checks.follow(child.begin(text, response, problem, timeout_s=timeout_s))
+        return checks.ended()
 
     def close(self) -> None:
         """Kill the children."""
@@ -129,19 +128,43 @@ def _key_of(settings: VerifierSettings) -> str:
 def _all_at_once(
     child: ConcurrentExecutor, calls: Sequence[tuple[Any, ...]], timeout_s: float
 ) -> list[tuple[Any, float]]:
-    started = time.perf_counter()
-    ends: dict[int, float] = {}
+    checks = _Timed("a check")
+    checks.began()
+    for arguments in calls:
+        checks.follow(child.submit(*arguments, timeout_s=timeout_s))
+    return checks.ended()
 
-    def note_end(number: int, future: Any) -> None:
-        ends[number] = time.perf_counter()
-        advance("a check")
 
-    futures = [child.submit(*arguments, timeout_s=timeout_s) for arguments in calls]
-    for number, future in enumerate(futures):
-        future.add_done_callback(partial(note_end, number))
-    outcomes = [_outcome(future.result) for future in futures]
-    now = time.perf_counter()
-    return [(outcome, ends.get(number, now) - started) for number, outcome in enumerate(outcomes)]
+class _Timed:
+    """The outcomes of checks and their seconds; each end is told as progress."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+        self._started = 0.0
+        self._checks: list[tuple[Future[Any], float]] = []
+        self._ends: dict[int, float] = {}
+
+    def began(self) -> None:
+        """The checks that are followed next begin now."""
+        self._started = time.perf_counter()
+
+    def follow(self, check: "Future[Any]") -> None:
+        number = len(self._checks)
+        self._checks.append((check, self._started))
+        check.add_done_callback(partial(self._note_end, number))
+
+    def ended(self) -> list[tuple[Any, float]]:
+        """Wait for all: the outcome of each, and its seconds."""
+        outcomes = [(_outcome(check.result), started) for check, started in self._checks]
+        now = time.perf_counter()  # for one whose callback has not run yet
+        return [
+            (outcome, self._ends.get(number, now) - started)
+            for number, (outcome, started) in enumerate(outcomes)
+        ]
+
+    def _note_end(self, number: int, _: "Future[Any]") -> None:
+        self._ends[number] = time.perf_counter()
+        advance(self._doing)
 
 
 def _outcome(call: Callable[[], Any]) -> Any:

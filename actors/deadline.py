@@ -1,34 +1,34 @@
 """Calls a function in a child process and kills the child when a call takes too long.
 
+A call that is slow goes on aside with its child, until its own deadline, while another child takes the next
+ones.
+
 In: the import path of a function, then calls of it. Out: what it returns, or `DeadlineExceeded`,
 `MemoryExceeded`, `ChildDied` or `CallFailed`. Only a kill from outside stops long work in C, such as on big
 integers. A deadline inside the process, by signal or by thread, would not hold.
 """
 
 import contextlib
-import fcntl
-import importlib
-import inspect
 import os
-import resource
-import select
-import signal
-import subprocess
-import sys
 import threading
-import traceback
-from collections.abc import Callable, Mapping
-from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.errors import ConfigError
+from actors.child import Child
+from actors.nursery import Nursery
 
-CHILD_START_TIMEOUT_S = 120.0
-"""Seconds for a child's imports and warm-up call. Many may start at once on a busy machine, so it is long."""
+CALLS_ASIDE = 2
+"""Slow calls that one executor leaves alone at a time. Each holds a child, with its memory."""
+SLOW_S = 0.1
+"""Seconds after which a call is slow, where it is usual that calls are quick."""
+SLOW_TIMES = 5.0
+"""A call is not slow before it has taken so many times what is usual."""
+NICE_ASIDE = 10
+"""How much lower the priority of a slow call is, so that on few cores the others keep their share."""
+_NEWEST = 0.1
+"""Weight of the newest call in what is usual."""
 
 
 class DeadlineExceeded(Exception):
@@ -47,39 +47,35 @@ class CallFailed(Exception):
     """The function raised; the message is the child's traceback."""
 
 
-def load_function(import_path: str) -> Callable[..., Any]:
-    """The function at `package.module:function`.
+@dataclass(eq=False)
+class _Call:
+    """A call, from the moment that it has been sent to a child."""
 
-    Raises:
-        ConfigError: It cannot be imported; the message says which part of the path is wrong.
-    """
-    module_name, _, function_name = import_path.partition(":")
-    if not module_name or not function_name:
-        raise ConfigError(f"'{import_path}' is not an import path: write it as package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"'{import_path}': module '{module_name}' cannot be imported ({type(error).__name__}: {error}); "
-            "is its folder on PYTHONPATH on every node?"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        found = (
-            "has no such name"
-            if function is None
-            else f"has a {type(function).__name__} there, not a function"
-        )
-        raise ConfigError(f"'{import_path}': module '{module_name}' ({module.__file__}) {found}")
-    return function
+    args: tuple[Any, ...]
+    timeout_s: float
+    child: Child
+    future: "Future[Any]" = field(default_factory=Future)
+    thread: threading.Thread = field(default_factory=threading.Thread)
+    started: float = 0.0
+    on_new_child: bool = False
+
+    def send(self) -> None:
+        """Send it to its child; now its time counts."""
+        self.on_new_child = self.child.is_new
+        self.started = time.monotonic()
+        self.child.send(self.args)
+
+    def left_s(self) -> float:
+        """Seconds until its deadline."""
+        return self.started + self.timeout_s - time.monotonic()
 
 
 class DeadlineExecutor:
-    """One child process that runs one function, call after call.
+    """A child process that runs one function, call after call; slow calls are set aside with their child.
 
     A call's deadline counts from the moment that its arguments are sent to a child that waits for them:
     neither the wait for the child nor the child's imports count. Several threads may call it; their calls
-    wait for one another.
+    wait for one another, but not for calls that are aside.
 
     Args:
         function: Import path of the function.
@@ -89,7 +85,7 @@ class DeadlineExecutor:
         memory_mib: MiB that a call may take beyond what the warm child holds; without a limit when None.
 
     Attributes:
-        restarts: How many children have been replaced.
+        restarts: How many children have been replaced because they died or had to be killed.
 
     Raises:
         ConfigError: The function cannot be imported, or the child did not start.
@@ -105,10 +101,13 @@ class DeadlineExecutor:
         self.restarts = 0
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
-        self._start = partial(ChildProcess, function, warm_up, memory_mib=memory_mib)
-        self._lock = threading.Lock()
-        self._child = self._start()
-        self._child.wait_ready()
+        self._usual_s = 0.0
+        self._aside: set[_Call] = set()
+        self._closed = False
+        self._turn = threading.Lock()  # of the child that takes calls
+        self._lock = threading.Lock()  # of what the threads of slow calls share
+        self._nursery = Nursery(function, warm_up, memory_mib)
+        self._child: Child | None = self._nursery.child()
 
     def call(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The value of `function(*args)`. The executor can be used after an error too.
@@ -124,222 +123,111 @@ class DeadlineExecutor:
             CallFailed: The function raised, or its value cannot be pickled.
             ConfigError: A replaced child did not start.
         """
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        with self._lock:
-            if self._child.process.poll() is not None:
-                self._restart()  # the child died between two calls, so this one need not fail
-            is_first = self._child.is_new
-            outcome, value = self._answer(args, timeout_s)
-            if outcome == "held up" or (outcome == "memory" and not is_first):
-                # Former calls leave something in the child's memory: a new one shows whose fault it is.
-                outcome, value = self._answer(args, timeout_s)
-        if outcome in ("late", "held up"):
-            raise DeadlineExceeded(f"took longer than {timeout_s:g} s")
-        if outcome == "memory":
-            raise MemoryExceeded(f"took more than {self._memory_mib} MiB of memory")
-        if outcome == "raised":
-            raise CallFailed(value)
-        return value
+        return self.begin(*args, timeout_s=timeout_s).result()
 
-    def _answer(self, args: tuple[Any, ...], timeout_s: float) -> tuple[str, Any]:
-        """The child's answer to a call, and a value: `returned`, `raised` or `memory`; else `late`, or
-        `held up` where the machine made it late.
-        """
-        self._child.wait_ready()
-        self._child.is_new = False
-        connection = self._child.connection
-        try:
-            _, used_s = _state_and_cpu_s(self._child.process.pid)
-            connection.send(args)
-            if not _readable(connection, timeout_s):
-                is_held_up = _is_held_up(self._child.process.pid, used_s, timeout_s)
-                self._restart()
-                return ("held up" if is_held_up else "late"), None
-            reply = connection.recv()
-        except (EOFError, OSError):
-            raise ChildDied(f"the process {self._restart()} during the call") from None
-        if reply[0] == "memory":
-            self._restart()
-        return reply
-
-    def close(self) -> None:
-        """Kill the child. The executor cannot be used afterwards."""
-        with self._lock:
-            self._child.kill()
-
-    def _restart(self) -> str:
-        """Replace the child, without waiting for its imports; returns how the old one ended."""
-        ending = self._child.kill()
-        self.restarts += 1
-        self._child = self._start()
-        return ending
-
-
-def _readable(connection: Connection, timeout_s: float) -> bool:
-    """As `connection.poll`, in a tenth of its time, which short calls notice."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
-
-
-def _is_held_up(pid: int, used_s: float, timeout_s: float) -> bool:
-    """Whether a call is late because its process is stopped, or because it got less than half of a core.
-
-    Args:
-        used_s: CPU seconds of the process before the call.
-    """
-    state, now_used_s = _state_and_cpu_s(pid)
-    return state in "Tt" or (state in "RD" and now_used_s - used_s < timeout_s / 2)
-
-
-def _state_and_cpu_s(pid: int) -> tuple[str, float]:
-    """The letter of a process's state (proc(5)), and the CPU seconds that it has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-class ChildProcess:
-    """A child process that imports the function and then answers calls; `wait_ready` waits for the import.
-
-    Args:
-        function: Import path of the function.
-        warm_up: Arguments of a first call, whose outcome is ignored.
-        module: Runs in the child, as `python -m`.
-        variables: Environment variables of the child, beside the parent's.
-        memory_mib: MiB that it may take once it is warm, beyond what it holds then.
-
-    Attributes:
-        is_new: Whether it has had no call since its warm-up.
-    """
-
-    def __init__(
-        self,
-        function: str,
-        warm_up: tuple[Any, ...] | None,
-        module: str = __name__,
-        variables: Mapping[str, str] | None = None,
-        memory_mib: int | None = None,
-    ) -> None:
-        self.function = function
-        self.is_new = True
-        self.connection, child_connection = Pipe()
-        lifeline, self._lifeline = os.pipe()
-        self._ready = False
-        inherited = (child_connection.fileno(), lifeline)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, inherited)],
-            pass_fds=inherited,
-            stdin=subprocess.DEVNULL,
-            # Its own process group: a kill also reaches the processes that the function has started.
-            start_new_session=True,
-            env={
-                **os.environ,
-                **(variables or {}),
-                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            },
-        )
-        child_connection.close()
-        os.close(lifeline)
-        self.connection.send((function, warm_up, memory_mib))
-
-    def wait_ready(self) -> None:
-        """Wait until the child is warm.
+    def begin(self, *args: Any, timeout_s: float | None = None) -> "Future[Any]":
+        """Run a call until it ends or is set aside; the future then gives its value, or raises, as `call`.
 
         Raises:
-            ConfigError: It did not start, or it cannot import the function. It is killed.
+            ConfigError: A replaced child did not start.
         """
-        if self._ready:
-            return
+        with self._turn:
+            if self._closed:
+                raise RuntimeError("the executor is closed")
+            self._child = self._living_child()
+            call = _Call(args, self._timeout_s if timeout_s is None else timeout_s, self._child)
+            call.send()
+            if self._goes_aside(call):
+                self._child = None
+            else:
+                reply = self._reply(call)
+                self._child = call.child
+                self._settle(call, reply)
+        return call.future
+
+    def close(self) -> None:
+        """Kill the children; calls that are aside fail. The executor cannot be used afterwards."""
+        with self._turn:
+            self._closed = True
+            for call in list(self._aside):
+                call.child.interrupt()
+                call.thread.join()
+            if self._child is not None:
+                self._child.kill()
+            self._nursery.close()
+
+    def _living_child(self) -> Child:
+        """The child that takes the next call."""
+        if self._child is not None and not self._child.was_killed:
+            if not self._child.has_died():
+                return self._child
+            self._child.kill()  # it died between two calls, so this one need not fail
+            self._count_restart()
+        return self._nursery.child()
+
+    def _goes_aside(self, call: _Call) -> bool:
+        """Wait until the call has its reply or reaches its deadline, or is slow and may go on aside."""
+        wait_s = max(SLOW_S, SLOW_TIMES * self._usual_s, self._nursery.child_s)
+        while (left_s := call.left_s()) > 0:
+            if call.child.replies_within(min(wait_s, left_s)):
+                return False
+            with self._lock:
+                if len(self._aside) < CALLS_ASIDE:
+                    self._aside.add(call)
+                    call.thread = threading.Thread(target=self._end_aside, args=(call,), daemon=True)
+                    call.thread.start()
+                    return True
+            wait_s = SLOW_S  # until then one that is aside may end
+        return False
+
+    def _end_aside(self, call: _Call) -> None:
+        """Wait for the end of a call that is aside. Its child keeps its low priority, so it goes too."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, call.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE_ASIDE)
+        reply = self._reply(call)
+        call.child.kill()
+        with self._lock:
+            self._aside.remove(call)
+        self._settle(call, reply)
+
+    def _reply(self, call: _Call) -> tuple[str, Any]:
+        """How the call ends, as `Child.reply`, or `failed` with an error of this process."""
         try:
-            if not self.connection.poll(CHILD_START_TIMEOUT_S):
-                self.kill()
-                raise ConfigError(
-                    f"'{self.function}' was not imported and warm within {CHILD_START_TIMEOUT_S:g} s"
-                )
-            problem = self.connection.recv()
-        except (EOFError, OSError):
-            raise ConfigError(
-                f"'{self.function}': its process {self.kill()} while it started; see its output above"
-            ) from None
-        if problem is not None:
-            self.kill()
-            raise ConfigError(problem)
-        self._ready = True
+            reply = call.child.reply(call.left_s())
+            if reply[0] == "held up" or (reply[0] == "memory" and not call.on_new_child):
+                # Former calls leave something in the child's memory: a new one shows whose fault it is.
+                # One that is aside gets a core's usual share now.
+                self._count_restart()
+                call.child = self._nursery.child()
+                if self._closed:
+                    call.child.interrupt()
+                call.send()
+                reply = call.child.reply(call.left_s())
+        except Exception as error:
+            reply = "failed", error
+        if call.child.was_killed:
+            self._count_restart()
+        if reply[0] in ("returned", "raised"):
+            with self._lock:
+                self._usual_s += _NEWEST * (time.monotonic() - call.started - self._usual_s)
+        return reply
 
-    def kill(self) -> str:
-        """Kill the child's process group; returns how the child ended, which may have been before."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        status = self.process.wait()
-        if not self.connection.closed:
-            self.connection.close()
-            os.close(self._lifeline)
-        if status >= 0:
-            return f"exited with status {status}"
-        return f"was killed by {signal.Signals(-status).name}"
+    def _count_restart(self) -> None:
+        with self._lock:
+            self.restarts += 1
 
-
-def started_function(connection: Connection, lifeline: int) -> Callable[..., Any] | None:
-    """A child's first steps: bind its life to the parent's, load the function, warm it up, report.
-
-    None where the function cannot be used, which the parent then knows.
-    """
-    # When the parent's end of the lifeline closes, the kernel sends SIGIO, which ends a process by default.
-    # It does so in the middle of C code too. Unlike a parent-death signal, it does not depend on which thread
-    # started the child.
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
-    # Python refuses longer numbers because they take long; here the deadline bounds that.
-    sys.set_int_max_str_digits(0)
-    import_path, warm_up, memory_mib = connection.recv()
-    try:
-        function = load_function(import_path)
-        if warm_up is not None:
-            _warm(function, warm_up)
-        if memory_mib is not None:
-            _limit_memory(memory_mib)
-    except ConfigError as error:
-        connection.send(str(error))
-        return None
-    connection.send(None)
-    return function
-
-
-def _limit_memory(mib: int) -> None:
-    """From now on an allocation that needs more address space raises a MemoryError."""
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = held + mib * 2**20
-    # Only the soft limit, so that a verifier can give the programs that it starts limits of their own.
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-
-
-def _warm(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    try:
-        value = function(*arguments)
-    except ConfigError:
-        raise
-    except Exception:
-        return  # the first real call fails likewise, and says so
-    if inspect.iscoroutine(value):
-        value.close()
-
-
-def _serve(connection: Connection, lifeline: int) -> None:
-    """The child's main function: answer calls until the connection closes."""
-    function = started_function(connection, lifeline)
-    while function is not None:
-        args = connection.recv()
-        try:
-            reply = ForkingPickler.dumps(("returned", function(*args)))
-        except MemoryError:
-            reply = ForkingPickler.dumps(("memory", None))
-        except Exception:
-            reply = ForkingPickler.dumps(("raised", traceback.format_exc()))
-        connection.send_bytes(reply)
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(EOFError, ConnectionError):
-        _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    def _settle(self, call: _Call, reply: tuple[str, Any]) -> None:
+        """Give the future of an ended call its value or its error."""
+        kind, value = reply
+        if kind == "returned":
+            call.future.set_result(value)
+        elif kind == "raised":
+            call.future.set_exception(CallFailed(value))
+        elif kind == "memory":
+            call.future.set_exception(MemoryExceeded(f"took more than {self._memory_mib} MiB of memory"))
+        elif kind in ("timeout", "held up"):
+            call.future.set_exception(DeadlineExceeded(f"took longer than {call.timeout_s:g} s"))
+        elif kind == "died":
+            call.future.set_exception(ChildDied(f"the process {value} during the call"))
+        else:
+            call.future.set_exception(value)

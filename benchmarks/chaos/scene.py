@@ -130,8 +130,9 @@ class Scene:
         return [process for process in self._running() if process.cmdline()[0].startswith(f"ray::{kind}")]
 
     def children(self, kind: str) -> list[psutil.Process]:
-        """The processes that actors of this kind have started."""
-        return [child for actor in self.actors(kind) for child in actor.children() if is_running(child)]
+        """The processes that actors of this kind have started, and those that these have."""
+        actors = self.actors(kind)
+        return [one for actor in actors for one in actor.children(recursive=True) if is_running(one)]
 
     def daemons(self, program: str, node: "subprocess.Popen[bytes] | None") -> list[psutil.Process]:
         """The processes of this program of Ray's on a node."""

@@ -16,7 +16,8 @@ from ray.exceptions import RayError
 
 from actors.budget import BudgetShare
 from actors.checking import runs_many
-from actors.deadline import CHILD_START_TIMEOUT_S
+from actors.child import CHILD_START_TIMEOUT_S
+from actors.deadline import CALLS_ASIDE
 from actors.verification import VerificationWorker
 from orchestrator.cluster.placement import Placement
 from orchestrator.config.engine import EngineConfig
@@ -39,8 +40,11 @@ ENGINE_TASKS = 64
 The other groups wait on the driver, so that an engine that starts later can take them.
 """
 
-VERIFIER_TASKS = 2
-"""Groups that one verifier holds at a time: it checks one, and does not have to wait for the next one."""
+VERIFIER_TASKS = 2 + CALLS_ASIDE
+"""Groups that one verifier holds at a time: it checks one, and does not have to wait for the next one.
+
+The others wait for a slow check of theirs that goes on aside.
+"""
 
 GROUPS_PER_DEATH = 100
 """Groups that give a pool of an evaluation one death back."""

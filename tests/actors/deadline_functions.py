@@ -96,3 +96,23 @@ def obey(response, reference):
     if reference == "bool":
         return True
     return Verdict(Status.CORRECT if response == reference else Status.WRONG, response)
+
+
+def wait_for(path):
+    """Return once the file is there."""
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return path
+
+
+def slowly(seconds, name, *args):
+    """Another of these functions, some time later."""
+    time.sleep(seconds)
+    return globals()[name](*args)
+
+
+def wait_if_path(response, reference):
+    """A verifier that waits for the file that a response names."""
+    if response.startswith("/"):
+        wait_for(response)
+    return Verdict(Status.CORRECT if response == reference else Status.WRONG, response)

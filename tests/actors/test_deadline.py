@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.deadline import (
-    CallFailed,
-    ChildDied,
-    DeadlineExceeded,
-    DeadlineExecutor,
-    MemoryExceeded,
-    load_function,
-)
+from actors.child import load_function
+from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from orchestrator.errors import ConfigError
 
 
@@ -85,7 +79,7 @@ def test_warm_up_is_outside_the_deadline_and_its_failure_is_ignored():
 
 def test_a_call_whose_process_is_stopped_is_tried_again():
     with executor("nested", 2.0) as child:
-        os.kill(child._child.process.pid, signal.SIGSTOP)
+        os.kill(child._child.pid, signal.SIGSTOP)
         assert child.call(3) == "xxx"
         assert child.restarts == 1
 
@@ -93,7 +87,7 @@ def test_a_call_whose_process_is_stopped_is_tried_again():
 def test_a_call_that_gets_no_core_is_tried_again():
     """A process that is stopped most of the time, as on a machine that is too busy."""
     with executor("spin_once", 3.0) as child:
-        pid = child._child.process.pid
+        pid = child._child.pid
         ended = threading.Event()
 
         def hold_up():
@@ -150,15 +144,15 @@ def test_a_child_that_exits_is_reported_by_its_status_and_replaced():
 
 def test_a_child_that_dies_between_two_calls_costs_no_call():
     with executor("sleep", 10.0) as child:
-        os.kill(child._child.process.pid, signal.SIGSEGV)
-        wait_until(lambda: child._child.process.poll() is not None)
+        os.kill(child._child.pid, signal.SIGSEGV)
+        wait_until(child._child.has_died)
         assert child.call(0.0) == 0.0
         assert child.restarts == 1
 
 
 def test_a_child_killed_during_the_call_names_the_signal():
     with executor("sleep", 10.0) as child:
-        timer = threading.Timer(0.3, os.kill, (child._child.process.pid, signal.SIGSEGV))
+        timer = threading.Timer(0.3, os.kill, (child._child.pid, signal.SIGSEGV))
         timer.start()
         with pytest.raises(ChildDied, match="SIGSEGV"):
             child.call(60)
