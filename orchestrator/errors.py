@@ -12,6 +12,10 @@ class ConfigError(LaserError):
     """The configuration, or a folder that it names, cannot be used."""
 
 
+class LockError(LaserError):
+    """Another process holds a lock for too long."""
+
+
 class DataError(LaserError):
     """A data file is missing, or a line of it cannot be used."""
 

@@ -244,15 +244,14 @@ def check_extensions_cache(cache: Path) -> Finding:
         )
     ours = cache / "laser.lock"
     if ours.exists():
-        # Imported here, because filelock and the packages of `storage` may be missing.
-        from filelock import Timeout
-
+        # Imported here, because the packages of `storage` may be missing.
+        from orchestrator.errors import LockError
         from orchestrator.storage.files import locked
 
         try:
             with locked(ours, timeout_s=0.0):
                 pass
-        except Timeout:
+        except LockError:
             return Finding("ok", "compiled operators", "being compiled right now")
     text = "a killed build left a lock, for which other programs wait without end"
     return Finding("warning", "compiled operators", text, f"rm {' '.join(map(str, locks))}")

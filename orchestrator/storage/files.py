@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LockError
 
 J = TypeVar("J")
 """A type of JSON values."""
@@ -106,11 +106,19 @@ def locked(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         timeout_s: How many seconds to wait for another holder.
 
     Raises:
-        filelock.Timeout: Another holder kept it.
+        LockError: Another holder kept it.
         OSError: The file cannot be opened, or its file system has no locks.
     """
     # Where the file system has no `flock`, the library would use a file that outlives a killed process.
-    with FileLock(path, timeout_s, fallback_to_soft=False):
+    lock = FileLock(path, timeout_s, fallback_to_soft=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise LockError(
+            f"{path}: another process has held this lock for {timeout_s:g} s. `fuser {path}` names it on its "
+            "machine. Wait for its end, or end it if it hangs; the lock ends with it"
+        ) from None
+    with held:
         yield
 
 
@@ -131,7 +139,7 @@ def claimed(
     with contextlib.ExitStack() as claim:
         try:
             claim.enter_context(locked(folder / ".lock", patience_s))
-        except Timeout:
+        except LockError:
             raise ConfigError(
                 f"{folder}: another process is {work}; wait for it, stop it, or choose another {key}"
             ) from None

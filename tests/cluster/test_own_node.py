@@ -1,19 +1,24 @@
-"""A driver whose node is lost ends, with the reason. A real Ray in its own process, whose raylet dies."""
+"""A driver whose node is lost ends, with the reason. A real Ray in its own process loses its raylet."""
 
 import subprocess
 import sys
 
+import pytest
+
 LOSE_THE_RAYLET = """
-import time
+import signal, sys, time
 import psutil, ray
 from orchestrator.cluster.own_node import refuse_lost_node
 from orchestrator.errors import PoolError
 
 refuse_lost_node()
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+looks = {"health_check_initial_delay_ms": 0, "health_check_failure_threshold": 2}
+looks |= {"health_check_period_ms": 500, "health_check_timeout_ms": 500}
+options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+ray.init(num_cpus=1, _system_config=looks, **options)
 refuse_lost_node()
 (raylet,) = (one for one in psutil.Process().children(recursive=True) if one.name() == "raylet")
-raylet.kill()
+raylet.send_signal(signal.Signals[sys.argv[1]])
 deadline = time.monotonic() + 30
 while time.monotonic() < deadline:
     try:
@@ -22,11 +27,23 @@ while time.monotonic() < deadline:
         print(error)
         break
     time.sleep(0.2)
+raylet.kill()
 """
 
 
-def test_the_death_of_the_own_raylet_ends_a_wait():
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("SIGKILL", "Ray's raylet on this node has ended"),
+        ("SIGSTOP", "the cluster has given up this node"),
+    ],
+)
+def test_the_loss_of_the_own_raylet_ends_a_wait(number, message):
     ended = subprocess.run(
-        [sys.executable, "-c", LOSE_THE_RAYLET], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", LOSE_THE_RAYLET, number],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     )
-    assert "Ray's raylet on this node has ended" in ended.stdout
+    assert message in ended.stdout

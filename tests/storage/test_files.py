@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LockError
 from orchestrator.storage.files import (
     atomically,
     claimed,
@@ -70,7 +69,8 @@ def test_a_write_does_not_contain_what_a_killed_one_left(tmp_path):
 
 
 def test_a_lock_has_one_holder(tmp_path):
-    with locked(tmp_path / "lock"), pytest.raises(Timeout), locked(tmp_path / "lock", timeout_s=0.0):
+    refused = pytest.raises(LockError, match=r"lock: another process has held this lock for 0 s.*`fuser ")
+    with locked(tmp_path / "lock"), refused, locked(tmp_path / "lock", timeout_s=0.0):
         pass
     with locked(tmp_path / "lock", timeout_s=0.0):
         pass
