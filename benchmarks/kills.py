@@ -2,14 +2,17 @@
 
     python -m benchmarks.kills [--kills 30] [--seed 0] [--json FILE] [--set KEY=VALUE ...]
 
-The runs are a short quick-start with a checkpoint after each step. Each kill hits the driver alone, at a
-moment that is uniform over the time that the undisturbed run took. The same command then resumes. A run that
+The runs are a short quick-start with a checkpoint after each step. Each kill hits the driver alone. The
+moments of one half are uniform over the time that the undisturbed run took; most of it is the start. Those of
+the other half are uniform over the time of its steps, and count from the command's first checkpoint, so that
+saving, learning and generating are hit too. The same command then resumes. A run that
 reaches its end is compared with the undisturbed one, and the next run begins, until all kills are done.
 Compared are the exported weights, the shards with AdamW's state, the random states, and each step's metrics
 but times. Ends with status 1 if anything differs.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -43,18 +46,27 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Processes of Ray itself that end by themselves after some more minutes."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a kill hits: so many seconds after the command starts, or after its first checkpoint."""
+
+    after_s: float
+    from_checkpoint: bool
+
+
 @dataclass
 class Killed:
     """A run with its kills."""
 
     after_s: list[float] = field(default_factory=list)
-    """Seconds from the start of the command to each kill."""
+    """Seconds from the start of the command, or from its first checkpoint, to each kill."""
+    from_checkpoint: list[bool] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     """The newest checkpoint's step at each kill; 0 for none."""
     took_s: float = 0.0
     """Seconds of the command that reached the end."""
-    left_behind: int = 0
-    """Processes that outlived the driver by more than `ENDING_S`."""
+    left_behind: list[str] = field(default_factory=list)
+    """Command lines of processes that outlived the driver by more than `ENDING_S`."""
     different: list[str] = field(default_factory=list)
     """What differs from the undisturbed run."""
 
@@ -77,33 +89,44 @@ def finish(process: "subprocess.Popen[bytes]", folder: Path) -> None:
         raise RuntimeError(f"the run failed: {folder.with_suffix('.log').read_text()[-3000:]}")
 
 
-def kill(process: "subprocess.Popen[bytes]") -> int:
-    """kill -9 of the driver alone. Returns how many of its processes did not end by themselves."""
+def kill(process: "subprocess.Popen[bytes]") -> list[str]:
+    """kill -9 of the driver alone. Returns which of its processes did not end by themselves."""
     below = psutil.Process(process.pid).children(recursive=True)
     others = [one for one in below if not any(agent in " ".join(one.cmdline()) for agent in AGENTS)]
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(others, ENDING_S)
+    left = []
     for other in alive:
-        other.kill()
-    return len(alive)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.append(" ".join(other.cmdline()))
+            other.kill()
+    return left
 
 
-def killed_run(folder: Path, settings: Sequence[str], moments: list[float]) -> Killed:
-    """Train a run to its end, with a kill at each of the moments; those that are left stay in the list.
+def first_checkpoint(process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Wait until the command has saved a checkpoint, or has ended."""
+    saved, deadline = newest(folder), time.monotonic() + DEADLINE_S
+    while newest(folder) == saved and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
 
-    Args:
-        moments: Seconds from a start of the command to its kill. A moment that it does not reach is left.
+
+def killed_run(folder: Path, settings: Sequence[str], moments: list[Moment]) -> Killed:
+    """Train a run to its end, with a kill at each of the moments; those that it does not reach stay in the
+    list.
     """
     run = Killed()
     while True:
         process, started_at = started(folder, settings), time.monotonic()
+        if moments and moments[-1].from_checkpoint:
+            first_checkpoint(process, folder)
         try:
-            process.wait(moments[-1] if moments else DEADLINE_S)
+            process.wait(moments[-1].after_s if moments else DEADLINE_S)
         except subprocess.TimeoutExpired:
             run.left_behind += kill(process)
-            run.after_s.append(round(moments.pop(), 2))
-            run.saved.append(max((_step_of(path) for path in folder.glob("checkpoints/step-*")), default=0))
+            run.after_s.append(round(moments[-1].after_s, 2))
+            run.from_checkpoint.append(moments.pop().from_checkpoint)
+            run.saved.append(newest(folder))
             continue
         finish(process, folder)
         run.took_s = time.monotonic() - started_at
@@ -147,8 +170,10 @@ def _metrics(folder: Path) -> dict[int, dict[str, float]]:
     return steps
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def newest(folder: Path) -> int:
+    """The step of a run's newest checkpoint; 0 for none."""
+    steps = (int(path.name.removeprefix("step-")) for path in folder.glob("checkpoints/step-*[0-9]"))
+    return max(steps, default=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,26 +187,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rng, runs = random.Random(options.seed), []
     with tempfile.TemporaryDirectory() as made:
         quiet, before = Path(made) / "quiet", time.monotonic()
-        finish(started(quiet, options.set), quiet)
+        process = started(quiet, options.set)
+        first_checkpoint(process, quiet)
+        first_s = time.monotonic() - before
+        finish(process, quiet)
         takes_s = time.monotonic() - before
-        moments = [rng.uniform(0.0, takes_s) for _ in range(options.kills)]
-        print(f"undisturbed: {takes_s:.1f} s for {STEPS} steps", flush=True)
+        moments = [
+            Moment(rng.uniform(0.0, takes_s - first_s if steps else takes_s), bool(steps))
+            for steps in (number % 2 for number in range(options.kills))
+        ]
+        print(f"undisturbed: {takes_s:.1f} s for {STEPS} steps, {first_s:.1f} s to the first checkpoint")
         print(f"{'run':>4}  {'killed after (s) at saved step':60}{'left':>6}  differs")
         while True:
             folder = Path(made) / f"killed-{len(runs) + 1}"
             runs.append(run := killed_run(folder, options.set, moments))
             run.different = differences(folder, quiet)
             kills = ", ".join(
-                f"{after:.1f} at {step}" for after, step in zip(run.after_s, run.saved, strict=True)
+                f"{after:.1f}{' later' * later} at {step}"
+                for after, later, step in zip(run.after_s, run.from_checkpoint, run.saved, strict=True)
             )
             print(
-                f"{len(runs):4}  {kills:60}{run.left_behind:6}  {', '.join(run.different[:4]) or 'nothing'}",
+                f"{len(runs):4}  {kills:60}{len(run.left_behind):6}  {', '.join(run.different[:4]) or 'nothing'}",
                 flush=True,
             )
             if not moments:
                 break
             if not run.after_s:  # it ended before the moment: the machine was busier when the time was taken
-                moments = [moment * run.took_s / takes_s for moment in moments]
+                moments = [
+                    Moment(moment.after_s * run.took_s / takes_s, moment.from_checkpoint)
+                    for moment in moments
+                ]
                 takes_s = run.took_s
     kills_done = sum(len(run.after_s) for run in runs)
     found = {"kills": kills_done, "different": sum(bool(run.different) for run in runs)}

@@ -12,6 +12,8 @@ from benchmarks.chaos.scene import Scene, is_running
 OUTAGE_S = 45.0
 """How long a node or its network is away: longer than Ray takes to call the node dead."""
 
+CLOCK_STEP_S = 3600
+
 
 class NothingToStrikeError(Exception):
     """The fault's victim is not there, because an earlier fault has it."""
@@ -129,6 +131,17 @@ def _join_and_restart(scene: Scene) -> None:
     scene.start_node()
 
 
+def _step_clock(scene: Scene, dice: random.Random) -> None:
+    if scene.clock is None:
+        raise NothingToStrikeError
+    scene.clock.set_to(CLOCK_STEP_S)
+
+
+def _step_clock_back(scene: Scene) -> None:
+    assert scene.clock is not None
+    scene.clock.set_to(-CLOCK_STEP_S)
+
+
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 FAULTS = (
     Fault("engine-kill", "an engine is killed", _on_actor("RolloutWorker", KILL)),
@@ -151,6 +164,7 @@ FAULTS = (
     Fault("disk", "the disk is full for 20 s", lambda scene, dice: scene.fill_disk(), 20.0, Scene.empty_disk),
     Fault("mlflow-kill", "the MLflow server is away for 20 s", _on_mlflow(KILL), 20.0, _restart_mlflow),
     Fault("mlflow-stop", "the MLflow server is stopped for 20 s", _on_mlflow(STOP), 20.0, _resume_mlflow),
+    Fault("clock", "the driver's clock steps 1 h ahead, then 2 h back", _step_clock, 10.0, _step_clock_back),
 )
 """Every kind once."""
 

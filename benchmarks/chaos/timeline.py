@@ -1,5 +1,6 @@
 """Strikes a run with one fault after the other, and notes how long each holds it up."""
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
@@ -24,14 +25,15 @@ class Struck:
     kind: str
     text: str
     at: float
-    """By `time.time`."""
+    """By `time.monotonic`."""
     step: int
     """The newest finished step then."""
+    noted: int
+    """How many notes the run had."""
     recovered_s: float | None = None
     """Seconds to the next step that was finished."""
     notes: list[str] = field(default_factory=list)
     """What the run noted from then to the next fault."""
-    first_note_s: float | None = None
 
 
 class HangError(Exception):
@@ -71,6 +73,9 @@ def strike(scene: Scene, faults: Sequence[Fault], every_s: float, seed: int, ste
         if (newest := _newest_step(scene.run)) != step:
             due = now + every_s if due is None else due
             step, moved = newest, now
+            for one in timeline.struck:
+                if one.recovered_s is None and step > one.step:
+                    one.recovered_s = now - one.at
         if now - moved > SILENCE_S:
             raise HangError(f"no step since step {step} for {SILENCE_S:g} s")
         if scene.driver is not None and (status := scene.driver.poll()) is not None:
@@ -87,7 +92,7 @@ def strike(scene: Scene, faults: Sequence[Fault], every_s: float, seed: int, ste
             due = now + every_s
     for _, fault in timeline.ends:
         fault.end(scene)
-    _take_in(timeline, scene.run)
+    _take_in_notes(timeline, scene.run)
     return timeline
 
 
@@ -95,12 +100,12 @@ def _strike_next(scene: Scene, left: list[Fault], dice: random.Random, timeline:
     """Strike with the first of the faults that can; returns whether one did."""
     for fault in left:
         try:
-            at = time.time()
+            noted = len(_notes(scene.run))
             fault.strike(scene, dice)
         except NothingToStrikeError:
             continue
         left.remove(fault)
-        timeline.struck.append(Struck(fault.kind, fault.text, at, step))
+        timeline.struck.append(Struck(fault.kind, fault.text, time.monotonic(), step, noted))
         if fault.lasts_s:
             timeline.ends.append((time.monotonic() + fault.lasts_s, fault))
         print(f"  {time.strftime('%H:%M:%S')} step {step:3}: {fault.text}", flush=True)
@@ -128,18 +133,12 @@ def _last_words(log: Path, status: int) -> str:
     return lines[-1] if lines else f"exit status {status}"
 
 
-def _take_in(timeline: Timeline, run: Path) -> None:
-    """Read from the journal how long each fault held the run up, and what was noted."""
-    events = read_events(run)
-    for number, one in enumerate(timeline.struck):
-        following = timeline.struck[number + 1 :]
-        until = following[0].at if following else float("inf")
-        ended = [
-            event.time / 1000 for event in events if isinstance(event, StepEvent) and event.step > one.step
-        ]
-        one.recovered_s = min(ended) - one.at if ended else None
-        noted = [
-            event for event in events if isinstance(event, NoteEvent) and one.at <= event.time / 1000 < until
-        ]
-        one.notes = [event.text for event in noted]
-        one.first_note_s = noted[0].time / 1000 - one.at if noted else None
+def _notes(run: Path) -> list[str]:
+    return [event.text for event in read_events(run) if isinstance(event, NoteEvent)]
+
+
+def _take_in_notes(timeline: Timeline, run: Path) -> None:
+    """Give each fault what was noted from it to the next one."""
+    notes = _notes(run)
+    for one, following in itertools.pairwise([*timeline.struck, None]):
+        one.notes = notes[one.noted : following.noted if following else None]
