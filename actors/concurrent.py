@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from actors.child import ChildProcess, started_function
+from actors.child import ChildProcess
+from actors.child_main import started_function
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded
 from orchestrator.errors import ConfigError
 

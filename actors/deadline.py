@@ -63,7 +63,7 @@ class _Call:
         """Send it to its child; now its time counts."""
         self.on_new_child = self.child.is_new
         self.started = time.monotonic()
-        self.child.send(self.args)
+        self.child.send(self.args, self.timeout_s)
 
     def left_s(self) -> float:
         """Seconds until its deadline."""
@@ -107,7 +107,11 @@ class DeadlineExecutor:
         self._turn = threading.Lock()  # of the child that takes calls
         self._lock = threading.Lock()  # of what the threads of slow calls share
         self._nursery = Nursery(function, warm_up, memory_mib)
-        self._child: Child | None = self._nursery.child()
+        try:
+            self._child: Child | None = self._nursery.child()
+        except BaseException:
+            self._nursery.close()
+            raise
 
     def call(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The value of `function(*args)`. The executor can be used after an error too.
@@ -134,15 +138,18 @@ class DeadlineExecutor:
         with self._turn:
             if self._closed:
                 raise RuntimeError("the executor is closed")
-            self._child = self._living_child()
-            call = _Call(args, self._timeout_s if timeout_s is None else timeout_s, self._child)
-            call.send()
-            if self._goes_aside(call):
-                self._child = None
-            else:
-                reply = self._reply(call)
-                self._child = call.child
-                self._settle(call, reply)
+            # No other call may find a child that has not answered this one, whatever is raised here.
+            child, self._child = self._living_child(), None
+            call = _Call(args, self._timeout_s if timeout_s is None else timeout_s, child)
+            try:
+                call.send()
+                if not self._goes_aside(call):
+                    reply = self._reply(call)
+                    self._child = call.child
+                    self._settle(call, reply)
+            except BaseException:
+                call.child.kill()
+                raise
         return call.future
 
     def close(self) -> None:
@@ -172,29 +179,39 @@ class DeadlineExecutor:
             if call.child.replies_within(min(wait_s, left_s)):
                 return False
             with self._lock:
-                if len(self._aside) < CALLS_ASIDE:
-                    self._aside.add(call)
-                    call.thread = threading.Thread(target=self._end_aside, args=(call,), daemon=True)
-                    call.thread.start()
+                if len(self._aside) < CALLS_ASIDE and self._start_aside(call):
                     return True
             wait_s = SLOW_S  # until then one that is aside may end
         return False
 
+    def _start_aside(self, call: _Call) -> bool:
+        """Set the call aside; not where the machine has no more threads."""
+        call.thread = threading.Thread(target=self._end_aside, args=(call,), daemon=True)
+        try:
+            call.thread.start()  # it waits for the lock, which is held here
+        except RuntimeError:
+            return False
+        self._aside.add(call)
+        return True
+
     def _end_aside(self, call: _Call) -> None:
         """Wait for the end of a call that is aside. Its child keeps its low priority, so it goes too."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, call.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE_ASIDE)
-        reply = self._reply(call)
-        call.child.kill()
         with self._lock:
-            self._aside.remove(call)
-        self._settle(call, reply)
+            call.child.mark()
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PGRP, call.child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE_ASIDE)
+        try:
+            self._settle(call, self._reply(call))
+        finally:
+            call.child.kill()
+            with self._lock:
+                self._aside.remove(call)
 
     def _reply(self, call: _Call) -> tuple[str, Any]:
         """How the call ends, as `Child.reply`, or `failed` with an error of this process."""
         try:
             reply = call.child.reply(call.left_s())
-            if reply[0] == "held up" or (reply[0] == "memory" and not call.on_new_child):
+            if reply[0] in ("held up", "lost") or (reply[0] == "memory" and not call.on_new_child):
                 # Former calls leave something in the child's memory: a new one shows whose fault it is.
                 # One that is aside gets a core's usual share now.
                 self._count_restart()
@@ -227,7 +244,7 @@ class DeadlineExecutor:
             call.future.set_exception(MemoryExceeded(f"took more than {self._memory_mib} MiB of memory"))
         elif kind in ("timeout", "held up"):
             call.future.set_exception(DeadlineExceeded(f"took longer than {call.timeout_s:g} s"))
-        elif kind == "died":
+        elif kind in ("died", "lost"):
             call.future.set_exception(ChildDied(f"the process {value} during the call"))
         else:
             call.future.set_exception(value)

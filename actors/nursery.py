@@ -9,31 +9,27 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
 
-from actors.child import (
-    Child,
-    ChildProcess,
-    answer_calls,
-    bind_life,
-    ending,
-    limit_memory,
-    started_function,
-)
+from actors.child import CHILD_END_TIMEOUT_S, NO_ENDING, Child, ChildProcess, ending
+from actors.child_main import answer_calls, bind_life, limit_memory, started_function
 
-FORK_TIMEOUT_S = 10.0
-"""Seconds for a fork or the end of a killed child. A nursery that takes longer is stopped or stuck."""
+FORK_TIMEOUT_S = CHILD_END_TIMEOUT_S
+"""Seconds for a fork, or for the end of a killed copy. A nursery that takes longer is stopped or stuck."""
+FORK_TRIALS = 3
+"""Forks that may fail before a child is started from nothing."""
 
 
 class Nursery:
     """Gives warm children. Several threads may ask it.
 
-    A function whose imports start threads cannot be copied: a fork has none of them. Its children are started
-    from nothing.
+    A function whose imports or first call start threads or processes, or open files or connections, is not
+    copied: a fork has no threads, and shares the rest. Its children are started from nothing.
 
     Args:
         function: Import path of the function.
@@ -41,7 +37,7 @@ class Nursery:
         memory_mib: MiB that a child may take beyond what it holds at first; without a limit when None.
 
     Attributes:
-        child_s: Seconds that the newest child took to come.
+        child_s: Seconds that the newest child took to come, without the start of a new nursery.
 
     Raises:
         ConfigError: The function cannot be imported, or the process did not start.
@@ -52,6 +48,7 @@ class Nursery:
         self._warm_up = warm_up
         self._memory_mib = memory_mib
         self._lock = threading.Lock()
+        self._closed = False
         self.child_s = 0.0
         self._source = self._start()
 
@@ -62,24 +59,30 @@ class Nursery:
             ConfigError: It did not start.
         """
         with self._lock:
-            started = time.monotonic()
-            child = self._child()
-            self.child_s = time.monotonic() - started
-            return child
+            if self._closed:
+                raise RuntimeError("the nursery is closed")
+            for _ in range(FORK_TRIALS):
+                if self._source.can_be_copied and self._source.was_killed:
+                    self._source = self._start()
+                if not self._source.can_be_copied:
+                    break
+                with suppress(OSError):
+                    return self._timed(self._fork)
+            return self._timed(self._fresh)
 
     def close(self) -> None:
         """End the process that is copied, and with it all copies; no child is given afterwards."""
         with self._lock:
+            self._closed = True
             self._source.kill()
 
-    def _child(self) -> Child:
-        if self._forks:
-            try:
-                return self._fork()
-            except OSError:  # the nursery was killed, or does not answer
-                self._source = self._start()
-            with suppress(OSError):
-                return self._fork()
+    def _timed(self, start: Callable[[], Child]) -> Child:
+        started = time.monotonic()
+        child = start()
+        self.child_s = time.monotonic() - started
+        return child
+
+    def _fresh(self) -> Child:
         child = ChildProcess(self._function, self._warm_up, memory_mib=self._memory_mib)
         child.wait_ready()
         return child
@@ -89,9 +92,7 @@ class Nursery:
         variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         source = ChildProcess(self._function, self._warm_up, __name__, variables)
         source.wait_ready()
-        threads = source.connection.recv()
-        self._forks = threads == 1
-        if not self._forks:
+        if not source.can_be_copied:
             source.kill()
         return source
 
@@ -99,18 +100,23 @@ class Nursery:
         """A copy of the nursery's process.
 
         Raises:
-            OSError: The nursery is gone, or was too slow and is killed.
+            OSError: There is none: the nursery is gone, or was too slow and is killed, or the copy has ended.
         """
         connection, end_of_child = Pipe()
         with end_of_child:
             pid = _answer(self._source, ("fork", self._memory_mib), end_of_child)
+        if pid is None:
+            connection.close()
+            raise ChildProcessError("the machine has no room for another process")
         child = _Copy(pid, connection, self._source, self._lock)
         with suppress(EOFError, OSError):
             if child.replies_within(FORK_TIMEOUT_S):
                 connection.recv()
                 return child
         child.interrupt()
-        self._source.kill()
+        connection.close()
+        with suppress(OSError):
+            _answer(self._source, ("wait", pid))
         raise ChildProcessError("a copy did not start")
 
 
@@ -122,14 +128,20 @@ class _Copy(Child):
         self._source = source
         self._lock = lock
 
+    def is_lost(self) -> bool:
+        return self._source.was_killed  # which ends its copies
+
     def _wait(self) -> str:
         with self._lock, suppress(OSError):
-            return ending(_answer(self._source, ("wait", self.pid)))
-        return "ended, and so did the process that it was copied from"
+            status = _answer(self._source, ("wait", self.pid))
+            return NO_ENDING if status is None else ending(status)
+        return "ended, as did the process that it was copied from"
 
 
-def _answer(source: ChildProcess, request: tuple[str, int | None], passed: Connection | None = None) -> int:
-    """What a nursery's process answers to a request.
+def _answer(
+    source: ChildProcess, request: tuple[str, int | None], passed: Connection | None = None
+) -> int | None:
+    """What a nursery's process answers to a request; None if it cannot do it.
 
     Raises:
         OSError: It is gone; one that is too slow is killed, and its copies with it.
@@ -140,7 +152,7 @@ def _answer(source: ChildProcess, request: tuple[str, int | None], passed: Conne
             send_handle(source.connection, passed.fileno(), source.pid)
         if not source.replies_within(FORK_TIMEOUT_S):
             raise TimeoutError
-        answer: int = source.connection.recv()
+        answer: int | None = source.connection.recv()
     except (EOFError, OSError) as error:
         source.kill()
         raise ChildProcessError(f"the process of a nursery {source.kill()}") from error
@@ -155,30 +167,60 @@ def _serve(parent: Connection, lifeline: int) -> None:
     gc.collect()
     gc.freeze()  # what copies share is not written to by their collections
     sys.stdout.flush()  # else each copy would print what the warm-up has printed
-    parent.send(len(os.listdir("/proc/self/task")))
+    unended: set[int] = set()
     while True:
         request, value = parent.recv()
         if request == "wait":
-            _, status = os.waitpid(value, 0)
-            parent.send(os.waitstatus_to_exitcode(status))
+            unended.add(value)
+            parent.send(_ended(value, unended))
             continue
         handle = recv_handle(parent)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(handle)
+            parent.send(None)
+            continue
         if pid == 0:
             parent.close()
-            os.setpgid(0, 0)
-            # A pipe opened once more has an owner of its own, which the kernel tells of its end.
-            bind_life(os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY))
-            if value is not None:
-                limit_memory(value)
-            connection = Connection(handle)
-            connection.send(None)
-            answer_calls(connection, function)
+            _serve_copy(handle, lifeline, value, function)
             return
-        # Both do it, as neither knows which is first.
-        os.setpgid(pid, pid)
+        with suppress(OSError):  # it has ended
+            os.setpgid(pid, pid)  # both do it, as neither knows which is first
         os.close(handle)
         parent.send(pid)
+
+
+def _serve_copy(handle: int, lifeline: int, memory_mib: int | None, function: Callable[..., Any]) -> None:
+    """The main function of a copy."""
+    os.setpgid(0, 0)
+    os.set_inheritable(handle, False)
+    # A pipe opened once more has an owner of its own, which the kernel tells of its end.
+    bind_life(os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY))
+    if memory_mib is not None:
+        limit_memory(memory_mib)
+    connection = Connection(handle)
+    connection.send(None)
+    answer_calls(connection, function)
+
+
+def _ended(pid: int, unended: set[int]) -> int | None:
+    """The exit status of a killed copy, or None if the kernel does not end it; it is waited for later then.
+
+    Args:
+        unended: Copies that were killed. Those that have ended are taken out.
+    """
+    status, deadline, pause_s = None, time.monotonic() + CHILD_END_TIMEOUT_S / 2, 1e-4
+    while True:
+        for one in list(unended):
+            ended, code = os.waitpid(one, os.WNOHANG)
+            if ended:
+                unended.remove(one)
+                status = os.waitstatus_to_exitcode(code) if one == pid else status
+        if pid not in unended or time.monotonic() > deadline:
+            return status
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)
 
 
 if __name__ == "__main__":

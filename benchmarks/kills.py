@@ -206,10 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{after:.1f}{' later' * later} at {step}"
                 for after, later, step in zip(run.after_s, run.from_checkpoint, run.saved, strict=True)
             )
-            print(
-                f"{len(runs):4}  {kills:60}{len(run.left_behind):6}  {', '.join(run.different[:4]) or 'nothing'}",
-                flush=True,
-            )
+            differs = ", ".join(run.different[:4]) or "nothing"
+            print(f"{len(runs):4}  {kills:60}{len(run.left_behind):6}  {differs}", flush=True)
             if not moments:
                 break
             if not run.after_s:  # it ended before the moment: the machine was busier when the time was taken

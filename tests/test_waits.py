@@ -19,7 +19,8 @@ WITHOUT_DEADLINE = {
     "orchestrator/training/run.py: result": "a thread, whose requests to MLflow have deadlines",
     "orchestrator/training/live_metrics.py: join": "a thread of this process that only reads numbers",
     "actors/concurrent.py: join": "a thread that has just been asked to end",
-    "actors/deadline.py: wait": "a process that SIGKILL has been sent to",
+    "actors/deadline.py: result": "a call, which ends by its deadline",
+    "actors/deadline.py: join": "a thread whose process SIGKILL has been sent to",
     "actors/verifiers/sandbox.py: wait": "a process that SIGKILL has been sent to",
 }
 """Calls that may stand without a deadline, and the reason."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from actors.child import load_function
+from actors.child_main import load_function
 from orchestrator.config.verifiers import OwnSettings, VerifierSettings, settings_of_text
 from orchestrator.errors import ConfigError
 from orchestrator.messages.problems import Problem

@@ -110,9 +110,8 @@ def locked(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         OSError: The file cannot be opened, or its file system has no locks.
     """
     # Where the file system has no `flock`, the library would use a file that outlives a killed process.
-    lock = FileLock(path, timeout_s, fallback_to_soft=False)
     try:
-        held = lock.acquire()
+        held = FileLock(path, fallback_to_soft=False).acquire(timeout_s)
     except Timeout:
         raise LockError(
             f"{path}: another process has held this lock for {timeout_s:g} s. `fuser {path}` names it on its "

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
-from actors.child import load_function
+from actors.child_main import load_function
 from orchestrator.config.verifiers import OwnSettings, parts_of, settings_of_text
 from orchestrator.data.fingerprints import Sources, changed_sources, files_print
 

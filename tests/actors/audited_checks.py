@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 from actors.checking import RUN_CHECK, WARM_UP, WARM_UP_RESPONSE
-from actors.child import load_function
+from actors.child_main import load_function
 from benchmarks.hostile import REFERENCES, SETTINGS
 from benchmarks.hostile_answers import hostile_answers
 from orchestrator.config.verifiers import verifier_text

@@ -1,8 +1,14 @@
 """Functions that the tests of deadlines and verifiers run in a child process, by import path."""
 
+import functools
 import os
+import signal
+import socket
 import subprocess
+import sys
+import threading
 import time
+from multiprocessing.connection import Connection
 
 from orchestrator.messages.verdicts import Status, Verdict
 
@@ -20,6 +26,18 @@ def spin_once(seconds):
     while time.process_time() - begun < seconds:
         pass
     return "done"
+
+
+def spin_in_a_thread(seconds):
+    worker = threading.Thread(target=spin_once, args=(seconds,))
+    worker.start()
+    worker.join()
+
+
+def spin_in_a_process(seconds):
+    """As a verifier that runs programs."""
+    code = f"import time\nwhile time.process_time() < {seconds}: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def big_power():
@@ -46,6 +64,36 @@ def exit_with(status):
     os._exit(status)
 
 
+def kill_itself(number):
+    os.kill(os.getpid(), number)
+
+
+def exit_beside_a_sleeper(status):
+    """Ends, and leaves a process that has open what it had open itself."""
+    if os.fork():
+        os._exit(status)
+    time.sleep(60)
+
+
+def inherited():
+    """What programs that it starts would have open."""
+    numbers = map(int, os.listdir("/proc/self/fd"))
+    return [number for number in numbers if number > 2 and is_inheritable(number)]
+
+
+def is_inheritable(number):
+    try:
+        return os.get_inheritable(number)
+    except OSError:  # the listing itself
+        return False
+
+
+def stop_while_it_replies():
+    """A reply whose second part never comes."""
+    Connection.send_bytes = lambda self, data: kill_itself(signal.SIGSTOP)
+    return bytes(100_000)
+
+
 def fail():
     raise RuntimeError("no luck")
 
@@ -58,13 +106,52 @@ def allocate(mib):
     return len(bytes(mib * 2**20))
 
 
+def fill():
+    """Takes all memory in small pieces, so that nothing is left to tell it with."""
+    pieces = []
+    while True:
+        pieces.append(bytearray(1000))
+
+
 KEPT = []
 
 
-def keep(mib):
+def keep(mib, _=None):
     """What a call leaves behind counts for the next one in the same process."""
     KEPT.append(bytes(mib * 2**20))
     return len(KEPT)
+
+
+@functools.cache
+def helper():
+    """A process that answers lines, one after another."""
+    return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask_helper(line):
+    helper().stdin.write(f"{line}\n")
+    helper().stdin.flush()
+    return helper().stdout.readline().strip()
+
+
+@functools.cache
+def connection():
+    return socket.socketpair()
+
+
+def use_connection(value):
+    connection()
+    return value
+
+
+@functools.cache
+def opened():
+    return open(__file__)
+
+
+def use_file(value):
+    opened()
+    return value
 
 
 def verify_without_memory():
@@ -81,6 +168,10 @@ def verify_without_memory():
 
 def nested(size):
     return "x" * size
+
+
+def echo_size(data):
+    return len(data)
 
 
 def obey(response, reference):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.child import load_function
+from actors.child import Child
+from actors.child_main import load_function
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from orchestrator.errors import ConfigError
 
@@ -106,6 +107,90 @@ def test_a_call_that_gets_no_core_is_tried_again():
         finally:
             ended.set()
             slow.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "trials"), [("spin_once", 2), ("spin_in_a_thread", 2), ("spin_in_a_process", 2), ("sleep", 1)]
+)
+def test_who_wants_a_core_and_got_less_than_half_of_one_is_tried_again(name, trials, monkeypatch):
+    """As if the call had been sent a minute ago: a machine that is so busy would be needed else."""
+    mark = Child.mark
+
+    def mark_a_minute_ago(child):
+        mark(child)
+        child._marks = [(since - 60.0, used_s) for since, used_s in child._marks]
+
+    monkeypatch.setattr(Child, "mark", mark_a_minute_ago)
+    with executor(name, 1.0) as child:
+        with pytest.raises(DeadlineExceeded):
+            child.call(60)
+        assert child.restarts == trials
+
+
+def test_arguments_that_a_stopped_process_does_not_read_are_sent_again():
+    with executor("echo_size", 2.0) as child:
+        os.kill(child._child.pid, signal.SIGSTOP)
+        assert child.call(bytes(2**20)) == 2**20
+        assert child.restarts == 1
+
+
+def test_a_reply_that_stops_half_way_is_late():
+    with executor("stop_while_it_replies", 1.0) as child, pytest.raises(DeadlineExceeded):
+        child.call()
+
+
+def test_a_call_that_ends_with_an_exception_here_leaves_its_reply_to_nobody(monkeypatch):
+    with executor("sleep", 20.0) as child:
+        with monkeypatch.context() as patch:
+            patch.setattr(Child, "reply", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                child.call(0.05)
+        assert child.call(0.0) == 0.0
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_machine_without_room_for_a_process_is_named_and_nothing_leaks(monkeypatch):
+    def no_room(*_, **__):
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", no_room)
+        with pytest.raises(ConfigError, match=r"no process can be started.*ulimit -u"):
+            executor("sleep", 1.0).__enter__()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_the_end_of_a_child_shows_although_what_it_started_lives():
+    with executor("exit_beside_a_sleeper", 1.0) as child, pytest.raises(ChildDied, match="with status 3 "):
+        child.call(3)
+
+
+def test_what_a_child_starts_has_none_of_its_connections_open():
+    with executor("inherited", 20.0) as child:
+        assert child.call() == []
+
+
+def test_a_signal_without_a_name_is_named_by_its_number():
+    with executor("kill_itself", 20.0) as child:
+        with pytest.raises(ChildDied, match="killed by signal 40 "):
+            child.call(40)
+        with pytest.raises(ChildDied, match="killed by SIGTERM "):
+            child.call(signal.SIGTERM)
+
+
+def test_no_memory_for_the_reply_is_a_lack_of_memory():
+    with executor("fill", 60.0, memory_mib=50) as child, pytest.raises(MemoryExceeded):
+        child.call()
+
+
+def test_no_memory_for_the_arguments_because_of_former_calls_is_tried_again():
+    with executor("keep", 20.0, memory_mib=200) as child:
+        assert child.call(190) == 1
+        assert child.call(0, bytes(2**24)) == 1, "in a new child"
 
 
 def test_a_call_that_takes_too_much_memory_fails_as_such_and_the_next_one_works():

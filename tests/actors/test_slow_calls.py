@@ -9,14 +9,17 @@ import psutil
 import pytest
 
 from actors import nursery
-from actors.child import ChildProcess
+from actors.checking import RUN_CHECK, WARM_UP, WARM_UP_RESPONSE
+from actors.child import Child, ChildProcess
 from actors.deadline import CALLS_ASIDE, CallFailed, ChildDied, DeadlineExceeded, MemoryExceeded
 from actors.verification import VerificationWorker
+from orchestrator.config.verifiers import verifier_text
 from orchestrator.messages.problems import Problem
 from orchestrator.messages.verdicts import Status
 from tests.actors.test_deadline import executor, gone, wait_until
 
 LONG_S = 120.0
+MATH = verifier_text("math")
 
 
 @pytest.fixture
@@ -125,13 +128,73 @@ def test_the_process_that_is_copied_is_replaced_when_it_dies_or_is_stuck(number,
             child.call(4)
 
 
-def test_a_function_with_threads_is_not_copied():
-    with closing(nursery.Nursery("threaded_function:echo", None, None)) as threaded:
-        child = threaded.child()
+@pytest.mark.parametrize(
+    "function",
+    [
+        "threaded_function:echo",
+        "deadline_functions:ask_helper",
+        "deadline_functions:use_connection",
+        "deadline_functions:use_file",
+    ],
+)
+def test_what_copies_would_lack_or_share_is_not_copied(function):
+    with closing(nursery.Nursery(function, ("5",), None)) as not_copied:
+        child = not_copied.child()
         assert isinstance(child, ChildProcess)
-        child.send((5,))
-        assert child.reply(10.0) == ("returned", 5)
+        child.send(("5",), 10.0)
+        assert child.reply(10.0) == ("returned", "5")
         child.kill()
+
+
+def test_a_check_of_mathematics_is_copied():
+    with closing(nursery.Nursery(RUN_CHECK, (MATH, WARM_UP_RESPONSE, WARM_UP), 2048)) as copied:
+        child = copied.child()
+        assert not isinstance(child, ChildProcess)
+        child.kill()
+
+
+def test_without_room_for_another_thread_a_slow_call_holds_up_the_others_and_is_right(files, monkeypatch):
+    def no_room(_):
+        raise RuntimeError("can't start new thread")
+
+    with executor("slowly", LONG_S) as child:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            assert child.call(0.5, "nested", 3) == "xxx"
+        slow = child.begin(0, "wait_for", str(files[0]))
+        assert child.call(0, "nested", 2) == "xx"
+        files[0].touch()
+        assert slow.result(10.0) == str(files[0])
+
+
+def test_a_call_whose_nursery_dies_is_tried_again(files):
+    with executor("slowly", LONG_S) as child:
+        slow = child.begin(0, "wait_for", str(files[0]))
+        os.kill(child._nursery._source.pid, signal.SIGKILL)
+        assert child.call(0, "nested", 3) == "xxx"  # a new nursery, which ends the copies of the old one
+        files[0].touch()
+        assert slow.result(60.0) == str(files[0])
+
+
+def test_a_copy_that_does_not_start_ends_no_other(files, monkeypatch):
+    with executor("slowly", LONG_S) as child:
+        pid = child._child.pid
+        slow = child.begin(0, "wait_for", str(files[0]))
+        replies_within, failed = Child.replies_within, []
+
+        def not_the_first(copy, timeout_s):
+            if not isinstance(copy, ChildProcess) and copy.pid != pid and not failed:
+                failed.append(copy)
+                return False
+            return replies_within(copy, timeout_s)
+
+        monkeypatch.setattr(Child, "replies_within", not_the_first)
+        assert child.call(0, "nested", 3) == "xxx"
+        monkeypatch.undo()
+        assert len(failed) == 1
+        files[0].touch()
+        assert slow.result(10.0) == str(files[0])
+        assert child.restarts == 0
 
 
 def test_a_group_gets_its_verdicts_while_a_check_of_another_one_hangs(files):
