@@ -29,6 +29,8 @@ ENV PATH=/opt/laser/.venv/bin:$PATH HF_HOME=/mnt/laser/huggingface
 
 FROM requirements AS cpu-packages
 RUN scripts/install .venv cpu
+COPY scripts/sbom scripts/
+RUN scripts/sbom .venv sbom.json
 
 FROM requirements AS gpu-packages
 # DeepSpeed compiles with nvcc, which torch's CUDA libraries do not include. Its CUDA must be the one that torch was built
@@ -36,6 +38,8 @@ FROM requirements AS gpu-packages
 COPY --from=nvidia/cuda:13.0.1-devel-ubuntu24.04 /usr/local/cuda-13.0 /usr/local/cuda
 ENV CUDA_HOME=/usr/local/cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN scripts/install .venv gpu
+COPY scripts/sbom scripts/
+RUN scripts/sbom .venv sbom.json
 
 FROM cpu-packages AS cpu
 COPY . .

@@ -5,7 +5,7 @@ EXTRAS ?= $(shell cat $(VENV)/.extras 2>/dev/null || echo cpu,dev)
 comma := ,
 READY := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: audit chaos docs install licences quickstart quickstart-seeds quickstart-base test test-long lint
+.PHONY: audit chaos docs install licences quickstart quickstart-seeds quickstart-base sbom test test-long lint
 
 install: $(READY)
 
@@ -40,6 +40,9 @@ docs: $(READY)  ## write docs/configuration.md
 
 audit:  ## known vulnerabilities of the packages in requirements.lock; needs a network
 	@scripts/audit $(VENV)-audit
+
+sbom: $(READY)  ## the bill of materials of the environment, as sbom.json; needs a network
+	@scripts/sbom $(VENV) sbom.json
 
 licences: $(READY)  ## the licence of every installed package
 	@$(VENV)/bin/python scripts/licences.py

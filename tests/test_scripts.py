@@ -1,6 +1,7 @@
-"""`make audit` and `make licences`."""
+"""`make audit`, `make licences` and `make sbom`."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -50,3 +51,40 @@ def test_without_a_network_the_audit_says_so(tmp_path):
     )
     assert ended.returncode == 2
     assert "pip-audit could not be installed" in ended.stderr
+
+
+@pytest.mark.long
+def test_the_bill_of_materials_names_every_installed_package(tmp_path):
+    """Where cyclonedx-bom cannot be installed, the command must say so."""
+    bill = tmp_path / "sbom.json"
+    environment = Path(sys.executable).parents[1]
+    ended = subprocess.run([SCRIPTS / "sbom", environment, bill], capture_output=True, text=True, timeout=300)
+    if ended.returncode == 2:
+        assert "cyclonedx-bom could not be installed" in ended.stderr
+        return
+    found = json.loads(bill.read_text())
+    assert found["bomFormat"] == "CycloneDX"
+    assert found["metadata"]["component"]["name"] == "laser-orchestrator"
+    names = {component["name"].lower(): component for component in found["components"]}
+    assert names.keys() >= {"deepspeed", "mlflow", "pydantic", "ray", "torch", "transformers"}
+    assert names["mlflow"]["version"] == importlib.metadata.version("mlflow")
+    assert names["mlflow"]["licenses"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"), [("nowhere", "is no environment"), ("made", "could not be installed")]
+)
+def test_without_environment_or_network_no_bill_is_written(tmp_path, environment, said):
+    (tmp_path / "made" / "bin").mkdir(parents=True)
+    (tmp_path / "made" / "bin" / "python").symlink_to(sys.executable)
+    bill = tmp_path / "sbom.json"
+    ended = subprocess.run(
+        [SCRIPTS / "sbom", tmp_path / environment, bill],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHON": "false"},
+    )
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert not bill.exists()

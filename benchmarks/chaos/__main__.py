@@ -3,16 +3,19 @@
     make chaos
     python -m benchmarks.chaos [--seeds 0 1 2] [--faults 20] [--every 30] [--steps 40] [--json FILE]
 
-For each seed: a run that faults strike, then the same run undisturbed. Afterwards each step must be there
-once, in the journal and in MLflow. Each step must have the problems and the samples of the undisturbed run,
-and the last one its weights, bit for bit. No problem may be dropped; accuracy must be within noise; no actor
-may be left. A lost node is started again, as an operator's program would do, and so is the run's command when
-it has ended with an error. Prints a table of the faults. Ends with status 1 if anything does not hold.
+For each seed: a run that faults strike, then the same run undisturbed, on this machine alone with one engine.
+Afterwards each step must be there once, in the journal and in MLflow. Each step must have the problems and
+the samples of the undisturbed run, and the last one its weights, bit for bit. No problem may be dropped;
+accuracy must be within noise; no actor may be left. A lost node is started again, as an operator's program
+would do, and so is the run's command when it has ended with an error. Prints a table of the faults. Ends with
+status 1 if anything does not hold.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.chaos.checks import Found, faults_of, first_other_step, read
 from benchmarks.chaos.faults import FAULTS, drawn
-from benchmarks.chaos.scene import Scene
+from benchmarks.chaos.scene import CONFIG, ROOT, Scene
 from benchmarks.chaos.timeline import Struck, Timeline, strike
 
 SETTINGS = (
@@ -34,6 +37,7 @@ SETTINGS = (
     ),
     *("faults.deadline_s=10", "faults.first_deadline_s=60"),
 )
+QUIET_TIMEOUT_S = 1800.0
 LEAVING_S = 30.0
 """How long the actors of a run that has ended may take to leave."""
 
@@ -85,15 +89,23 @@ def one_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict:
 
 
 def _quiet(folder: Path, settings: Sequence[str]) -> Found:
-    scene = Scene(folder, "quiet", settings)
-    try:
-        scene.start()
-        assert scene.driver is not None
-        if scene.driver.wait():
-            raise RuntimeError(f"the undisturbed run failed: {scene.log.read_text()[-2000:]}")
-        return read(scene.run, scene.tracking)
-    finally:
-        scene.stop()
+    """The undisturbed run, in which nothing but the settings of the problem is as in the other one."""
+    runs, tracking = folder / "quiet", f"sqlite:///{folder}/quiet.db"
+    command = [sys.executable, "-m", "orchestrator.cli", "train", str(CONFIG), *settings]
+    ended = subprocess.run(
+        [*command, f"run.dir={runs}", "run.name=quiet"],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        | {"MLFLOW_TRACKING_URI": tracking},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=QUIET_TIMEOUT_S,
+    )
+    (folder / "quiet.log").write_text(ended.stdout)
+    if ended.returncode:
+        raise RuntimeError(f"the undisturbed run failed: {ended.stdout[-2000:]}")
+    return read(runs / "quiet", tracking)
 
 
 def _left(scene: Scene) -> list[str]:

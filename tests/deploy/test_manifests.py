@@ -108,6 +108,7 @@ def test_packages_come_before_code_and_from_the_lock():
         assert copied == ["COPY pyproject.toml requirements.lock ./", "COPY scripts/install scripts/"], (
             "otherwise any change installs the packages again"
         )
+        assert lines.index("RUN scripts/sbom .venv sbom.json") > install
         assert any("g++" in line for line in lines if line.startswith("RUN apt-get")), (
             "DeepSpeed compiles at run time"
         )
