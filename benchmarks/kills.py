@@ -92,16 +92,23 @@ def finish(process: "subprocess.Popen[bytes]", folder: Path) -> None:
 def kill(process: "subprocess.Popen[bytes]") -> list[str]:
     """kill -9 of the driver alone. Returns which of its processes did not end by themselves."""
     below = psutil.Process(process.pid).children(recursive=True)
-    others = [one for one in below if not any(agent in " ".join(one.cmdline()) for agent in AGENTS)]
+    others = [one for one in below if not any(agent in _command(one) for agent in AGENTS)]
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(others, ENDING_S)
     left = []
     for other in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            left.append(" ".join(other.cmdline()))
+            left.append(_command(other))
             other.kill()
     return left
+
+
+def _command(process: psutil.Process) -> str:
+    """Its command line; empty if it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def first_checkpoint(process: "subprocess.Popen[bytes]", folder: Path) -> None:

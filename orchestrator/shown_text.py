@@ -21,6 +21,11 @@ _SHORTEST_SECRET = 6
 """A shorter value of a variable is part of ordinary words."""
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether the value of an environment variable of this name is hidden."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def printable(text: str) -> str:
     r"""`text` with its control characters spelt out, such as `\x1b`; a colour is left out."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], _COLOUR.sub("", text))
@@ -74,7 +79,7 @@ def _environment_secrets() -> list[str]:
     """The longest ones first, because one may be a part of another."""
     found = set()
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name):
+        if is_secret_name(name):
             found.add(value)
         elif "://" in value:
             found.update(secrets_in(value))

@@ -9,11 +9,24 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, ValidationInfo
 
 from orchestrator.config.schema import PositiveFloat, PositiveInt, Section, Text, nearest_keys
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.shown_text import is_secret_name
 
+
+def _hidden(variable: str) -> str:
+    if not is_secret_name(variable):
+        raise ValueError(
+            f"'{variable}' needs KEY, TOKEN, PASSWORD or SECRET in its name, because logs and reports hide "
+            "the values of such variables only"
+        )
+    return variable
+
+
+SecretVariable = Annotated[Text, AfterValidator(_hidden)]
+"""Name of an environment variable whose value no log shows."""
 RewardShare = Annotated[float, Field(ge=0, le=1)]
 """A share, or a reward."""
 
@@ -153,7 +166,7 @@ class JudgeSettings(VerifierSettings):
     """Regular expression with one group, whose last match in the reply is the mark."""
     best_score: PositiveFloat = 10.0
     """The best mark; the worst is 0, and reward = mark / best_score."""
-    key_variable: Text = "LASER_JUDGE_API_KEY"
+    key_variable: SecretVariable = "LASER_JUDGE_API_KEY"
     """Environment variable of the workers' nodes that holds the key; it may be unset."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the judge."""

@@ -32,6 +32,10 @@ def test_the_page_names_every_verifier_and_setting():
         ({"name": "pattern"}, "pattern: Field required"),
         ({"name": "judge", "base_url": "judge:8000", "model": "m"}, "base_url"),
         ({"name": "judge", "base_url": "http://me:pass@judge/v1", "model": "m"}, "base_url"),
+        (
+            {"name": "judge", "base_url": "http://judge/v1", "model": "m", "key_variable": "JUDGE"},
+            "key_variable: 'JUDGE' needs KEY, TOKEN, PASSWORD or SECRET in its name",
+        ),
         ({"name": "weighted", "parts": {}}, "parts"),
         ({"name": "weighted", "parts": {"a": {"verifier": "maths"}}}, "no verifier is named 'maths'"),
         ({"name": "mine:check", "bonus": 1}, "bonus: unknown setting; what a verifier"),
