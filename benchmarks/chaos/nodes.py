@@ -17,8 +17,6 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 90.0
-HERE, THERE = "10.77.0.1", "10.77.0.2"
-"""Addresses of the two ends of `Network`."""
 
 
 class RayCluster:
@@ -170,6 +168,9 @@ class Network:
     """
 
     def __init__(self) -> None:
+        subnet = f"10.77.{os.getpid() % 256}"
+        self.here, self.there = f"{subnet}.1", f"{subnet}.2"
+        """Addresses of the two ends."""
         self.name = f"laser-{os.getpid()}"
         self.link = f"laser{os.getpid() % 10**7}"
         self.command = ("ip", "netns", "exec", self.name)
@@ -178,13 +179,13 @@ class Network:
         _ip("netns", "add", self.name)
         try:
             _ip("link", "add", self.link, "type", "veth", "peer", "name", "there", "netns", self.name)
-            _ip("addr", "add", f"{HERE}/24", "dev", self.link)
+            _ip("addr", "add", f"{self.here}/24", "dev", self.link)
             _ip("link", "set", self.link, "up")
             for arguments in (
-                ("addr", "add", f"{THERE}/24", "dev", "there"),
+                ("addr", "add", f"{self.there}/24", "dev", "there"),
                 ("link", "set", "there", "up"),
                 ("link", "set", "lo", "up"),
-                ("route", "add", "default", "via", HERE),
+                ("route", "add", "default", "via", self.here),
             ):
                 subprocess.run([*self.command, "ip", *arguments], check=True, capture_output=True)
         except BaseException:
@@ -198,7 +199,7 @@ class Network:
 
     def join(self) -> None:
         """The link is as it was before `cut`."""
-        for arguments in (("link", "set", "there", "up"), ("route", "replace", "default", "via", HERE)):
+        for arguments in (("link", "set", "there", "up"), ("route", "replace", "default", "via", self.here)):
             subprocess.run([*self.command, "ip", *arguments], check=True, capture_output=True)
         self.is_cut = False
 

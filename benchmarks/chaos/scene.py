@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from benchmarks.chaos.nodes import HERE, LOOPBACK, THERE, Network, RayCluster, free_port, kill_tree
+from benchmarks.chaos.nodes import LOOPBACK, Network, RayCluster, free_port, kill_tree
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "experiments/quickstart.yaml"
@@ -49,7 +49,8 @@ class Clock:
         self.environment = {
             "LD_PRELOAD": str(FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
+            # Seconds until it looks again. Without a pause threads disturb each other's look, which ends all.
+            "FAKETIME_CACHE_DURATION": "2",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         self.set_to(1)  # the library takes 0 for no number
@@ -127,7 +128,7 @@ class Scene:
 
     def start_cluster(self) -> None:
         """Start a new cluster, of a head and another node."""
-        self.cluster = RayCluster(HERE if self.network else LOOPBACK)
+        self.cluster = RayCluster(self.network.here if self.network else LOOPBACK)
         self.cluster.start(2, {"head": 2.0, **NODE})
         self.start_node()
 
@@ -141,7 +142,7 @@ class Scene:
         if self.node is not None and self.node in self.cluster.nodes:
             self.cluster.kill_node(self.node)
         self.node = None
-        command, ip = (self.network.command, THERE) if self.network else ((), LOOPBACK)
+        command, ip = (self.network.command, self.network.there) if self.network else ((), LOOPBACK)
         self.node = self.cluster.add_node(2, NODE, command, ip)
 
     def start_driver(self) -> None:
