@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.learning import LearnerRank
 from orchestrator.algorithm.importance import ImportanceSettings
@@ -20,6 +20,8 @@ from orchestrator.pools.hung import end_hung, progress_of
 from orchestrator.pools.memory_kill import name_actor
 from orchestrator.pools.pool import CHECK_EVERY_S, POOL_START_TIMEOUT_S
 from orchestrator.pools.watch import Watch, culprits
+from orchestrator.pools.worker import cause_of_death
+from orchestrator.terminal import LOGGER
 
 RANK = "learner rank"
 """A rank's name in messages, before its number."""
@@ -86,21 +88,42 @@ def start_ranks(
     spawn: Callable[..., RankHandle],
     timeout_s: float = POOL_START_TIMEOUT_S,
     worker: type = LearnerRank,
+    note: Callable[[str], None] = LOGGER.warning,
 ) -> list[RankHandle]:
-    """Start all ranks and wait until they hold the model.
+    """Start all ranks and wait until they hold the model; once more if a rank dies meanwhile.
 
     Args:
         spawn: `spawn(cls, rank, *arguments)` starts an actor of the class and returns its handle.
         timeout_s: How long to wait for rank 0, and then for all of them.
         worker: The class of the actors.
+        note: Called with a message when they start once more.
 
     Raises:
         ray.exceptions.GetTimeoutError: They did not start within `timeout_s`.
-        ray.exceptions.RayActorError: A rank died while it started.
+        ray.exceptions.RayActorError: A rank died in both starts; the error is that of the first death.
     """
+    try:
+        return _start_once(settings, spawn, timeout_s, worker)
+    except RayActorError as first:
+        note(f"the ranks start once more: one died while they started: {cause_of_death(first)}")
+        try:
+            return _start_once(settings, spawn, timeout_s, worker)
+        except RayActorError:
+            raise first from None
+
+
+def _start_once(
+    settings: LearnerSettings, spawn: Callable[..., RankHandle], timeout_s: float, worker: type
+) -> list[RankHandle]:
+    """Start all ranks. If that fails, end them."""
     ranks = [spawn(worker, rank, settings, rank) for rank in range(settings.num_ranks)]
-    address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
-    call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
+    try:
+        address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
+        call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
+    except BaseException:
+        for rank in ranks:
+            ray.kill(rank)
+        raise
     return ranks
 
 

@@ -253,8 +253,9 @@ class Pools:
 
     def _start_learners(self) -> list[RankHandle]:
         settings = learner_settings(self.config, self.z_token, self.exported_eos, self.chat_template)
+        spawn, worker = self.placement.learner, self.workers.rank
         try:
-            return start_ranks(settings, self.placement.learner, POOL_START_TIMEOUT_S, self.workers.rank)
+            return start_ranks(settings, spawn, POOL_START_TIMEOUT_S, worker, self.note)
         except GetTimeoutError as error:
             raise PoolError(
                 f"the learner ranks did not start within {POOL_START_TIMEOUT_S:g} s: "

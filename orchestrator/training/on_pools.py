@@ -49,7 +49,6 @@ def train_on_pools(
             stack.callback(pools.stop)
         live = stack.enter_context(LiveMetrics(config, pools))
         session = Session(config, prepared, pools, tracker, progress, live, stop, context, checkpoints)
-        session.rewind()
         try:
             return _train_through_failures(session)
         except Diverged as error:
@@ -58,24 +57,26 @@ def train_on_pools(
 
 
 def _train_through_failures(session: Session) -> dict[str, Any]:
-    """Train. When a rank dies or its trajectories are lost, restart all ranks and rewind. When workers die on
-    a problem, draw the steps that are not finished again without it.
+    """Go to the newest checkpoint and train. When a rank dies or its trajectories are lost, restart all ranks
+    and do it again. When workers die on a problem, draw the steps that are not finished again without it.
 
     The other pools restart their own workers.
     """
     failure: RayError | None = None
+    rewinds = True
     while True:
         try:
-            if failure is not None:
-                with session.stop.interruptible():  # nothing is unsaved
+            with session.stop.interruptible():  # nothing is unsaved
+                if failure is not None:
                     session.pools.restart_learners(failure)
+                if rewinds:
                     session.rewind()
             return run_steps(session)
         except PoisonousTask as error:
-            failure = None
+            failure, rewinds = None, False
             drop_problem(session, error)
         except (RayActorError, ObjectLostError) as error:
-            failure = error
+            failure, rewinds = error, True
             session.note(f"restarting the ranks after step {session.step}: {_cause(error)}")
 
 

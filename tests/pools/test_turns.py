@@ -6,6 +6,7 @@ from ray.exceptions import RayActorError
 
 from orchestrator.cluster.bundles import bundles_for
 from orchestrator.data.tokens import ModelTokens
+from orchestrator.pools import ranks
 from orchestrator.pools.training import Pools
 from tests.fakes import FAKES, FakeGpu, gpu
 from tests.settings import configure
@@ -126,3 +127,31 @@ def test_engines_that_need_lost_weights_wait_for_new_ranks(pools):
     pools.wait_ready()
     assert history()[-2:] == ["rank 0 takes", "engine on its own loads 0"]
     assert pools.rollouts.restarts == 1
+
+
+@pytest.mark.parametrize("colocate", [False])
+def test_a_rank_that_dies_while_it_starts_is_started_once_more(pools):
+    notes = []
+    pools.tell(notes.append)
+    ray.kill(pools.learners[0])
+    with pytest.raises(RayActorError) as death:
+        pools.learn(None)
+    ray.get(gpu().kill_next.remote("setup"))
+    pools.restart_learners(death.value)
+    pools.learn(None)
+    assert history()[-4:] == ["rank 0 takes", "rank 0 dies", "rank 0 takes", "rank 0 learns"]
+    assert "the ranks start once more: one died while they started" in notes[-1]
+
+
+def test_ranks_that_die_in_both_starts_end_with_the_first_cause(monkeypatch):
+    deaths = [RayActorError(), RayActorError()]
+    left = list(deaths)
+
+    def dies(*_):
+        raise left.pop(0)
+
+    monkeypatch.setattr(ranks, "_start_once", dies)
+    with pytest.raises(RayActorError) as death:
+        ranks.start_ranks(None, None, note=lambda _: None)
+    assert death.value is deaths[0]
+    assert left == []
