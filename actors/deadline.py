@@ -9,6 +9,7 @@ integers. A deadline inside the process, by signal or by thread, would not hold.
 """
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,12 @@ SLOW_TIMES = 5.0
 """A call is not slow before it has taken so many times what is usual."""
 NICE_ASIDE = 10
 """How much lower the priority of a slow call is, so that on few cores the others keep their share."""
+FAULTS_OF_THE_MACHINE = {
+    "held up": "was stopped, or got less than half of a core, until the deadline of its call",
+    "lost": "ended with the process that it was copied from",
+}
+"""Ends of calls that are tried once more, in words."""
+LOGGER = logging.getLogger(__name__)
 _NEWEST = 0.1
 """Weight of the newest call in what is usual."""
 
@@ -211,7 +218,10 @@ class DeadlineExecutor:
         """How the call ends, as `Child.reply`, or `failed` with an error of this process."""
         try:
             reply = call.child.reply(call.left_s())
-            if reply[0] in ("held up", "lost") or (reply[0] == "memory" and not call.on_new_child):
+            if reply[0] in FAULTS_OF_THE_MACHINE or (reply[0] == "memory" and not call.on_new_child):
+                if reply[0] in FAULTS_OF_THE_MACHINE:
+                    why = FAULTS_OF_THE_MACHINE[reply[0]]
+                    LOGGER.warning("process %d %s; another one does its call again", call.child.pid, why)
                 # Former calls leave something in the child's memory: a new one shows whose fault it is.
                 # One that is aside gets a core's usual share now.
                 self._count_restart()

@@ -78,11 +78,13 @@ def test_warm_up_is_outside_the_deadline_and_its_failure_is_ignored():
         child.call()
 
 
-def test_a_call_whose_process_is_stopped_is_tried_again():
+def test_a_call_whose_process_is_stopped_is_tried_again(caplog):
     with executor("nested", 2.0) as child:
-        os.kill(child._child.pid, signal.SIGSTOP)
+        pid = child._child.pid
+        os.kill(pid, signal.SIGSTOP)
         assert child.call(3) == "xxx"
         assert child.restarts == 1
+    assert f"process {pid} was stopped, or got less than half of a core" in caplog.text
 
 
 def test_a_call_that_gets_no_core_is_tried_again():
