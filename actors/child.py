@@ -85,8 +85,8 @@ class Child:
     def reply(self, timeout_s: float) -> tuple[str, Any]:
         """How the call ends: `returned` or `raised` and a value, `memory`, `timeout`, or `died` and how.
 
-        `held up` is a timeout, and `lost` a death, by the fault of the machine. The child lives on in the
-        first two cases only.
+        `stopped` and `starved` are timeouts, and `lost` a death, by the fault of the machine. The child lives
+        on in the first two cases only.
         """
         deadline = time.monotonic() + timeout_s
         try:
@@ -128,18 +128,18 @@ class Child:
         self.interrupt()
 
     def _why_late(self) -> str:
-        """`held up` if the process is stopped, or has got less than half of a core since a mark, with what it
-        has started; `died` if it has ended, but not what it has started; else `timeout`.
+        """`stopped`; `starved` if the process has got less than half of a core since a mark, with what it has
+        started; `died` if it has ended, but not what it has started; else `timeout`.
         """
         group = group_use(self.pid)
         own = next((process for process in group if process.pid == self.pid), None)
         if own is None or own.state == "Z":
             return "died"
         if own.state in "Tt":
-            return "held up"
+            return "stopped"
         now, used_s = time.monotonic(), sum(process.used_s for process in group)
         starved = any(used_s - before_s < (now - since) / 2 for since, before_s in self._marks)
-        return "held up" if starved and any(process.wants_a_core for process in group) else "timeout"
+        return "starved" if starved and any(process.wants_a_core for process in group) else "timeout"
 
     def interrupt(self) -> None:
         """Kill the child in the middle of a call of another thread, for which it has died."""

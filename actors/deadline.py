@@ -29,11 +29,11 @@ SLOW_TIMES = 5.0
 NICE_ASIDE = 10
 """How much lower the priority of a slow call is, so that on few cores the others keep their share."""
 FAULTS_OF_THE_MACHINE = {
-    "held up": "was stopped, or got less than half of a core, until the deadline of its call",
+    "stopped": "was stopped",
+    "starved": "got less than half of a core",
     "lost": "ended with the process that it was copied from",
 }
 """Ends of calls that are tried once more, in words."""
-LOGGER = logging.getLogger(__name__)
 _NEWEST = 0.1
 """Weight of the newest call in what is usual."""
 
@@ -220,8 +220,10 @@ class DeadlineExecutor:
             reply = call.child.reply(call.left_s())
             if reply[0] in FAULTS_OF_THE_MACHINE or (reply[0] == "memory" and not call.on_new_child):
                 if reply[0] in FAULTS_OF_THE_MACHINE:
+                    level = logging.INFO if reply[0] == "starved" else logging.WARNING
                     why = FAULTS_OF_THE_MACHINE[reply[0]]
-                    LOGGER.warning("process %d %s; another one does its call again", call.child.pid, why)
+                    message = "process %d %s; another one does its call again"
+                    logging.getLogger(__name__).log(level, message, call.child.pid, why)
                 # Former calls leave something in the child's memory: a new one shows whose fault it is.
                 # One that is aside gets a core's usual share now.
                 self._count_restart()
@@ -252,7 +254,7 @@ class DeadlineExecutor:
             call.future.set_exception(CallFailed(value))
         elif kind == "memory":
             call.future.set_exception(MemoryExceeded(f"took more than {self._memory_mib} MiB of memory"))
-        elif kind in ("timeout", "held up"):
+        elif kind in ("timeout", "stopped", "starved"):
             call.future.set_exception(DeadlineExceeded(f"took longer than {call.timeout_s:g} s"))
         elif kind in ("died", "lost"):
             call.future.set_exception(ChildDied(f"the process {value} during the call"))

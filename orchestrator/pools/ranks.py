@@ -16,7 +16,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.messages.batches import LearnerSettings, PolicySettings
 from orchestrator.pools.handles import RankHandle
-from orchestrator.pools.hung import end_hung, progress_of
+from orchestrator.pools.hung import HungWorker, end_hung, progress_of
 from orchestrator.pools.memory_kill import name_actor
 from orchestrator.pools.pool import CHECK_EVERY_S, POOL_START_TIMEOUT_S
 from orchestrator.pools.watch import Watch, culprits
@@ -89,42 +89,64 @@ def start_ranks(
     timeout_s: float = POOL_START_TIMEOUT_S,
     worker: type = LearnerRank,
     note: Callable[[str], None] = LOGGER.warning,
+    watch: Watch | None = None,
 ) -> list[RankHandle]:
-    """Start all ranks and wait until they hold the model; once more if a rank dies meanwhile.
+    """Start all ranks and wait until they hold the model; once more if a rank dies or hangs meanwhile.
 
     Args:
         spawn: `spawn(cls, rank, *arguments)` starts an actor of the class and returns its handle.
         timeout_s: How long to wait for rank 0, and then for all of them.
         worker: The class of the actors.
         note: Called with a message when they start once more.
+        watch: Says which ranks hang; one with the usual deadlines unless given.
 
     Raises:
         ray.exceptions.GetTimeoutError: They did not start within `timeout_s`.
         ray.exceptions.RayActorError: A rank died in both starts; the error is that of the first death.
     """
     try:
-        return _start_once(settings, spawn, timeout_s, worker)
+        return _start_once(settings, spawn, timeout_s, worker, watch)
     except RayActorError as first:
-        note(f"the ranks start once more: one died while they started: {cause_of_death(first)}")
+        cause = str(first) if isinstance(first, HungWorker) else cause_of_death(first)
+        note(f"the ranks start once more: one died while they started: {cause}")
         try:
-            return _start_once(settings, spawn, timeout_s, worker)
+            return _start_once(settings, spawn, timeout_s, worker, watch)
         except RayActorError:
             raise first from None
 
 
 def _start_once(
-    settings: LearnerSettings, spawn: Callable[..., RankHandle], timeout_s: float, worker: type
+    settings: LearnerSettings,
+    spawn: Callable[..., RankHandle],
+    timeout_s: float,
+    worker: type,
+    watch: Watch | None,
 ) -> list[RankHandle]:
     """Start all ranks. If that fails, end them."""
     ranks = [spawn(worker, rank, settings, rank) for rank in range(settings.num_ranks)]
     try:
-        address, port = ray.get(ranks[0].open_store.remote(), timeout=timeout_s)
-        call_ranks(ranks, "setup", address, port, timeout_s=timeout_s)
+        opened = [ranks[0].open_store.remote()]
+        ((address, port),) = _watched(RankCall(ranks[:1], "open_store", opened, watch or Watch()), timeout_s)
+        loaded = [rank.setup.remote(address, port) for rank in ranks]
+        _watched(RankCall(ranks, "setup", loaded, watch or Watch()), timeout_s)
     except BaseException:
         for rank in ranks:
             ray.kill(rank)
         raise
     return ranks
+
+
+def _watched(call: "RankCall", timeout_s: float) -> list[Any]:
+    """What a call has returned, by rank; ranks that hang in it are ended. Raises as `values_of`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            return values_of(call.ranks, call.refs, max(0.0, min(CHECK_EVERY_S, left_s)))
+        except GetTimeoutError:
+            if left_s <= CHECK_EVERY_S:
+                raise
+            call.check_alive()
 
 
 def call_ranks(

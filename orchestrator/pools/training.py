@@ -255,11 +255,10 @@ class Pools:
         settings = learner_settings(self.config, self.z_token, self.exported_eos, self.chat_template)
         spawn, worker = self.placement.learner, self.workers.rank
         try:
-            return start_ranks(settings, spawn, POOL_START_TIMEOUT_S, worker, self.note)
+            return start_ranks(settings, spawn, POOL_START_TIMEOUT_S, worker, self.note, self.rank_watch)
         except GetTimeoutError as error:
             raise PoolError(
-                f"the learner ranks did not start within {POOL_START_TIMEOUT_S:g} s: "
-                "does a node have room for them?"
+                f"the learner ranks did not start in {POOL_START_TIMEOUT_S:g} s: has a node room for them?"
             ) from error
 
     def _start_engines(self) -> Pool:
