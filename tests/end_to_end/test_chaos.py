@@ -1,10 +1,13 @@
-"""Two minutes of `make chaos`: a real cluster and run, with a fault of another kind every few seconds."""
+"""Some minutes of `make chaos`: a real cluster and run, with a fault of another kind every few seconds."""
 
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.chaos.__main__ import main
 
+pytestmark = pytest.mark.long
 KINDS = ("rank-kill", "engine-stop", "child-stop", "mlflow-kill", "driver-kill")
 SETTINGS = (
     *("rollout.prompts_per_step=4", "rollout.samples_per_prompt=4", "rollout.max_response_tokens=40"),
