@@ -101,7 +101,7 @@ class Child:
         except (EOFError, OSError):
             ending = self.kill()
             return self._late or ("lost" if self.is_lost() else "died"), ending
-        if reply[0] == "memory":
+        if reply[0] == "memory" or self._late is not None:
             self.kill()
         return reply
 
@@ -122,6 +122,7 @@ class Child:
             yield
         finally:
             watchdog.cancel()
+            watchdog.join(CHILD_END_TIMEOUT_S)  # one that fires just now must not strike the next call
 
     def _stop_transfer(self) -> None:
         self._late = self._why_late()

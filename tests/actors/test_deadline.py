@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from actors.child import Child
-from actors.child_main import load_function
+from actors.child_main import WHOLE_BYTES, load_function
 from actors.deadline import CallFailed, ChildDied, DeadlineExceeded, DeadlineExecutor, MemoryExceeded
 from orchestrator.errors import ConfigError
 
@@ -139,6 +139,22 @@ def test_arguments_that_a_stopped_process_does_not_read_are_sent_again():
 def test_a_reply_that_stops_half_way_is_late():
     with executor("stop_while_it_replies", 1.0) as child, pytest.raises(DeadlineExceeded):
         child.call()
+
+
+def test_a_watchdog_that_fires_as_the_transfer_ends_costs_the_next_call_nothing(monkeypatch):
+    transfer = Child._in_time
+
+    @contextmanager
+    def fires_at_the_end(child, size, timeout_s):
+        with transfer(child, size, timeout_s):
+            yield
+        if size > WHOLE_BYTES:
+            child._stop_transfer()
+
+    with executor("nested", 20.0) as child:
+        monkeypatch.setattr(Child, "_in_time", fires_at_the_end)
+        assert child.call(100_000) == "x" * 100_000
+        assert child.call(3) == "xxx"
 
 
 def test_a_call_that_ends_with_an_exception_here_leaves_its_reply_to_nobody(monkeypatch):
