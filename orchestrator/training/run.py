@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from actors.checking import refuse_unusable
-from orchestrator.cluster.nodes import Resources, connect, planned_nodes
+from orchestrator.cluster.nodes import Resources, connect
 from orchestrator.config.resume import saved_settings, with_kept_verifier
 from orchestrator.config.schema import Mark, Section, changed_settings, dump_config, has_mark
 from orchestrator.config.training import RunConfig
@@ -34,6 +34,7 @@ from orchestrator.storage.remote import DamagedCopy, RemoteStorage, fetch_checkp
 from orchestrator.storage.run_log import logged_to
 from orchestrator.terminal import RunProgress
 from orchestrator.training.context import RunContext, standalone
+from orchestrator.training.missing_nodes import refuse_what_has_no_room
 from orchestrator.training.preparation import PreparedRun, prepare
 from orchestrator.training.stopping import StopRequested
 from orchestrator.training.verifier_files import changed_verifiers, own_verifiers
@@ -98,7 +99,7 @@ def _prepare(config: RunConfig, context: RunContext, checkpoints: Checkpoints) -
     prepared = prepare(config)
     prepared.sources.update(own_verifiers(config.verifier_texts))
     _refuse_other_sources(config, context, checkpoints, prepared.sources)
-    context.place(config, planned_nodes)
+    refuse_what_has_no_room(config, context)
     return prepared
 
 

@@ -41,7 +41,13 @@ def test_a_mark_on_a_section_or_a_dictionary_holds_for_all_keys_in_it():
             Mark.MAY_CHANGE,
             {
                 *("run.dir", "run.remote", "run.steps", "run.eval_every", "run.save_every"),
-                *("run.save_rollouts_every", "run.keep_checkpoints", "run.trace", *TRACKING),
+                *(
+                    "run.save_rollouts_every",
+                    "run.keep_checkpoints",
+                    "run.trace",
+                    "run.node_wait_s",
+                    *TRACKING,
+                ),
                 *("rollout.num_engines", "rollout.cpus", "rollout.gpus", "rollout.resources"),
                 *("rollout.colocate", "rollout.tensor_parallel", "rollout.kv_cache_gib"),
                 *("rollout.sync_chunk_mib", "rollout.engine_args", "verification.num_workers"),
