@@ -327,11 +327,13 @@ def _count_restart(pool: Pool, worker: Worker, error: RayActorError) -> None:
 
 def _wait_for_call(pool: Pool, ref: ObjectRef, method: str, calls: Mapping[ObjectRef, Worker]) -> None:
     """Wait for one of `calls`, all of `method`; the pool replaces workers that hang in them."""
-    missing = dict(calls)
+    missing, started = dict(calls), time.monotonic()
     while not ray.wait([ref], timeout=CHECK_EVERY_S)[0]:
         there, _ = ray.wait(list(missing), num_returns=len(missing), timeout=0)
         missing = {each: worker for each, worker in missing.items() if each not in there}
         _replace_hung(pool, {worker: (method, each) for each, worker in missing.items()})
+    if (seconds := time.monotonic() - started) < CHECK_EVERY_S:  # the watch has not seen it
+        pool.watch.measure(method, seconds)
 
 
 def _replace_hung(pool: Pool, calls: Mapping[Worker, BusyWith]) -> None:

@@ -246,6 +246,16 @@ def test_broadcast_reaches_every_ready_worker_and_replaces_one_that_dies_in_it(m
     assert sorted(pool.broadcast("versions")) == sorted([(4, 2)] * len(survivors) + [(5, 1)] * pool.restarts)
 
 
+def test_the_watch_knows_broadcasts_that_are_over_before_it_looks(make_pool):
+    """Else a worker that is stopped in one would have the long deadline of work that nothing is known of."""
+    pool = make_pool(2)
+    pool.wait_ready(60)
+    assert pool.watch.deadline_s("versions") == 1800
+    for _ in range(2):
+        pool.broadcast("versions")
+    assert pool.watch.deadline_s("versions") == 120
+
+
 def test_a_broadcast_that_fails_replaces_the_dead_before_it_raises(make_pool, tmp_path):
     """Else the pool would give tasks to a dead worker."""
     pool = make_pool(2)
