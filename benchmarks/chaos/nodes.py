@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -17,6 +18,8 @@ import psutil
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 90.0
+PORTS = 20_000, 32_768
+"""Above those of Ray's workers, and below those of connections."""
 
 
 class RayCluster:
@@ -220,10 +223,14 @@ def kill_tree(process: "subprocess.Popen") -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on now. It is none of those that the system gives to connections, since one
+    of these would soon be taken.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def _ip(*arguments: str) -> None:

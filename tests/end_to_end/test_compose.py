@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ import psycopg2
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+
+from benchmarks.chaos.nodes import free_port
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = next(
@@ -56,12 +57,6 @@ def services() -> dict:
 
 
 SERVICES = services()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def replaced(arguments: list[str], options: dict[str, str]) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ import httpx
 import pytest
 import torch
 import yaml
+
+from benchmarks.chaos.nodes import free_port
 
 DASHBOARDS = Path(__file__).parents[2] / "dashboards"
 STEPS = 20
@@ -69,12 +70,6 @@ class Prometheus:
         """Whether the expression had a value at some second since `start`."""
         found = self.get("query_range", query=expression, start=start, end=time.time(), step=1)
         return any(not math.isnan(float(value)) for series in found for _, value in series["values"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.chaos.nodes import free_port
 from orchestrator.serving.client import Client, ServiceError, Solved, SolvedTokens
 from orchestrator.storage.card import SelfRewardCard, template_hash
 
@@ -89,9 +90,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.headers = {"Authorization": f"Bearer {KEY}"}
         (folder / "keys").write_text(f"# one key a line\nsk-another\n{KEY}\n")
