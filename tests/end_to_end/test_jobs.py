@@ -17,7 +17,7 @@ import yaml
 from mlflow import MlflowClient
 
 LASER = str(Path(sys.executable).parent / "laser")
-STEPS = 10
+STEPS = 8
 RAY_SETTINGS = {"RAY_max_direct_call_object_size": "1"}
 """Small results too lie in their node's object store, as a large model's do, and are lost with the node."""
 
@@ -139,49 +139,65 @@ def steps_in(log: str) -> list[str]:
     return re.findall(r"^step (\d+/\d+)  .*  ETA ", log, re.MULTILINE)
 
 
-def test_a_job_runs_on_its_own_while_nodes_come_and_go_and_is_followed_from_elsewhere(
+def test_a_stopped_job_continues_while_nodes_come_and_go_and_is_followed_from_elsewhere(
     user: User, workers: dict[str, subprocess.Popen], mlflow_server
 ) -> None:
-    settings = (f"tracking.uri={mlflow_server.uri}", "run.save_every=2")
-    job_id = user.submitted(*settings)
+    settings = (f"tracking.uri={mlflow_server.uri}", "run.save_rollouts_every=1")
+    job_id = user.submitted(*settings, "run.steps=200")
     second = refused(user.submit())
     assert second.startswith(f"tiny is on {user.cluster.dashboard} already: {job_id} is ")
     assert f"laser jobs stop {job_id}" in second
 
     folder = user.storage / "runs" / "tiny"
+    user.wait_for(folder / "rollouts" / "step-000002.parquet", job_id)
+    began = time.monotonic()
+    stopped = user.jobs("stop", "tiny")
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, f"{job_id} STOPPED"), stopped.stderr
+    assert time.monotonic() - began < 60
+    assert "stopped as asked; step" in (log := user.jobs("logs", job_id).stdout), log
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    reached = max(path.stem for path in (folder / "rollouts").iterdir())
+    assert checkpoint.name == reached, "of the step that it had come to, though none was due"
+    followed = user.jobs("logs", "-f", job_id)
+    assert followed.returncode == 1
+    assert followed.stderr == f"laser jobs: {job_id} STOPPED\n"
+
+    done = int(reached.removeprefix("step-"))
+    steps = done + STEPS
+    continued_id = user.submitted(*settings, f"run.steps={steps}", "run.save_every=1")
     with user.following("tiny") as terminal:
-        for name, step in (("rollout", 2), ("verifier", 6)):
-            user.wait_for(folder / "checkpoints" / f"step-{step:06d}", job_id)
+        for name, step in (("rollout", done + 2), ("verifier", done + 5)):
+            user.wait_for(folder / "checkpoints" / f"step-{step:06d}", continued_id)
             user.cluster.kill_node(workers[name])
             workers[name] = user.cluster.add_node(1, {name: 2})
         log, _ = terminal.communicate(timeout=400)
     assert terminal.returncode == 0, log
     lines = log.splitlines()
+    assert f"continuing from {checkpoint}" in log
     # A node that is lost with the data of the current step sends the run back to its newest checkpoint.
-    assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{STEPS}" for step in range(1, STEPS + 1)]
+    assert list(dict.fromkeys(steps_in(log))) == [f"{step}/{steps}" for step in range(done + 1, steps + 1)]
     assert not [line for line in lines if "pid=" in line], "what actors print stays in their own logs"
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] == STEPS
-    run = MlflowClient(mlflow_server.uri).get_run(summary["mlflow_run_id"])
+    assert summary["steps"] == steps
+    client = MlflowClient(mlflow_server.uri)
+    run = client.get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
     for key in ("train/accuracy", "loss/total", "time/step"):
-        steps = [
-            point.step for point in MlflowClient(mlflow_server.uri).get_metric_history(run.info.run_id, key)
-        ]
-        assert steps == list(range(1, STEPS + 1)), key
+        logged = [point.step for point in client.get_metric_history(run.info.run_id, key)]
+        assert logged == list(range(1, steps + 1)), key
     assert run.data.metrics["pool/restarts"] >= 2, "an engine and a verifier went with their nodes"
     page = f"{mlflow_server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     assert f"curves    {page}" in lines
 
-    status = user.jobs("status", job_id).stdout
+    status = user.jobs("status", continued_id).stdout
     assert "run       tiny (train)" in status
     assert "status    SUCCEEDED" in status
     listed = user.jobs("list").stdout.splitlines()
-    assert [line.split()[:3] for line in listed[1:]] == [[job_id, "train", "SUCCEEDED"]], (
-        "the probe is not left behind"
-    )
-    assert user.jobs("logs", job_id).stdout.split() == log.split(), "each line once"
+    assert sorted(line.split()[:3] for line in listed[1:]) == sorted(
+        [[job_id, "train", "STOPPED"], [continued_id, "train", "SUCCEEDED"]]
+    ), "the probe is not left behind"
+    assert user.jobs("logs", continued_id).stdout.split() == log.split(), "each line once"
 
 
 def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_path: Path) -> None:
@@ -212,36 +228,6 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(user: User, tmp_pat
     assert refused(user.jobs("logs", "nobody")).startswith("nobody: no job and no run of this name")
     assert user.jobs("list").stdout.splitlines()[0] == before.splitlines()[0]
     assert len(user.jobs("list").stdout.splitlines()) == len(before.splitlines()), "nothing has been sent"
-
-
-def test_a_stopped_job_has_a_checkpoint_from_which_the_next_one_continues(user: User, mlflow_server) -> None:
-    settings = (
-        "run.name=stopped",
-        "run.steps=200",
-        "run.save_rollouts_every=1",
-        "data.eval=null",
-        f"tracking.uri={mlflow_server.uri}",
-    )
-    job_id = user.submitted(*settings)
-    folder = user.storage / "runs" / "stopped"
-    user.wait_for(folder / "rollouts" / "step-000002.parquet", job_id)
-    began = time.monotonic()
-    stopped = user.jobs("stop", "stopped")
-    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, f"{job_id} STOPPED"), stopped.stderr
-    assert time.monotonic() - began < 60
-    assert "stopped as asked; step" in (log := user.jobs("logs", job_id).stdout), log
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    reached = max(path.stem for path in (folder / "rollouts").iterdir())
-    assert checkpoint.name == reached, "of the step that it had come to, though none was due"
-    followed = user.jobs("logs", "-f", job_id)
-    assert followed.returncode == 1
-    assert followed.stderr == f"laser jobs: {job_id} STOPPED\n"
-
-    done = int(reached.removeprefix("step-"))
-    continued = user.submit(*settings, f"run.steps={done + 2}")
-    assert continued.returncode == 0, continued.stdout + continued.stderr
-    assert f"continuing from {checkpoint}" in continued.stdout
-    assert steps_in(continued.stdout) == [f"{step}/{done + 2}" for step in (done + 1, done + 2)]
 
 
 def test_a_node_that_has_another_folder_is_named_before_anything_starts(user: User) -> None:
