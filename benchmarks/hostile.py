@@ -37,7 +37,7 @@ from actors.verification import LONGEST_DETAIL, VerificationWorker
 from benchmarks.hostile_answers import MARK, hostile_answers
 from orchestrator.config.verifiers import verifier_text
 from orchestrator.messages.problems import Problem
-from orchestrator.messages.verdicts import UNJUDGED, Verdict
+from orchestrator.messages.verdicts import UNJUDGED, Status, Verdict
 
 REFERENCES: dict[str, tuple[str, ...]] = {
     "math": ("42", r"\sqrt{2}+x", r"\{1, 2\}", "(0, 1]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
@@ -81,6 +81,9 @@ class Outcome:
     statuses: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """By verifier, kind and status."""
     faults: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
+    """Cases that were judged, and took longer than `QUIET_TIMEOUT_S` in a quiet run. sympy takes one way or
+    another by the order in which it meets its symbols, which differs from process to process."""
     slowest: list[tuple[float, str, str, str, str]] = field(default_factory=list)
     """Seconds, verifier, kind, status and the beginning of the response."""
     child_mib: int = 0
@@ -91,6 +94,7 @@ class Outcome:
         """Take in another worker's outcome."""
         self.statuses += other.statuses
         self.faults += other.faults
+        self.undecided += other.undecided
         self.slowest = sorted(self.slowest + other.slowest, reverse=True)[:10]
         self.child_mib = max(self.child_mib, other.child_mib)
         self.worker_mib = max(self.worker_mib, other.worker_mib)
@@ -202,7 +206,9 @@ def _compare(
 ) -> None:
     for case, before in judged:
         (now,) = _verdicts(quiet, [case])
-        if (now.status, now.reward, now.answer) != (before.status, before.reward, before.answer):
+        if now.status == Status.TIMEOUT:
+            outcome.undecided.append(f"{case.verifier}, {case.response[:80]!a}: {before.status}")
+        elif (now.status, now.reward, now.answer) != (before.status, before.reward, before.answer):
             change = f"{before.status} {before.reward}, in a quiet run {now.status} {now.reward}"
             outcome.faults.append(f"{case.verifier}, {case.response[:80]!a}: {change}")
 
@@ -253,6 +259,9 @@ def main() -> int:
     print(f"largest process: checking {outcome.child_mib} MiB, worker {outcome.worker_mib} MiB")
     print(f"{outcome.statuses.total()} answers, {len(outcome.faults)} faults, {seconds:.0f} s")
     print(*outcome.faults[:50], sep="\n")
+    if outcome.undecided:
+        print(f"judged, but took longer than {QUIET_TIMEOUT_S:g} s in a quiet run:")
+        print(*outcome.undecided[:50], sep="\n")
     statuses: Counter[str] = Counter()
     for (_, _, status), count in outcome.statuses.items():
         statuses[str(status)] += count
@@ -264,6 +273,7 @@ def main() -> int:
             "workers": options.workers,
             "statuses": dict(statuses),
             "faults": len(outcome.faults),
+            "undecided": len(outcome.undecided),
             "slowest_s": outcome.slowest[0][0] if outcome.slowest else None,
             "checking_mib": outcome.child_mib,
             "worker_mib": outcome.worker_mib,
