@@ -4,6 +4,7 @@ In: actors, and what the watch says of one. Out: their progress; and an error th
 was doing, and the last lines of its log.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.progress import STACKS_SIGNAL
-from orchestrator.cluster.own_node import refuse_lost_node
+from orchestrator.cluster.own_node import is_lost, refuse_lost_node
 from orchestrator.messages.progress import NAMESPACE, Progress
 from orchestrator.pools.watch import Hang
 
@@ -31,6 +32,8 @@ READ_TIMEOUT_S = 5.0
 EXAMINE_TIMEOUT_S = 60.0
 """How long a node may take to examine a process."""
 STACKS_TIMEOUT_S = 15.0
+LEAVING_S = 5.0
+"""How long a process may take to end after Ray was told to end its actor."""
 LOG_LINES = 20
 LOG_BYTES = 2**16
 """How much is read from the end of a log."""
@@ -94,6 +97,33 @@ def end_hung(name: str, actor: Any, hang: Hang, folder: Path | None) -> HungWork
     return HungWorker(actor._actor_id.hex(), "; ".join(lines))
 
 
+def end_actors(actors: Sequence[Any]) -> None:
+    """End actors and their processes; returns at once.
+
+    Ray does not end a process that its message does not reach, because it is stopped for example. Such a
+    process would keep its memory, and its place, which a new actor waits for.
+    """
+    for actor in actors:
+        ray.kill(actor)
+    if is_lost():
+        return
+    with contextlib.suppress(RayError):  # a cluster that does not answer
+        for pid, node in asyncio.run(_places(actors)):
+            _on_node(node, _end_what_is_left).remote(pid)
+
+
+async def _places(actors: Sequence[Any]) -> list[tuple[int, str]]:
+    """The number of each actor's process, and its node. One that has no process yet is left out."""
+    client = internal_kv_get_gcs_client()
+    if client is None:
+        return []
+    found = await asyncio.gather(*(
+        client.async_get_all_actor_info(actor_id=actor._actor_id, timeout=READ_TIMEOUT_S) for actor in actors
+    ))  # fmt: skip
+    rows = [row for of_actor in found for row in of_actor.values()]
+    return [(row.pid, row.address.node_id.hex()) for row in rows if row.pid]
+
+
 def _kept(folder: Path, name: str, stacks: str) -> Path:
     path = folder / f"{name.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     with contextlib.suppress(OSError):  # a full disk must not end the run here
@@ -104,9 +134,7 @@ def _kept(folder: Path, name: str, stacks: str) -> Path:
 
 def _examined(told: Progress) -> Remains | None:
     """What a task on the worker's node finds before it ends the process; None where the node is silent."""
-    there = NodeAffinitySchedulingStrategy(told.node, soft=False)
-    task = ray.remote(_examine).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-    ref = task.remote(told.pid)
+    ref = _on_node(told.node, _examine).remote(told.pid)
     try:
         return ray.get(ref, timeout=EXAMINE_TIMEOUT_S)
     except RayError:
@@ -114,12 +142,36 @@ def _examined(told: Progress) -> Remains | None:
         return None
 
 
+def _on_node(node: str, function: Callable[..., Any]) -> Any:
+    """The function as a task on a node, where no other one runs it."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+
+
+def _end_what_is_left(pid: int) -> None:
+    """End the process of an actor that Ray was told to end, if it is still there after a while."""
+    deadline = time.monotonic() + LEAVING_S
+    while _is_actor(pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    with contextlib.suppress(OSError):
+        if _is_actor(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_actor(pid: int) -> bool:
+    """Whether this process runs and is Ray's; another one may have the number by now."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except OSError:
+        return False
+
+
 def _examine(pid: int) -> Remains:
     """Read the stacks and the log of an actor's process, and end it; a stopped process ends too."""
     process = Path(f"/proc/{pid}")
     try:
-        if not process.joinpath("cmdline").read_bytes().startswith(b"ray::"):
-            return Remains("", "", "")  # another process has the number now
+        if not _is_actor(pid):
+            return Remains("", "", "")
         status = process.joinpath("status").read_text()
         logs = [process.joinpath("fd", number).resolve() for number in ("1", "2")]
         state = next(line for line in status.splitlines() if line.startswith("State:")).split(":")[1].strip()
@@ -132,7 +184,7 @@ def _examine(pid: int) -> Remains:
         return Remains("", "", f"({error})")
     finally:
         with contextlib.suppress(OSError):
-            if process.joinpath("cmdline").read_bytes().startswith(b"ray::"):
+            if _is_actor(pid):
                 os.kill(pid, signal.SIGKILL)
 
 

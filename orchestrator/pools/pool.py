@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayActorError, RayTa
 from orchestrator.cluster.waits import fetched
 from orchestrator.errors import PoolError
 from orchestrator.pools.budgets import DeathBudget
-from orchestrator.pools.hung import end_hung, progress_of
+from orchestrator.pools.hung import end_actors, end_hung, progress_of
 from orchestrator.pools.task import Observer, Task, TaskQueue, ignore
 from orchestrator.pools.watch import BusyWith, Watch
 from orchestrator.pools.worker import Worker, WorkerState, cause_of_death, is_loss
@@ -256,8 +256,7 @@ class Pool:
     def stop(self) -> None:
         """Drop every task and kill every worker."""
         self.abandon()
-        for worker in self.workers:
-            ray.kill(worker.actor)
+        end_actors([worker.actor for worker in self.workers])
 
     def _start(self, index: int, is_replacement: bool) -> Worker:
         actor = self.spawn(index)
@@ -295,7 +294,7 @@ class Pool:
         _count_restart(self, worker, error)
         self.note(f"{self.name} worker {worker.index} is replaced: {cause_of_death(error)}")
         self.queue.take_back(worker.tasks.values(), error, is_loss(error))
-        ray.kill(worker.actor)
+        end_actors([worker.actor])
         self.workers[worker.index] = self._start(worker.index, is_replacement=True)
 
 

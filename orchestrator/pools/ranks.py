@@ -16,7 +16,7 @@ from orchestrator.config.training import RunConfig
 from orchestrator.data.tokens import absolute_path
 from orchestrator.messages.batches import LearnerSettings, PolicySettings
 from orchestrator.pools.handles import RankHandle
-from orchestrator.pools.hung import HungWorker, end_hung, progress_of
+from orchestrator.pools.hung import HungWorker, end_actors, end_hung, progress_of
 from orchestrator.pools.memory_kill import name_actor
 from orchestrator.pools.pool import CHECK_EVERY_S, POOL_START_TIMEOUT_S
 from orchestrator.pools.watch import Watch, culprits
@@ -130,8 +130,7 @@ def _start_once(
         loaded = [rank.setup.remote(address, port) for rank in ranks]
         _watched(RankCall(ranks, "setup", loaded, watch or Watch()), timeout_s)
     except BaseException:
-        for rank in ranks:
-            ray.kill(rank)
+        end_actors(ranks)
         raise
     return ranks
 

@@ -20,6 +20,7 @@ from orchestrator.errors import PoolError
 from orchestrator.messages.batches import StepSums, TrainBatch
 from orchestrator.pools.events import run_while
 from orchestrator.pools.handles import EngineHandle, RankHandle
+from orchestrator.pools.hung import end_actors
 from orchestrator.pools.pool import POOL_START_TIMEOUT_S, Pool
 from orchestrator.pools.ranks import RankCall, check_alive, learner_settings, start_ranks, values_of
 from orchestrator.pools.start import (
@@ -192,8 +193,7 @@ class Pools:
         self.learner_budget.spend(error)
         self.abandon_tasks()
         self.chunks = []  # rank 0 owned these objects; they are lost with it
-        for rank in self.learners:
-            ray.kill(rank)
+        end_actors(self.learners)
         if not self.colocated:
             self.learners = self._start_learners()
             return

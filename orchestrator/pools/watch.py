@@ -109,7 +109,10 @@ class Watch:
                 silent = seen.silent_s > deadline_s / 4
                 late.append(Hang(worker, call[0], seen.waited_s, deadline_s, silent, progress))
         hangs = [hang for hang in late if hang.seconds > hang.deadline_s]
-        return late if hangs and self._together else hangs
+        found = late if hangs and self._together else hangs
+        for hang in found:
+            del self._seen[hang.worker]  # what a hang took is no measure of the work
+        return found
 
     def measure(self, work: str, seconds: float) -> None:
         """A piece of this work has taken so long."""

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from orchestrator.pools.hung import _examine
+from orchestrator.pools.hung import _examine, end_actors
 from orchestrator.pools.ranks import start_ranks
 from orchestrator.pools.watch import Watch
 
@@ -75,6 +75,9 @@ class StopsOnce:
     def ping(self):
         return 0
 
+    def pid(self):
+        return os.getpid()
+
 
 def test_a_rank_that_is_stopped_while_it_starts_is_named_and_started_again(ray_cluster, tmp_path):
     notes = []
@@ -89,6 +92,19 @@ def test_a_rank_that_is_stopped_while_it_starts_is_named_and_started_again(ray_c
     assert ray.get(rank.ping.remote(), timeout=30) == 0
     assert "learner rank 0 made no progress" in notes[0]
     assert "T (stopped)" in notes[0]
+
+
+def test_an_actor_that_rays_message_does_not_reach_is_ended(ray_cluster, monkeypatch):
+    """As where Ray could not connect to a stopped rank. A fake: its message is lost on each machine."""
+    actors = [ray.remote(StopsOnce).options(num_cpus=0).remote(None, 0, "") for _ in range(2)]
+    pids = [ray.get(actor.pid.remote(), timeout=60) for actor in actors]
+    os.kill(pids[0], signal.SIGSTOP)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    end_actors(actors)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_another_process_that_has_the_number_now_is_left_alone(started):

@@ -121,6 +121,18 @@ def test_a_call_without_counts_is_measured_as_a_whole(watch, clock):
     assert watch.deadline_s("step") == 200, "another work has its own times"
 
 
+def test_the_time_of_a_hang_is_no_measure_of_the_work(watch, clock):
+    """Else the next hang would be found only after 20 times the time of the first."""
+    pool = Pool(watch, clock, size=1)
+    pool.run(100)
+    before = watch.deadline_s("tasks")
+    while not pool.run(5, stopped=[0]):
+        pass
+    pool.busy = {0: ("tasks", "of its replacement")}
+    pool.run(5)
+    assert watch.deadline_s("tasks") == before
+
+
 def test_a_worker_that_tells_nothing_is_not_judged(watch, clock):
     pool = Pool(watch, clock)
     pool.told = {}
