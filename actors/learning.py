@@ -34,7 +34,7 @@ from orchestrator.messages.batches import (
     TrajectoriesRef,
 )
 from orchestrator.messages.trajectories import Trajectories
-from orchestrator.messages.weights import pack_chunks
+from orchestrator.messages.weights import PublishedWeights, pack_chunks
 from orchestrator.storage.checkpoints import random_state
 from orchestrator.storage.files import without_patterns
 from orchestrator.storage.shards import ShardFiles
@@ -230,7 +230,7 @@ class LearnerRank(RankFiles):
             }
         return found
 
-    def publish(self, dtype: str, chunk_bytes: int) -> list[Any]:
+    def publish(self, dtype: str, chunk_bytes: int) -> PublishedWeights:
         """Gather the weights and put them in the object store.
 
         Args:
@@ -238,16 +238,17 @@ class LearnerRank(RankFiles):
             chunk_bytes: Largest size of a chunk of several parameters.
 
         Returns:
-            References to `WeightChunk`s on rank 0, and none elsewhere.
+            All weights on rank 0, and none elsewhere.
         """
         model = self.learner.model
         parameters = zero3.gathered_parameters(model, is_sender=self.rank == 0)
         chunks = pack_chunks(parameters, getattr(torch, dtype), chunk_bytes, model.tied_names())
-        refs = []
+        refs, size = [], 0
         for chunk in chunks:
             refs.append(ray.put(chunk))
+            size += chunk.data.nbytes
             advance(f"chunk {len(refs)} of the weights")
-        return refs
+        return PublishedWeights(refs, size)
 
     def release_device(self) -> None:
         """Move everything to the CPU's memory, so that an engine can use this rank's GPU in its turn."""

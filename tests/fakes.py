@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from orchestrator.messages.weights import PublishedWeights
 from orchestrator.pools.training import WorkerClasses
 
 # Workers cannot import a module of the tests.
@@ -103,7 +104,7 @@ class FakeRank:
         ray.get(gpu().note.remote(f"{self.name} learns"))
 
     def publish(self, dtype, chunk_bytes):
-        return ["chunk"]
+        return PublishedWeights(["chunk"], 5)
 
 
 class FakeEngine:

@@ -9,6 +9,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("orchestrator", "actors", "dashboards")
 
 OF_RAY = {"get", "wait"}
+OTHERS_OF_RAY = {
+    "get_object_locations": "none, since one that passes ends the process (Ray 2.60)",
+    "async_get_all_actor_info": "timeout",
+    "internal_kv_put": "timeout",
+    "internal_kv_multi_get": "timeout",
+}
+"""Methods that ask another process, and the argument that is their deadline."""
 OF_FUTURES = {"result", "join", "wait", "acquire"}
 """Methods that wait without limit when they are called without arguments."""
 
@@ -36,7 +43,8 @@ def waits(source: str) -> list[tuple[int, str]]:
         keywords = {keyword.arg for keyword in node.keywords}
         of_ray = isinstance(of, ast.Name) and of.id == "ray" and name in OF_RAY
         endless = name in OF_FUTURES and not node.args and not keywords
-        if (of_ray and "timeout" not in keywords) or endless:
+        unlimited = OTHERS_OF_RAY.get(name, name) not in keywords and name in OTHERS_OF_RAY
+        if (of_ray and "timeout" not in keywords) or endless or unlimited:
             found.append((node.lineno, name))
     return found
 
@@ -47,6 +55,8 @@ def waits(source: str) -> list[tuple[int, str]]:
         ("ray.get(ref)", ["get"]),
         ("ray.get(ref, timeout=3)", []),
         ("ray.wait(refs, num_returns=1)", ["wait"]),
+        ("ray.experimental.get_object_locations(refs)", ["get_object_locations"]),
+        ("ray.experimental.get_object_locations(refs, timeout_ms=1)", ["get_object_locations"]),
         ("future.result()", ["result"]),
         ("future.result(timeout=3); ', '.join(names); thread.join(3.0)", []),
         ("lock.acquire()", ["acquire"]),

@@ -9,10 +9,21 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One version of the weights in the object store."""
+
+    chunks: list[Any]
+    """References to its `WeightChunk`s; none from other ranks than rank 0."""
+    size: int
+    """Bytes of all chunks; each engine reads all of them."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from orchestrator.messages.requests import GroupRequest
 from orchestrator.messages.spans import Span
 from orchestrator.messages.trajectories import GroupSummary, Trajectories
 from orchestrator.messages.verdicts import Verdict
+from orchestrator.messages.weights import PublishedWeights
 
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
@@ -94,7 +95,7 @@ class RankHandle(WorkerHandle, Protocol):
     def reserve(self) -> RemoteMethod[[int], bool]: ...
 
     @property
-    def publish(self) -> RemoteMethod[[str, int], list[ObjectRef]]: ...
+    def publish(self) -> RemoteMethod[[str, int], PublishedWeights]: ...
 
     @property
     def release_device(self) -> RemoteMethod[[], None]: ...

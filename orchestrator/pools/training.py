@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import ObjectRef
 from ray.exceptions import GetTimeoutError, RayError
 
@@ -89,6 +88,8 @@ class Pools:
         """The newest weights; rank 0 owns these objects, and they are lost when it dies."""
         self.version = -1
         """The version of these weights; -1 before the first `publish`."""
+        self.published_bytes = 0
+        """Size of the newest weights; each engine reads all of them."""
         self.colocated = config.rollout.colocate
         self.engines_turn = True
         """Whether the engines may generate; always true without `colocate`."""
@@ -142,8 +143,8 @@ class Pools:
     def publish(self, version: int) -> None:
         """Bring every engine to the learner's weights, as `version`."""
         chunk_bytes = self.config.rollout.sync_chunk_mib * 2**20
-        chunks_of_rank = self.on_all_ranks("publish", self.config.engine_dtype, chunk_bytes)
-        self.chunks, self.version = chunks_of_rank[0], version  # only rank 0 returns weights
+        published = self.on_all_ranks("publish", self.config.engine_dtype, chunk_bytes)[0]  # of rank 0
+        self.chunks, self.published_bytes, self.version = published.chunks, published.size, version
         if self.colocated:
             self.turn_to_engines()
         else:
@@ -209,12 +210,6 @@ class Pools:
         """Drop what engines and verifiers have to do."""
         for pool in (self.rollouts, self.verifiers):
             pool.abandon()
-
-    @property
-    def published_bytes(self) -> int:
-        """Size of the newest weights; each engine reads all of them."""
-        locations = ray.experimental.get_object_locations(self.chunks)
-        return sum(location["object_size"] for location in locations.values())
 
     @property
     def restarts(self) -> int:

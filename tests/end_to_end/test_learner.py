@@ -168,7 +168,9 @@ def test_loss_gradients_and_update_equal_plain_torch_under_any_split(
                     found[name], parameter.grad, atol=2e-6, rtol=2e-4, err_msg=f"{name}, budget {budget}"
                 )
         ray.get([worker.step.remote(batch) for worker in workers])
-        chunks = ray.get(ray.get([worker.publish.remote("float32", 10**6) for worker in workers])[0])
+        published = ray.get([worker.publish.remote("float32", 10**6) for worker in workers])[0]
+        chunks = ray.get(published.chunks)
+    assert published.size == sum(chunk.data.nbytes for chunk in chunks)
     updated = {name: tensor for chunk in chunks for name, tensor in chunk.tensors()}
 
     learning = config.learning
@@ -246,7 +248,7 @@ def test_a_restored_checkpoint_goes_on_as_if_it_had_never_stopped(
     with learner(settings(models["tied"])) as (restored,):
         ray.get(restored.load.remote(checkpoint, 1))
         again = ray.get(restored.step.remote(batch))
-        chunks = ray.get(ray.get(restored.publish.remote("float32", 100_000)))
+        chunks = ray.get(ray.get(restored.publish.remote("float32", 100_000)).chunks)
     assert second.total_loss != first.total_loss
     assert (again.total_loss, again.grad_norm) == (second.total_loss, second.grad_norm)
 
