@@ -103,10 +103,10 @@ def end_actors(actors: Sequence[Any]) -> None:
     Ray does not end a process that its message does not reach, because it is stopped for example. Such a
     process would keep its memory, and its place, which a new actor waits for.
     """
+    if is_lost():
+        return  # Ray ends them, and a call of it would take a minute to fail
     for actor in actors:
         ray.kill(actor)
-    if is_lost():
-        return
     with contextlib.suppress(RayError):  # a cluster that does not answer
         for pid, node in asyncio.run(_places(actors)):
             _on_node(node, _end_what_is_left).remote(pid)
