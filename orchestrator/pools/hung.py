@@ -23,7 +23,7 @@ from ray.experimental.internal_kv import internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.progress import STACKS_SIGNAL
-from orchestrator.cluster.own_node import is_lost, refuse_lost_node
+from orchestrator.cluster.own_node import refuse_lost_node
 from orchestrator.messages.progress import NAMESPACE, Progress
 from orchestrator.pools.watch import Hang
 
@@ -102,9 +102,11 @@ def end_actors(actors: Sequence[Any]) -> None:
 
     Ray does not end a process that its message does not reach, because it is stopped for example. Such a
     process would keep its memory, and its place, which a new actor waits for.
+
+    Raises:
+        PoolError: As `refuse_lost_node`. Ray ends the actors then, and new ones could not start.
     """
-    if is_lost():
-        return  # Ray ends them, and a call of it would take a minute to fail
+    refuse_lost_node()
     for actor in actors:
         ray.kill(actor)
     with contextlib.suppress(RayError):  # a cluster that does not answer
