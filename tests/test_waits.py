@@ -10,12 +10,12 @@ PACKAGES = ("orchestrator", "actors", "dashboards")
 
 OF_RAY = {"get", "wait"}
 OTHERS_OF_RAY = {
-    "get_object_locations": "none, since one that passes ends the process (Ray 2.60)",
+    "get_object_locations": "",  # with a timeout that passes, Ray 2.60 ends the process
     "async_get_all_actor_info": "timeout",
     "internal_kv_put": "timeout",
     "internal_kv_multi_get": "timeout",
 }
-"""Methods that ask another process, and the argument that is their deadline."""
+"""Methods that ask another process, and the argument that is their deadline; empty where none works."""
 OF_FUTURES = {"result", "join", "wait", "acquire"}
 """Methods that wait without limit when they are called without arguments."""
 
@@ -43,7 +43,7 @@ def waits(source: str) -> list[tuple[int, str]]:
         keywords = {keyword.arg for keyword in node.keywords}
         of_ray = isinstance(of, ast.Name) and of.id == "ray" and name in OF_RAY
         endless = name in OF_FUTURES and not node.args and not keywords
-        unlimited = OTHERS_OF_RAY.get(name, name) not in keywords and name in OTHERS_OF_RAY
+        unlimited = name in OTHERS_OF_RAY and OTHERS_OF_RAY[name] not in keywords
         if (of_ray and "timeout" not in keywords) or endless or unlimited:
             found.append((node.lineno, name))
     return found

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from benchmarks.chaos.nodes import free_port
 from orchestrator.storage.card import SelfRewardCard, template_hash
 
 HERE = Path(__file__).parent
@@ -105,10 +105,8 @@ def installed(client: Client, environments: Path) -> Path:
 @contextlib.contextmanager
 def running_service() -> Iterator[str]:
     """`laser serve` on the base model with a card; yields its URL."""
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as scratch:
         export = Path(scratch, "export")
         shutil.copytree(BASE, export)
         tokenizer = AutoTokenizer.from_pretrained(export)

@@ -131,7 +131,6 @@ class RunSection(Section):
     remote: Annotated[Text | None, Mark.MAY_CHANGE, Mark.PLACE, Mark.SET_BY_SWEEP] = None
     """URL of a folder for what any node needs to resume the run: s3://bucket/runs, gs://...,
     file:///mnt/runs. The nodes then need no shared `dir`. Each node's environment holds the credentials."""
-
     node_wait_s: Annotated[float, Field(ge=0), Mark.MAY_CHANGE] = 600.0
     """Seconds that a run which is started again waits for a node that its cluster lacks. A run that is new,
     or whose pools have other settings, is refused at once."""

@@ -140,6 +140,7 @@ class Pool:
                 once all workers have answered or died.
         """
         self.broadcasts += 1
+        started = time.monotonic()
         calls = {
             getattr(worker.actor, method).remote(*arguments): worker
             for worker in self.workers
@@ -148,7 +149,7 @@ class Pool:
         values, failure = [], None
         for ref, worker in calls.items():
             try:
-                _wait_for_call(self, ref, method, calls)
+                _wait_for_call(self, ref, method, calls, started)
                 values.append(fetched(ref, f"a value of the {self.name} pool"))
                 self.observer(self.name, worker.index, None, values[-1])
             # A call that failed because another actor died raises an error of both types RayTaskError and
@@ -324,9 +325,11 @@ def _count_restart(pool: Pool, worker: Worker, error: RayActorError) -> None:
     pool.budget.spend(error)
 
 
-def _wait_for_call(pool: Pool, ref: ObjectRef, method: str, calls: Mapping[ObjectRef, Worker]) -> None:
-    """Wait for one of `calls`, all of `method`; the pool replaces workers that hang in them."""
-    missing, started = dict(calls), time.monotonic()
+def _wait_for_call(
+    pool: Pool, ref: ObjectRef, method: str, calls: Mapping[ObjectRef, Worker], started: float
+) -> None:
+    """Wait for one of `calls`, all of `method` and made at `started`; the pool replaces workers that hang."""
+    missing = dict(calls)
     while not ray.wait([ref], timeout=CHECK_EVERY_S)[0]:
         there, _ = ray.wait(list(missing), num_returns=len(missing), timeout=0)
         missing = {each: worker for each, worker in missing.items() if each not in there}
